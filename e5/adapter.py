@@ -1,0 +1,149 @@
+"""A LoRA adapter folder → the float32 change of each weight it adapts: scaling · B @ A.
+
+The arithmetic and the meaning of the configuration are peft's (0.21: `get_delta_weight`, `get_pattern_key`); the
+tests hold the merged weights equal to peft's to the last bit. Covers plain LoRA on linear layers. A configuration
+that asks for more is refused by name, and so is a tensor that is missing or left over: a half-applied adapter gives
+plausible, wrong vectors.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from e5.catalog import ADAPTER_TENSORS
+from e5.checkpoint import bare_name
+from e5.errors import WeightsError
+
+UNDERSTOOD = {
+    "alpha_pattern",
+    "bias",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "use_rslora",
+}
+WITHOUT_EFFECT = {  # on saved weights: facts about the training, and settings of features that are refused when on
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "ephemeral_gpu_offload",
+    "eva_config",
+    "inference_mode",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+}
+TENSOR_NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.\w+)?\.weight")
+
+
+class Adapter:
+    """The tensors of one adapter by module, e.g. `layers.0.self_attn.q_proj`, and the scaling of each."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read adapter_config.json and the tensors. Raises WeightsError for what is not plain LoRA."""
+        self.folder = folder
+        self.config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        _refuse_unknown(folder, self.config)
+        self._pairs = _pairs(folder, _read_tensors(folder))
+        self._unused = set(self._pairs)
+
+    def delta(self, weight_name: str, device: torch.device) -> Tensor | None:
+        """The float32 change of the weight, on `device`; None for a weight that the adapter leaves alone."""
+        module = weight_name.removesuffix(".weight")
+        pair = self._pairs.get(module)
+        if pair is None:
+            self._check_not_missing(module)
+            return None
+        self._unused.discard(module)
+        a, b = (tensor.to(device, torch.float32) for tensor in pair)
+        return (b @ a).mul_(self.scaling(module))
+
+    def scaling(self, module: str) -> float:
+        """alpha / r, or alpha / √r for rank-stabilised LoRA, with the module's own alpha and rank where given."""
+        rank = _by_pattern(self.config.get("rank_pattern"), module, self.config["r"])
+        alpha = _by_pattern(self.config.get("alpha_pattern"), module, self.config["lora_alpha"])
+        if self._pairs[module][0].shape[0] != rank:
+            raise WeightsError(
+                f"{self.folder}: {module} has rank {self._pairs[module][0].shape[0]}, its configuration says {rank}"
+            )
+        return float(alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank))
+
+    def check_all_used(self) -> None:
+        """Raises WeightsError that names a module of the adapter which the base does not have."""
+        if self._unused:
+            raise WeightsError(
+                f"{self.folder} adapts {sorted(self._unused)[0]} ({len(self._unused)} left over), which the base does "
+                "not have: base and adapter do not belong together"
+            )
+
+    def _check_not_missing(self, module: str) -> None:
+        targets = self.config["target_modules"]
+        narrowed = any(self.config.get(key) for key in ("layers_to_transform", "exclude_modules", "layers_pattern"))
+        if narrowed or isinstance(targets, str):  # a pattern: which modules it meant is known from the tensors alone
+            return
+        if any(module == target or module.endswith(f".{target}") for target in targets):
+            raise WeightsError(f"{self.folder} has no tensors for {module}, which it says to adapt: fetch it again")
+
+
+def _refuse_unknown(folder: Path, config: dict[str, Any]) -> None:
+    wrong = [key for key in sorted(set(config) - UNDERSTOOD - WITHOUT_EFFECT) if config[key]]
+    wrong += [key for key, right in (("peft_type", "LORA"), ("bias", "none")) if config.get(key, right) != right]
+    wrong += ["fan_in_fan_out"] if config.get("fan_in_fan_out") else []
+    # Other initialisations (PiSSA, OLoRA, …) change the base as well, so base + B @ A would be a different model.
+    wrong += [] if config.get("init_lora_weights", True) in (True, False, "gaussian") else ["init_lora_weights"]
+    if wrong:
+        asks = ", ".join(f"{key}={config[key]!r}" for key in wrong)
+        raise WeightsError(f"{folder} asks for {asks}, which is more than plain LoRA: merge it with peft and pass that")
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    safe, pickled = (folder / name for name in ADAPTER_TENSORS)
+    try:
+        if safe.is_file():
+            return load_file(safe)
+        tensors: dict[str, Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
+        return tensors
+    except Exception as error:  # safetensors, pickle and zipfile each have errors of their own
+        path = safe if safe.is_file() else pickled
+        raise WeightsError(f"{path} cannot be read as tensors ({error}): delete it and fetch it again") from error
+
+
+def _pairs(folder: Path, tensors: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    halves: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        match = TENSOR_NAME.fullmatch(name)
+        if not match:
+            raise WeightsError(f"{folder} has the tensor {name}, which is not a LoRA matrix: is it a plain adapter?")
+        halves.setdefault(bare_name(match["module"]), {})[match["part"]] = tensor
+    for module, found in halves.items():
+        if len(found) != 2:
+            missing = "A" if "B" in found else "B"
+            raise WeightsError(f"{folder} has no {module}.lora_{missing}.weight: it is incomplete, fetch it again")
+    return {module: (found["A"], found["B"]) for module, found in halves.items()}
+
+
+def _by_pattern(patterns: dict[str, float] | None, module: str, default: float) -> float:
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default

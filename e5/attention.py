@@ -1,0 +1,161 @@
+"""Packed attention: every text of a packed row attends to itself alone. Called by stock transformers modules.
+
+`register()` makes it known to transformers as the attention implementation `e5_packed`. The modules of Mistral, BERT
+and XLM-R hand their forward keyword arguments on to it, so the batch's layout arrives as `packed=PackedBatch`; the
+mask function gives no mask, because the layout says it all.
+
+CUDA, 16-bit: torch's variable-length kernel. Elsewhere: dense attention over runs of equally long texts.
+"""
+
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from e5.batches import PackedBatch
+
+NAME = "e5_packed"
+
+
+def register() -> None:
+    """Make `attn_implementation="e5_packed"` known to transformers. Calling it again changes nothing."""
+    AttentionInterface.register(NAME, _attention_interface)
+    AttentionMaskInterface.register(NAME, _no_mask)
+
+
+def packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    batch: PackedBatch,
+    *,
+    causal: bool,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """query [T, H, D], key and value [T, K, D] with H a multiple of K → [T, H, D].
+
+    `window`: a token sees itself and the `window - 1` before it (only with `causal`); None: no such limit.
+    """
+    window = window if window is not None and window < batch.max_seqlen else None
+    if _has_kernel(query):
+        span = (-1 if window is None else window - 1, 0) if causal else (-1, -1)
+        return _varlen_kernel(query, key, value, batch.cu_seqlens, batch.max_seqlen, batch, scale, span)
+    outputs = []
+    for run in batch.runs:
+        rows = slice(run.start, run.start + run.count * run.length)
+        q, k, v = (_heads_first(tensor[rows], run.count) for tensor in (query, key, value))
+        outputs.append(_dense(q, k, v, causal=causal, scale=scale, window=window).transpose(1, 2).flatten(0, 1))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def last_token_attention(
+    query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, *, scale: float, window: int | None = None
+) -> Tensor:
+    """Causal attention of each text's last token: query [N, H, D], key and value [T, K, D] → [N, H, D]."""
+    if _has_kernel(query):
+        ones = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
+        span = (-1, -1) if window is None or window >= batch.max_seqlen else (window - 1, 0)
+        return _varlen_kernel(query, key, value, ones, 1, batch, scale, span)
+    outputs = []
+    first = 0
+    for run in batch.runs:
+        rows = slice(run.start, run.start + run.count * run.length)
+        seen = slice(0 if window is None else max(0, run.length - window), None)
+        q = query[first : first + run.count].unsqueeze(2)  # [count, H, 1, D]
+        k, v = (_heads_first(tensor[rows], run.count)[:, :, seen] for tensor in (key, value))
+        outputs.append(_dense(q, k, v, causal=False, scale=scale).squeeze(2))
+        first += run.count
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _has_kernel(query: Tensor) -> bool:
+    return query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+
+
+def _varlen_kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    max_seqlen_q: int,
+    batch: PackedBatch,
+    scale: float,
+    window_size: tuple[int, int],
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # torch ≥ 2.10; builds without CUDA may lack its operator
+
+    # torch 2.11 groups heads by itself and has no such argument; 2.13 refuses unequal head counts without it.
+    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+    out = varlen_attn(
+        query,
+        key,
+        value,
+        cu_seqlens_q,
+        batch.cu_seqlens,
+        max_seqlen_q,
+        batch.max_seqlen,
+        scale=scale,
+        window_size=window_size,
+        **grouped,
+    )
+    assert isinstance(out, Tensor)  # a tuple only where auxiliary outputs are asked for
+    return out
+
+
+def _heads_first(rows: Tensor, count: int) -> Tensor:
+    """[count · length, heads, D] → [count, heads, length, D], a view."""
+    return rows.view(count, -1, *rows.shape[1:]).transpose(1, 2)
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, window: int | None = None) -> Tensor:
+    """q [count, H, Q, D], k and v [count, K, L, D] → [count, H, Q, D]; with `causal`, Q equals L."""
+    length = k.shape[2]
+    banded = causal and window is not None and window < length
+    return scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=_band(length, window, q.device) if banded and window else None,
+        is_causal=causal and not banded,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+
+
+def _band(length: int, window: int, device: torch.device) -> Tensor:
+    """Boolean [length, length]: True where a query may see a key of its window."""
+    allowed = torch.ones(length, length, dtype=torch.bool, device=device)
+    return allowed.tril().triu(1 - window)
+
+
+def _attention_interface(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed: PackedBatch,
+    scaling: float,
+    sliding_window: int | None = None,
+    **_: Any,  # dropout, position_ids, …: what else transformers hands to every implementation
+) -> tuple[Tensor, None]:
+    """transformers' side: query [1, H, T, D], key and value [1, K, T, D] → ([1, T, H, D], None)."""
+    out = packed_attention(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        packed,
+        causal=bool(module.is_causal),
+        scale=scaling,
+        window=sliding_window,
+    )
+    return out.unsqueeze(0), None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None

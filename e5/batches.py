@@ -1,0 +1,95 @@
+"""Token ids → packed batches under a token budget, longest first; and results back to the caller's order.
+
+A packed batch is one row of tokens without padding: the texts follow one another, positions restart with each text,
+and the cumulative lengths say where each begins. Sorting by length makes runs of equally long texts, which the
+attention of devices without a variable-length kernel computes as one dense block each.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Run:
+    """`count` neighbouring texts of `length` tokens each; the first token of the first one is at `start`."""
+
+    start: int
+    count: int
+    length: int
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """N texts of T tokens in one row.
+
+    input_ids, position_ids: int64 [T]; cu_seqlens: int32 [N + 1], from 0 to T; runs: the lengths, run-length coded;
+    max_seqlen: the longest text's tokens. The tensors are on one device; the rest stays on the host.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    cu_seqlens: Tensor
+    runs: tuple[Run, ...]
+    max_seqlen: int
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        """The same batch with its tensors on `device`; to a GPU through pinned memory, without waiting for it."""
+        if device.type == "cpu":
+            return self
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            position_ids=move(self.position_ids),
+            cu_seqlens=move(self.cu_seqlens),
+        )
+
+
+def plan(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of the texts of each batch: longest first, at most `max_tokens` a batch (a longer text goes alone)."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    batches: list[list[int]] = []
+    room = 0
+    for index in order:
+        if lengths[index] > room:
+            batches.append([])
+            room = max_tokens
+        batches[-1].append(index)
+        room -= lengths[index]
+    return batches
+
+
+def pack(ids: Sequence[Sequence[int]], first_position: int = 0) -> PackedBatch:
+    """One row from the ids of some texts, in the order given. `first_position` is the position of a text's start."""
+    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    tokens = int(ends[-1])
+    input_ids = np.fromiter((token for text in ids for token in text), dtype=np.int64, count=tokens)
+    position_ids = np.arange(tokens) - np.repeat(starts, lengths) + first_position
+    cu_seqlens = np.concatenate(([0], ends)).astype(np.int32)
+    return PackedBatch(
+        input_ids=torch.from_numpy(input_ids),
+        position_ids=torch.from_numpy(position_ids),
+        cu_seqlens=torch.from_numpy(cu_seqlens),
+        runs=_runs(lengths.tolist()),
+        max_seqlen=int(lengths.max()),
+    )
+
+
+def _runs(lengths: list[int]) -> tuple[Run, ...]:
+    runs = []
+    start = 0
+    for length, group in groupby(lengths):
+        count = sum(1 for _ in group)
+        runs.append(Run(start, count, length))
+        start += count * length
+    return tuple(runs)

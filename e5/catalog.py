@@ -1,0 +1,214 @@
+"""What each model of the family is: frozen facts, pinned by commit.
+
+Sources: the model cards, microsoft/unilm `e5/README.md` and mteb's model metadata. Revisions are commits of the
+Hugging Face repositories. This module knows nothing of files on disk (`e5.weights`) or of tensors (`e5.model`).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from e5.errors import SettingsError
+
+Architecture = Literal["mistral", "bert", "xlm-roberta"]
+Pooling = Literal["last", "mean"]
+PromptKind = Literal["instruct", "prefix"]
+Source = Literal["adapter", "merged"]
+
+FLAGSHIP = "e5-mistral-7b-instruct"
+EMBEDDED = "e5-mistral-tiny"
+
+CHECKPOINT = ("model.safetensors", "model.safetensors.index.json")
+"""A checkpoint is the first of these that exists; an index names its shards."""
+ADAPTER_TENSORS = ("adapter_model.safetensors", "adapter_model.bin")
+"""An adapter's tensors are the first of these that exists; `.bin` is read with weights_only."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Files of one repository at one commit, and the folder they take in a model's local folder.
+
+    `files` are all needed; of `one_of` (if any) the first that exists is. Both are relative to `subfolder`.
+    """
+
+    repo: str
+    revision: str
+    files: tuple[str, ...]
+    one_of: tuple[str, ...] = ()
+    subfolder: str = ""
+    folder: str = ""
+    gated: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model: how it is prompted and pooled, its limits, and where its weights lie.
+
+    `sources` maps a source's name to its parts, the default source first. The source `adapter` is a base and a LoRA
+    adapter that are merged while loading; `merged` is one complete checkpoint. `max_tokens` counts special tokens.
+    `parts == ()` says that the weights come with this repository.
+    """
+
+    name: str
+    architecture: Architecture
+    pooling: Pooling
+    prompt: PromptKind
+    max_tokens: int
+    dimensions: int
+    layers: int
+    parameters: int
+    license: str
+    languages: str
+    sources: tuple[tuple[Source, tuple[Part, ...]], ...]
+    beir_ndcg10: float | None = None
+
+    @property
+    def default_source(self) -> Source:
+        return self.sources[0][0]
+
+    def parts(self, source: str) -> tuple[Part, ...]:
+        """The parts of one source. Raises SettingsError with the sources this model has."""
+        for name, parts in self.sources:
+            if name == source:
+                return parts
+        have = ", ".join(name for name, _ in self.sources)
+        raise SettingsError(f"E5_SOURCE={source}: {self.name} has no such source; it has: {have}")
+
+
+def _encoder(
+    name: str,
+    revision: str,
+    architecture: Architecture,
+    layers: int,
+    dimensions: int,
+    parameters: int,
+    beir_ndcg10: float,
+    *,
+    license: str = "mit",
+    prompt: PromptKind = "prefix",
+) -> Model:
+    part = Part(f"intfloat/{name}", revision, ("config.json", "tokenizer.json"), CHECKPOINT)
+    return Model(
+        name=name,
+        architecture=architecture,
+        pooling="mean",
+        prompt=prompt,
+        max_tokens=512,
+        dimensions=dimensions,
+        layers=layers,
+        parameters=parameters,
+        license=license,
+        languages="English" if architecture == "bert" else "100 languages",
+        sources=(("merged", (part,)),),
+        beir_ndcg10=beir_ndcg10,
+    )
+
+
+_E5_MISTRAL = "intfloat/e5-mistral-7b-instruct"
+_E5_MISTRAL_REVISION = "07163b72af1488142a360786df853f237b1a3ca1"
+
+MODELS: tuple[Model, ...] = (
+    Model(
+        name=FLAGSHIP,
+        architecture="mistral",
+        pooling="last",
+        prompt="instruct",
+        max_tokens=4096,
+        dimensions=4096,
+        layers=32,
+        parameters=7_111_000_000,
+        license="mit (adapter), apache-2.0 (base)",
+        languages="English (some multilingual capability)",
+        sources=(
+            (
+                "adapter",
+                (
+                    Part(
+                        "mistralai/Mistral-7B-v0.1",
+                        "27d67f1b5f57dc0953326b2601d68371d40ea8da",
+                        (
+                            "config.json",
+                            "model.safetensors.index.json",
+                            "model-00001-of-00002.safetensors",
+                            "model-00002-of-00002.safetensors",
+                        ),
+                        folder="base",
+                        gated=True,
+                    ),
+                    Part(_E5_MISTRAL, _E5_MISTRAL_REVISION, ("tokenizer.json",), folder="base"),
+                    Part(
+                        _E5_MISTRAL,
+                        _E5_MISTRAL_REVISION,
+                        ("adapter_config.json",),
+                        ADAPTER_TENSORS,
+                        subfolder="lora",
+                        folder="adapter",
+                    ),
+                ),
+            ),
+            ("merged", (Part(_E5_MISTRAL, _E5_MISTRAL_REVISION, ("config.json", "tokenizer.json"), CHECKPOINT),)),
+        ),
+        beir_ndcg10=56.9,
+    ),
+    _encoder("e5-small", "e272f3049e853b47cb5ca3952268c6662abda68f", "bert", 12, 384, 33_000_000, 46.0),
+    _encoder(
+        "e5-base", "b533fe4636f4a2507c08ddab40644d20b0006d6a", "bert", 12, 768, 109_000_000, 48.8, license="apache-2.0"
+    ),
+    _encoder(
+        "e5-large",
+        "4dc6d853a804b9c8886ede6dda8a073b7dc08a81",
+        "bert",
+        24,
+        1024,
+        335_000_000,
+        50.0,
+        license="apache-2.0",
+    ),
+    _encoder("e5-small-v2", "dca8b1a9dae0d4575df2bf423a5edb485a431236", "bert", 12, 384, 33_000_000, 49.0),
+    _encoder("e5-base-v2", "1c644c92ad3ba1efdad3f1451a637716616a20e8", "bert", 12, 768, 109_000_000, 50.3),
+    _encoder("e5-large-v2", "b322e09026e4ea05f42beadf4d661fb4e101d311", "bert", 24, 1024, 335_000_000, 50.6),
+    _encoder(
+        "multilingual-e5-small", "fd1525a9fd15316a2d503bf26ab031a61d056e98", "xlm-roberta", 12, 384, 118_000_000, 46.6
+    ),
+    _encoder(
+        "multilingual-e5-base", "d13f1b27baf31030b7fd040960d60d909913633f", "xlm-roberta", 12, 768, 278_000_000, 48.9
+    ),
+    _encoder(
+        "multilingual-e5-large", "ab10c1a7f42e74530fe7ae5be82e6d4f11a719eb", "xlm-roberta", 24, 1024, 560_000_000, 51.4
+    ),
+    _encoder(
+        "multilingual-e5-large-instruct",
+        "baa7be480a7de1539afce709c8f13f833a510e0a",
+        "xlm-roberta",
+        24,
+        1024,
+        560_000_000,
+        52.5,
+        prompt="instruct",
+    ),
+    Model(
+        name=EMBEDDED,
+        architecture="mistral",
+        pooling="last",
+        prompt="instruct",
+        max_tokens=4096,
+        dimensions=256,
+        layers=3,
+        parameters=11_100_000,
+        license="apache-2.0",
+        languages="English",
+        sources=(("adapter", ()), ("merged", ())),
+    ),
+)
+
+
+def names() -> tuple[str, ...]:
+    """Every model's name, the flagship first, the embedded one last."""
+    return tuple(model.name for model in MODELS)
+
+
+def get(name: str) -> Model:
+    """The model of that name. Raises SettingsError with the list of names."""
+    for model in MODELS:
+        if model.name == name:
+            return model
+    raise SettingsError(f"E5_MODEL={name} is not one of the possible values: {', '.join(names())}")

@@ -1,0 +1,57 @@
+"""A folder with config.json and safetensors → its tensors, one at a time, under the names of the bare model.
+
+Covers the layouts in which the family is published: one file, or shards with an index; keys of the bare model, or
+of a model with a head (`model.`, `bert.`, `roberta.` in front). Does not cover pickled checkpoints, on purpose.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from e5.catalog import CHECKPOINT
+from e5.errors import WeightsError
+
+PREFIXES = ("model.", "bert.", "roberta.")
+NOT_OURS = ("lm_head.", "cls.", "pooler.")
+"""Heads: parts that an embedding does not use."""
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids", ".rotary_emb.inv_freq")
+"""Constants that older releases of transformers stored and newer ones compute."""
+
+
+def bare_name(name: str) -> str:
+    """A tensor's name without the prefix of the model around the bare one."""
+    for prefix in PREFIXES:
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return name
+
+
+def is_weight(name: str) -> bool:
+    """Whether the tensor of that bare name belongs to the bare model."""
+    return not name.startswith(NOT_OURS) and not name.endswith(BUFFERS)
+
+
+def shards(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint. Raises WeightsError where there is none."""
+    single, index = (folder / name for name in CHECKPOINT)
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise WeightsError(f"{folder} has neither {' nor '.join(CHECKPOINT)}: name the folder that holds the weights")
+    files = json.loads(index.read_text("utf-8"))["weight_map"].values()
+    return [folder / name for name in sorted(set(files))]
+
+
+def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """(bare name, tensor) of each weight. The tensor is a view of the mapped file: copy it, do not keep it."""
+    for path in shards(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in map(str, file.keys()):
+                    if is_weight(bare_name(name)):
+                        yield bare_name(name), file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{path} cannot be read ({error}): delete it and fetch it again") from error

@@ -1,0 +1,149 @@
+"""A local folder → a model on the device; and the forward pass of one packed batch.
+
+The empty model is built on the device in its final dtype, and each tensor is copied into its place, with the
+adapter's change added in float32 on the way. So there is never a second copy of the weights: the peak is the model
+plus one tensor in float32.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from e5 import attention, catalog, checkpoint, pooling
+from e5.adapter import Adapter
+from e5.batches import PackedBatch
+from e5.errors import SettingsError, WeightsError
+from e5.last_layer import keep_last_tokens
+from e5.weights import LocalWeights
+
+
+class PackedModel:
+    """A bare transformer that maps packed batches to one pooled vector a text."""
+
+    def __init__(self, module: PreTrainedModel, kind: catalog.Pooling, first_position: int) -> None:
+        self.module = module
+        self.pooling = kind
+        self.first_position = first_position
+        self.device, self.dtype = module.device, module.dtype
+        self.config = module.config
+        self.dimensions = int(self.config.hidden_size)
+        # The decoder's last layer gives pooling the tokens that it reads and no others.
+        self._last_only = kind == "last" and self.config.model_type == "mistral"
+        if self._last_only:
+            keep_last_tokens(module.layers[-1])
+        # BERT and XLM-R add a token type; given none, they look one up by position, which costs a gather a pass.
+        self._typed = hasattr(self.config, "type_vocab_size")
+        self._extra: dict[str, Any] = {} if self._typed else {"use_cache": False}
+
+    @torch.inference_mode()
+    def embed(self, batch: PackedBatch) -> Tensor:
+        """N texts → float32 [N, D] on the device, not normalised."""
+        batch = batch.to(self.device)
+        hidden = self._forward(batch)
+        return hidden.float() if self._last_only else pooling.pool(self.pooling, hidden, batch.cu_seqlens)
+
+    def _forward(self, batch: PackedBatch) -> Tensor:
+        """[T, D] in the model's dtype, or [N, D] where the last layer keeps each text's last token alone."""
+        row = batch.input_ids.unsqueeze(0)
+        extra = {"token_type_ids": torch.zeros_like(row)} if self._typed else self._extra
+        output = self.module(input_ids=row, position_ids=batch.position_ids.unsqueeze(0), packed=batch, **extra)
+        hidden: Tensor = output.last_hidden_state
+        return hidden[0]
+
+
+def load(
+    model: catalog.Model, weights: LocalWeights, device: torch.device, dtype: torch.dtype
+) -> tuple[PackedModel, dict[str, float]]:
+    """Build, fill and merge. Returns the model and the seconds spent to `load` and to `merge`. Raises WeightsError."""
+    started = time.perf_counter()
+    config = AutoConfig.from_pretrained(weights.checkpoint, local_files_only=True)
+    if config.model_type != model.architecture:
+        raise WeightsError(
+            f"{weights.checkpoint} holds a {config.model_type} model, {model.name} is a {model.architecture} one: "
+            "set E5_MODEL to the model that the folder holds"
+        )
+    module = _empty(config, device, dtype)
+    adapter = Adapter(weights.adapter) if weights.adapter else None
+    merge_seconds = _fill(module, weights.checkpoint, adapter)
+    offset = config.pad_token_id + 1 if model.architecture == "xlm-roberta" else 0
+    packed = PackedModel(module, model.pooling, offset)
+    return packed, {"load": time.perf_counter() - started - merge_seconds, "merge": merge_seconds}
+
+
+def max_tokens(model: catalog.Model, config: Any) -> int:
+    """The model's limit, or what the checkpoint has positions for where that is less; special tokens included."""
+    positions = int(config.max_position_embeddings)
+    if model.architecture == "xlm-roberta":  # positions up to padding_idx are never a text's
+        positions -= config.pad_token_id + 1
+    return min(model.max_tokens, positions)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device asked for, or the GPU if there is one, else the CPU. Raises SettingsError if it is not there."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    have = ["cpu", *(f"cuda:{index}" for index in range(count))]
+    device = torch.device(name or ("cuda" if count else "cpu"))
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise SettingsError(f"E5_DEVICE={name}: there is no such device here; there are: {', '.join(have)}")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The dtype asked for, or the policy.
+
+    float16 on CUDA: what e5-mistral was published and evaluated in. bfloat16 on CPUs that multiply it natively (4 ×
+    the float32 rate on a Zen 4; emulated, it is slower than float32). float32 elsewhere.
+    """
+    if name is not None:
+        chosen: torch.dtype = getattr(torch, name)
+        return chosen
+    if device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text("utf-8").split())
+    except OSError:  # not Linux: no list of features to read
+        return False
+    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _empty(config: Any, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    attention.register()
+    extra = {"add_pooling_layer": False} if config.model_type in ("bert", "xlm-roberta") else {}
+    with no_init_weights(), device:
+        module = AutoModel.from_config(config, dtype=dtype, attn_implementation=attention.NAME, **extra)
+    return module.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def _fill(module: PreTrainedModel, folder: Path, adapter: Adapter | None) -> float:
+    """Copy every tensor of the checkpoint into its place, adapted on the way. Returns the seconds of the merge."""
+    parameters = dict(module.named_parameters())
+    missing = set(parameters)
+    seconds = 0.0
+    for name, tensor in checkpoint.tensors(folder):
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            want = f", which is {list(parameters[name].shape)} in the model" if name in parameters else ""
+            raise WeightsError(
+                f"{folder} has a tensor {name} {list(tensor.shape)}{want}: not a checkpoint of its config"
+            )
+        started = time.perf_counter()
+        delta = adapter.delta(name, parameters[name].device) if adapter else None
+        if delta is not None:
+            tensor = delta.add_(tensor.to(delta.device, torch.float32))
+        seconds += time.perf_counter() - started if delta is not None else 0.0
+        parameters[name].copy_(tensor)
+        missing.discard(name)
+    if missing:
+        raise WeightsError(f"{folder} lacks {sorted(missing)[0]} ({len(missing)} missing): fetch it again")
+    if adapter:
+        adapter.check_all_used()
+    return seconds

@@ -1,0 +1,81 @@
+"""Configuration: six environment variables, read once, refused at start when wrong.
+
+Values that need the model's facts or the machine (does this model have that source? is there a GPU?) are
+checked where those are known: `e5.weights` and `e5.model`.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from e5 import catalog
+from e5.errors import SettingsError
+
+SOURCES = ("adapter", "merged")
+DTYPES = ("float16", "bfloat16", "float32")
+VARIABLES = ("E5_MODEL", "E5_WEIGHTS", "E5_SOURCE", "E5_DEVICE", "E5_DTYPE", "E5_MAX_BATCH_TOKENS")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to load and how to run it. None means: decide from the model or the machine.
+
+    `max_batch_tokens` is the token budget of one packed forward pass; a single longer text gets a pass of its own.
+    """
+
+    model: str = catalog.EMBEDDED
+    weights: Path | None = None
+    source: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    max_batch_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.model not in catalog.names():
+            raise _wrong("E5_MODEL", self.model, catalog.names())
+        if self.weights is not None and not self.weights.is_dir():
+            raise SettingsError(f"E5_WEIGHTS={self.weights} is not a folder: name the folder that holds the weights")
+        if self.source is not None and self.source not in SOURCES:
+            raise _wrong("E5_SOURCE", self.source, SOURCES)
+        if self.device is not None and not _is_device(self.device):
+            raise _wrong("E5_DEVICE", self.device, ("cpu", "cuda", "cuda:0", "cuda:1", "…"))
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise _wrong("E5_DTYPE", self.dtype, DTYPES)
+        if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
+            raise _wrong("E5_MAX_BATCH_TOKENS", self.max_batch_tokens, ("a whole number of tokens, 1 or more",))
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """Read the E5_* variables; an empty value counts as unset. Raises SettingsError."""
+        unknown = sorted(name for name in environ if name.startswith("E5_") and name not in VARIABLES)
+        if unknown:
+            raise SettingsError(f"{', '.join(unknown)}: no such setting; the settings are {', '.join(VARIABLES)}")
+        given = {name: environ[name].strip() for name in VARIABLES if environ.get(name, "").strip()}
+        weights = given.get("E5_WEIGHTS")
+        return cls(
+            model=given.get("E5_MODEL", cls.model),
+            weights=Path(weights).expanduser() if weights else None,
+            source=given.get("E5_SOURCE"),
+            device=given.get("E5_DEVICE"),
+            dtype=given.get("E5_DTYPE"),
+            max_batch_tokens=_whole_number("E5_MAX_BATCH_TOKENS", given.get("E5_MAX_BATCH_TOKENS")),
+        )
+
+
+def _is_device(name: str) -> bool:
+    kind, colon, index = name.partition(":")
+    return name == "cpu" or (kind == "cuda" and (not colon or index.isdecimal()))
+
+
+def _whole_number(variable: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise _wrong(variable, text, ("a whole number of tokens, 1 or more",))
+    return int(text)
+
+
+def _wrong(variable: str, value: object, right: tuple[str, ...]) -> SettingsError:
+    return SettingsError(f"{variable}={value} is not one of the possible values: {', '.join(right)}")

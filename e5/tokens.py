@@ -1,0 +1,84 @@
+"""Text → token ids, framed by the model's first and last special token exactly once.
+
+The body is encoded without special tokens and the frame is put around it here. So neither a tokenizer file's
+post-processor nor a release of transformers decides whether `</s>` is there: e5-mistral's tokenizer_config.json asks
+for it, its tokenizer.json does not add it, and transformers ≥ 5 dropped it silently (nDCG@10 of one retrieval task
+.374 → .065).
+
+A text is text: what looks like a special token in it (`</s>`, `[SEP]`) is encoded as characters, as SentencePiece
+does it, and cannot forge one. Only `tokenizer.json` is read; no code of transformers takes part.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer as TokenizerFile
+
+from e5.catalog import Architecture
+from e5.errors import WeightsError
+
+FRAMES: dict[Architecture, tuple[str, str]] = {
+    "mistral": ("<s>", "</s>"),
+    "bert": ("[CLS]", "[SEP]"),
+    "xlm-roberta": ("<s>", "</s>"),
+}
+CHUNK = 1024
+"""Texts per call of the tokenizer: bounds the memory of its Encoding objects on a long work list."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of some texts, one list a text, and how many of the texts were cut to the model's limit."""
+
+    ids: list[list[int]]
+    truncated: int
+
+    @property
+    def total(self) -> int:
+        """Tokens of all texts together, special tokens included."""
+        return sum(map(len, self.ids))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Tokenizer:
+    """One model's tokenizer. Thread-safe: encoding changes no state."""
+
+    def __init__(self, path: Path, architecture: Architecture, max_tokens: int) -> None:
+        """Read `tokenizer.json`. `max_tokens` counts the frame. Raises WeightsError for a file that does not fit."""
+        try:
+            self._file = TokenizerFile.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception for every kind of broken file
+            raise WeightsError(f"{path} is not a tokenizer that can be read ({error}): fetch it again") from error
+        self._file.no_truncation()
+        self._file.no_padding()
+        self._file.encode_special_tokens = True
+        self.max_tokens = max_tokens
+        first, last = FRAMES[architecture]
+        self.first_id, self.last_id = self._special(path, first), self._special(path, last)
+
+    def encode(self, texts: Sequence[str]) -> Tokens:
+        """Frame and, where needed, truncate each text; the last special token always stays."""
+        room = self.max_tokens - 2
+        ids: list[list[int]] = []
+        truncated = 0
+        for body in self._bodies(texts):
+            truncated += len(body) > room
+            ids.append([self.first_id, *body[:room], self.last_id])
+        return Tokens(ids, truncated)
+
+    def _bodies(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        for start in range(0, len(texts), CHUNK):
+            encodings: Iterable[object] = self._file.encode_batch_fast(
+                list(texts[start : start + CHUNK]), add_special_tokens=False
+            )
+            for encoding in encodings:
+                yield encoding.ids  # type: ignore[attr-defined]
+
+    def _special(self, path: Path, token: str) -> int:
+        found: int | None = self._file.token_to_id(token)
+        if found is None:
+            raise WeightsError(f"{path} has no token {token}: it is not the tokenizer of this model")
+        return found
