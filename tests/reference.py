@@ -1,0 +1,78 @@
+"""The model cards' procedure, one text at a time: the oracle that shares no code with the package.
+
+Stock transformers with its own eager attention, no packing, no padding. Token ids of the decoder come from the
+SentencePiece model of Mistral-7B-v0.1 (in the package mistral-common), with `<s>` and `</s>` put around them as the
+card's code does; the encoders use the folder's own tokenizer through transformers.
+"""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModel, PreTrainedTokenizerFast
+
+Vectors = NDArray[np.float32]
+BOS, EOS = 1, 2
+
+
+def sentencepiece_model() -> sentencepiece.SentencePieceProcessor:
+    path = resources.files("mistral_common").joinpath("data", "tokenizer.model.v1")
+    return sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+
+def decoder_ids(text: str, max_tokens: int) -> list[int]:
+    """Card: tokenise with max_length - 1 (BOS counted), then append EOS."""
+    return [*[BOS, *sentencepiece_model().encode(text)][: max_tokens - 1], EOS]
+
+
+def encoder_ids(folder: Path, text: str, max_tokens: int) -> list[int]:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    ids: list[int] = tokenizer(text, max_length=max_tokens, truncation=True)["input_ids"]
+    return ids
+
+
+class Reference:
+    """A float32 model and the card's pooling. `model` is a stock transformers model, e.g. one that peft merged."""
+
+    def __init__(self, model: torch.nn.Module, folder: Path, max_tokens: int) -> None:
+        self.model, self.folder, self.max_tokens = model.float().eval(), folder, max_tokens
+        config: Any = model.config
+        self.decoder = config.model_type == "mistral"
+
+    @classmethod
+    def load(cls, folder: Path, max_tokens: int) -> "Reference":
+        return cls(
+            AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager"), folder, max_tokens
+        )
+
+    def embed(self, texts: list[str]) -> Vectors:
+        """Prompted texts → float32 [N, D], not normalised."""
+        return np.stack([self._one(text) for text in texts])
+
+    @torch.no_grad()
+    def _one(self, text: str) -> Vectors:
+        if self.decoder:
+            hidden = self._hidden(decoder_ids(text, self.max_tokens))
+            return hidden[-1].numpy()
+        hidden = self._hidden(encoder_ids(self.folder, text, self.max_tokens))
+        return (hidden.sum(dim=0) / hidden.shape[0]).numpy()
+
+    def _hidden(self, ids: list[int]) -> torch.Tensor:
+        output = self.model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long))
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
+
+
+def relative_l2(got: Vectors, want: Vectors) -> float:
+    """The largest ‖got − want‖ / ‖want‖ of any row."""
+    return float(np.max(np.linalg.norm(got - want, axis=1) / np.linalg.norm(want, axis=1)))
+
+
+def centred_cosine(got: Vectors, want: Vectors) -> float:
+    """The smallest cosine of any row after the mean of `want` is taken off: dominating dimensions hide nothing."""
+    a, b = got - want.mean(axis=0), want - want.mean(axis=0)
+    return float(np.min((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)))

@@ -1,0 +1,91 @@
+"""Packed attention against the textbook formula, one text and one head at a time, in float64."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from e5.attention import last_token_attention, packed_attention
+from e5.batches import pack
+
+LENGTHS = [7, 7, 7, 5, 3, 3, 1, 1, 130]
+
+
+def textbook(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], causal: bool, window: int | None) -> Tensor:
+    """[T, H, D] from softmax(q·k/√D) v, spelled out."""
+    out = torch.zeros_like(query, dtype=torch.float64)
+    group = query.shape[1] // key.shape[1]
+    start = 0
+    for length in lengths:
+        for head in range(query.shape[1]):
+            for i in range(start, start + length):
+                last = i if causal else start + length - 1
+                first = start if window is None else max(start, i - window + 1)
+                seen = slice(first, last + 1)
+                k, v = key[seen, head // group].double(), value[seen, head // group].double()
+                weights = torch.softmax(k @ query[i, head].double() / math.sqrt(query.shape[2]), dim=0)
+                out[i, head] = weights @ v
+        start += length
+    return out
+
+
+def inputs(heads: int, key_heads: int, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    tokens = sum(LENGTHS)
+    q, k, v = (torch.randn(tokens, count, 16, dtype=torch.float64) * 2 for count in (heads, key_heads, key_heads))
+    return q.to(device, dtype), k.to(device, dtype), v.to(device, dtype)
+
+
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (True, 4), (True, 7), (True, 4096)])
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_matches_the_textbook(
+    heads: int, key_heads: int, causal: bool, window: int | None, dtype: torch.dtype, tolerance: float
+) -> None:
+    query, key, value = inputs(heads, key_heads, dtype)
+    batch = pack([[0] * length for length in LENGTHS])
+    got = packed_attention(query, key, value, batch, causal=causal, scale=0.25, window=window)
+    want = textbook(query, key, value, LENGTHS, causal, window)
+    assert got.shape == want.shape and got.dtype == dtype
+    assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < tolerance
+
+
+@pytest.mark.parametrize("window", [None, 4, 7, 4096])
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2)])
+def test_the_last_tokens_alone_get_what_they_get_among_all(heads: int, key_heads: int, window: int | None) -> None:
+    query, key, value = inputs(heads, key_heads, torch.float32)
+    batch = pack([[0] * length for length in LENGTHS])
+    last = batch.cu_seqlens[1:].long() - 1
+    got = last_token_attention(query[last], key, value, batch, scale=0.25, window=window)
+    want = textbook(query, key, value, LENGTHS, True, window)[last]
+    assert got.shape == want.shape
+    assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 1e-6
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (True, 4)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_variable_length_kernel_matches_the_dense_runs(
+    causal: bool, window: int | None, dtype: torch.dtype
+) -> None:
+    query, key, value = inputs(4, 2, dtype)
+    batch = pack([[0] * length for length in LENGTHS])
+    want = packed_attention(query.float(), key.float(), value.float(), batch, causal=causal, scale=0.25, window=window)
+    device = torch.device("cuda")
+    got = packed_attention(
+        query.to(device),
+        key.to(device),
+        value.to(device),
+        batch.to(device),
+        causal=causal,
+        scale=0.25,
+        window=window,
+    )
+    assert torch.linalg.norm(got.cpu().float() - want) / torch.linalg.norm(want) < 2e-2
+    if causal:
+        last = batch.cu_seqlens[1:].long() - 1
+        tail = last_token_attention(
+            query[last].to(device), key.to(device), value.to(device), batch.to(device), scale=0.25, window=window
+        )
+        assert torch.linalg.norm(tail.cpu().float() - want[last]) / torch.linalg.norm(want[last]) < 2e-2

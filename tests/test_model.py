@@ -1,0 +1,281 @@
+"""Loading and merging: bit for bit peft's result, one copy of the weights, and no tensor lost or left over."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import MistralModel
+
+from e5 import catalog
+from e5.errors import WeightsError
+from e5.model import load, max_tokens
+from e5.weights import LocalWeights
+from tests import checkpoints
+
+FLAGSHIP = catalog.get("e5-mistral-7b-instruct")
+CPU = torch.device("cpu")
+
+
+def weights(folder: Path) -> LocalWeights:
+    base = folder / "base"
+    return LocalWeights("adapter", base, base / "tokenizer.json", folder / "adapter")
+
+
+def merged_by_peft(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    base = MistralModel.from_pretrained(folder / "base", dtype=torch.float32)
+    merged = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload()
+    return {name: parameter.data.to(dtype) for name, parameter in merged.named_parameters()}
+
+
+def merged_by_us(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    model, _ = load(FLAGSHIP, weights(folder), CPU, dtype)
+    return dict(model.module.named_parameters())
+
+
+ADAPTERS = {
+    "plain": {},
+    "alpha over rank": {"r": 3, "lora_alpha": 16},
+    "rank-stabilised": {"use_rslora": True},
+    "some modules": {"target_modules": ["q_proj", "v_proj"]},
+    "patterns": {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6}, "alpha_pattern": {"layers.0.*down_proj": 3}},
+    "one module left out": {"exclude_modules": ["layers.0.mlp.up_proj"]},
+    "a regular expression": {"target_modules": r".*layers\.0.*(q|k)_proj"},
+}
+
+
+@pytest.mark.parametrize("options", ADAPTERS.values(), ids=ADAPTERS.keys())
+@pytest.mark.parametrize("base_dtype", [torch.float32, torch.bfloat16])
+def test_merged_weights_equal_pefts_to_the_last_bit(
+    options: dict[str, object], base_dtype: torch.dtype, tmp_path: Path
+) -> None:
+    folder = checkpoints.decoder(tmp_path, base_options={"dtype": base_dtype}, **options)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        want, got = merged_by_peft(folder, dtype), merged_by_us(folder, dtype)
+        assert want.keys() == got.keys()
+        for name in want:
+            assert got[name].dtype == dtype
+            assert torch.equal(want[name], got[name]), name
+    plain = MistralModel.from_pretrained(folder / "base", dtype=torch.float32)
+    moved = [n for n, p in plain.named_parameters() if not torch.equal(p.data, merged_by_us(folder, torch.float32)[n])]
+    assert moved, "an adapter that changes nothing proves nothing"
+
+
+def test_the_embedded_model_equals_peft() -> None:
+    want = merged_by_peft(checkpoints.EMBEDDED, torch.float32)
+    got = merged_by_us(checkpoints.EMBEDDED, torch.float32)
+    assert all(torch.equal(want[name], got[name]) for name in want) and want.keys() == got.keys()
+
+
+def test_half_precision_adapters_are_merged_in_float32(tmp_path: Path) -> None:
+    folder = checkpoints.decoder(tmp_path)
+    file = folder / "adapter" / "adapter_model.safetensors"
+    halves = {name: tensor.half() for name, tensor in load_file(file).items()}
+    save_file({name: tensor.float() for name, tensor in halves.items()}, file)
+    want = merged_by_peft(folder, torch.float32)
+    save_file(halves, file)
+    got = merged_by_us(folder, torch.float32)
+    assert all(torch.equal(want[name], got[name]) for name in want)
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", "base_model.model.model.", ""])
+@pytest.mark.parametrize("infix", ["", ".default"])
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "bin"])
+def test_key_prefixes_and_files_of_adapters(prefix: str, infix: str, pickled: bool, tmp_path: Path) -> None:
+    folder = checkpoints.decoder(tmp_path)
+    want = merged_by_us(folder, torch.float32)
+    file = folder / "adapter" / "adapter_model.safetensors"
+    tensors = {
+        prefix + name.removeprefix("base_model.model.").replace(".weight", f"{infix}.weight"): tensor
+        for name, tensor in load_file(file).items()
+    }
+    file.unlink()
+    if pickled:
+        torch.save(tensors, file.with_suffix(".bin"))
+    else:
+        save_file(tensors, file)
+    got = merged_by_us(folder, torch.float32)
+    assert all(torch.equal(want[name], got[name]) for name in want)
+
+
+def test_a_base_with_a_head_and_shards_loads_alike(decoder_folder: Path, tmp_path: Path) -> None:
+    """Mistral-7B-v0.1 is a MistralForCausalLM in shards: `model.` in front, an lm_head, an index."""
+    folder = tmp_path / "copy"
+    shutil.copytree(decoder_folder, folder)
+    single = folder / "base" / "model.safetensors"
+    tensors = {f"model.{name}": tensor for name, tensor in load_file(single).items()}
+    tensors["lm_head.weight"] = torch.zeros(32000, 32)
+    single.unlink()
+    names = sorted(tensors)
+    half = len(names) // 2
+    weight_map = {}
+    for number, part in ((1, names[:half]), (2, names[half:])):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / "base" / file)
+        weight_map.update(dict.fromkeys(part, file))
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "base" / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
+    want, got = merged_by_us(decoder_folder, torch.float32), merged_by_us(folder, torch.float32)
+    assert all(torch.equal(want[name], got[name]) for name in want)
+
+
+def _edit(file: Path, change: dict[str, torch.Tensor | None]) -> None:
+    tensors = {**load_file(file), **change}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, file)
+
+
+Q0 = "base_model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("adapter", {f"{Q0}.lora_A.weight": None}, r"no layers.0.self_attn.q_proj.lora_A.weight"),
+        (
+            "adapter",
+            {f"{Q0}.lora_A.weight": None, f"{Q0}.lora_B.weight": None},
+            r"no tensors for layers.0.self_attn.q_proj, which it says to adapt",
+        ),
+        (
+            "adapter",
+            {
+                "base_model.model.layers.7.mlp.up_proj.lora_A.weight": torch.zeros(4, 32),
+                "base_model.model.layers.7.mlp.up_proj.lora_B.weight": torch.zeros(48, 4),
+            },
+            r"adapts layers.7.mlp.up_proj \(1 left over\), which the base does not have",
+        ),
+        ("adapter", {"base_model.model.norm.weight": torch.zeros(32)}, r"has the tensor base_model.model.norm.weight"),
+        (
+            "adapter",
+            {f"{Q0}.lora_A.weight": torch.zeros(3, 32), f"{Q0}.lora_B.weight": torch.zeros(32, 3)},
+            r"q_proj has rank 3, its configuration says 4",
+        ),
+        ("base", {"layers.1.mlp.up_proj.weight": None}, r"lacks layers.1.mlp.up_proj.weight \(1 missing\)"),
+        ("base", {"layers.2.mlp.up_proj.weight": torch.zeros(48, 32)}, r"has a tensor layers.2.mlp.up_proj.weight"),
+        ("base", {"norm.weight": torch.zeros(31)}, r"norm.weight \[31\], which is \[32\] in the model"),
+    ],
+)
+def test_tensors_missing_or_left_over_are_named(
+    file: str, change: dict[str, torch.Tensor | None], message: str, tmp_path: Path
+) -> None:
+    folder = checkpoints.decoder(tmp_path)
+    name = "adapter_model.safetensors" if file == "adapter" else "model.safetensors"
+    _edit(folder / file / name, change)
+    with pytest.raises(WeightsError, match=message):
+        merged_by_us(folder, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("use_dora", True),
+        ("lora_bias", True),
+        ("bias", "all"),
+        ("modules_to_save", ["norm"]),
+        ("fan_in_fan_out", True),
+        ("init_lora_weights", "pissa"),
+        ("peft_type", "IA3"),
+        ("a_field_of_the_future", 3),
+    ],
+)
+def test_more_than_plain_lora_is_refused_by_name(field: str, value: object, tmp_path: Path) -> None:
+    folder = checkpoints.decoder(tmp_path)
+    path = folder / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), field: value}), "utf-8")
+    with pytest.raises(WeightsError, match=f"asks for {field}="):
+        merged_by_us(folder, torch.float32)
+
+
+def test_a_pickled_adapter_cannot_run_code(tmp_path: Path) -> None:
+    folder = checkpoints.decoder(tmp_path)
+    (folder / "adapter" / "adapter_model.safetensors").unlink()
+    witness = tmp_path / "witness"
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+            return Path.touch, (witness,)
+
+    torch.save({f"{Q0}.lora_A.weight": Evil()}, folder / "adapter" / "adapter_model.bin")
+    with pytest.raises(WeightsError, match="cannot be read as tensors"):
+        merged_by_us(folder, torch.float32)
+    assert not witness.exists()
+
+
+def test_another_architecture_is_refused(bert_folder: Path, decoder_folder: Path) -> None:
+    files = LocalWeights("merged", bert_folder, bert_folder / "tokenizer.json", None)
+    with pytest.raises(WeightsError, match="holds a bert model, e5-mistral-7b-instruct is a mistral one: set E5_MODEL"):
+        load(FLAGSHIP, files, CPU, torch.float32)
+
+
+def test_the_limit_is_the_models_or_the_checkpoints(bert_folder: Path, xlm_roberta_folder: Path) -> None:
+    from transformers import AutoConfig
+
+    encoder = catalog.get("multilingual-e5-small")
+    config = AutoConfig.from_pretrained(xlm_roberta_folder)
+    assert config.max_position_embeddings == 514 and max_tokens(encoder, config) == 512
+    config.max_position_embeddings = 130
+    assert max_tokens(encoder, config) == 128
+    flagship = AutoConfig.from_pretrained(checkpoints.EMBEDDED / "base")
+    flagship.max_position_embeddings = 32768
+    assert max_tokens(FLAGSHIP, flagship) == 4096
+
+
+PEAK = """
+import sys, threading, time
+from pathlib import Path
+import torch
+from e5 import catalog
+from e5.model import load
+from e5.weights import LocalWeights
+
+def anonymous() -> int:  # bytes: memory of our own, without the mapped pages of the checkpoint's file
+    line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+folder = Path(sys.argv[1])
+files = LocalWeights("adapter", folder / "base", folder / "base" / "tokenizer.json", folder / "adapter")
+torch.set_num_threads(1)
+torch.ones(512, 512, dtype=torch.bfloat16) @ torch.ones(512, 512, dtype=torch.bfloat16)
+tiny = Path(sys.argv[2])
+load(catalog.get("e5-mistral-7b-instruct"), LocalWeights("adapter", tiny / "base", tiny, tiny / "adapter"),
+     torch.device("cpu"), torch.bfloat16)  # imports and first-use buffers are not the weights
+start, peak, done = anonymous(), 0, False
+def watch() -> None:
+    global peak
+    while not done:
+        peak = max(peak, anonymous())
+        time.sleep(0.0005)
+thread = threading.Thread(target=watch)
+thread.start()
+model, _ = load(catalog.get("e5-mistral-7b-instruct"), files, torch.device("cpu"), torch.bfloat16)
+done = True
+thread.join()
+result = sum(p.nbytes for p in model.module.parameters())
+print((peak - start) / result, result)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_peak_memory_is_the_result_and_little_more(tmp_path: Path, decoder_folder: Path) -> None:
+    """≤ 1.15 × the weights, as for the flagship, whose largest matrix in float32 is 3.3 % of its 16-bit weights."""
+    size: dict[str, object] = {
+        "hidden_size": 512,
+        "intermediate_size": 1792,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "dtype": torch.bfloat16,
+        "vocab_size": 4096,
+    }
+    folder = checkpoints.decoder(tmp_path, base_options=size)
+    command = [sys.executable, "-c", PEAK, str(folder), str(decoder_folder)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=checkpoints.ROOT).stdout
+    ratio, result = map(float, output.split())
+    assert result > 160e6
+    assert 0.95 < ratio <= 1.15

@@ -1,0 +1,143 @@
+"""Exact token ids: the decoder against Mistral's own SentencePiece model, the encoders against transformers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from e5.errors import WeightsError
+from e5.tokens import CHUNK, Tokenizer
+from tests.checkpoints import EMBEDDED
+from tests.reference import decoder_ids, encoder_ids, sentencepiece_model
+
+MISTRAL = EMBEDDED / "base" / "tokenizer.json"
+TEXTS = [
+    "how much protein should a female eat",
+    "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: summit define",
+    "1.清炒南瓜丝 原料:嫩南瓜半个 调料:葱、盐、白糖、鸡精",
+    "😀👩‍👩‍👧 émigré naïve ﬁ ½",
+    "  two leading,\tone tab, trailing  ",
+    "\x00\x01\x7f control",
+    "a",
+    "</s>",
+    "text with </s> and <s> and <unk> and [INST] inside",
+    "<s>",
+]
+
+
+def test_known_ids() -> None:
+    # The ids of "Hello" and "world" in Mistral-7B-v0.1's vocabulary, read from its tokenizer.model by hand.
+    pieces = sentencepiece_model()
+    hello, world = pieces.piece_to_id("▁Hello"), pieces.piece_to_id("▁world")
+    assert Tokenizer(MISTRAL, "mistral", 4096).encode(["Hello world"]).ids == [[1, hello, world, 2]]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_decoder_matches_sentencepiece(text: str) -> None:
+    assert Tokenizer(MISTRAL, "mistral", 4096).encode([text]).ids == [decoder_ids(text, 4096)]
+
+
+@given(st.text(min_size=1, max_size=60))
+def test_the_decoder_matches_sentencepiece_on_any_text(text: str) -> None:
+    (ids,) = _mistral().encode([text]).ids
+    assert ids == decoder_ids(text, 4096)
+    assert ids[0] == 1 and ids[-1] == 2 and ids.count(1) == 1 and ids.count(2) == 1
+
+
+def test_special_tokens_in_a_text_are_characters() -> None:
+    (ids,) = _mistral().encode(["a </s> b <s> c"]).ids
+    assert ids.count(1) == 1 and ids.count(2) == 1
+
+
+TRUNCATION = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+PADDING = {
+    "strategy": {"Fixed": 12},
+    "direction": "Right",
+    "pad_to_multiple_of": None,
+    "pad_id": 2,
+    "pad_type_id": 0,
+    "pad_token": "</s>",
+}
+
+
+def _post_processor(*, bos: bool, eos: bool) -> Callable[[dict[str, Any]], None]:
+    def change(file: dict[str, Any]) -> None:
+        single: list[dict[str, Any]] = [{"Sequence": {"id": "A", "type_id": 0}}]
+        if bos:
+            single.insert(0, {"SpecialToken": {"id": "<s>", "type_id": 0}})
+        if eos:
+            single.append({"SpecialToken": {"id": "</s>", "type_id": 0}})
+        file["post_processor"]["single"] = single
+        file["post_processor"]["special_tokens"] = {
+            token: {"id": token, "ids": [index], "tokens": [token]} for token, index in (("<s>", 1), ("</s>", 2))
+        }
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(_post_processor(bos=True, eos=True), id="adds both"),
+        pytest.param(_post_processor(bos=True, eos=False), id="adds only BOS"),
+        pytest.param(_post_processor(bos=False, eos=False), id="adds none"),
+        pytest.param(lambda file: file.update(post_processor=None), id="no post-processor"),
+        pytest.param(lambda file: file.update(truncation=TRUNCATION, padding=PADDING), id="truncates and pads"),
+    ],
+)
+def test_whatever_the_tokenizer_file_adds(change: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
+    file = json.loads(MISTRAL.read_text("utf-8"))
+    change(file)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(file), "utf-8")
+    tokens = Tokenizer(path, "mistral", 16).encode(["summit define", "word " * 40])
+    assert tokens.ids == [decoder_ids("summit define", 16), decoder_ids("word " * 40, 16)]
+
+
+def test_truncation_keeps_the_frame_and_is_counted() -> None:
+    tokenizer = Tokenizer(MISTRAL, "mistral", 10)
+    body = sentencepiece_model().encode("word " * 9)
+    exact = sentencepiece_model().decode(body[:8])
+    tokens = tokenizer.encode(["word " * 9, exact, "word"])
+    assert tokens.ids[0] == [1, *body[:8], 2]
+    assert tokens.ids[1] == [1, *body[:8], 2]
+    assert tokens.truncated == 1, "the text of exactly ten tokens is not cut"
+    assert tokens.total == 10 + 10 + 3
+
+
+def test_many_texts_keep_their_order() -> None:
+    texts = [f"number {index}" for index in range(CHUNK + 5)]
+    ids = _mistral().encode(texts).ids
+    assert len(ids) == len(texts)
+    assert ids[0] == decoder_ids("number 0", 99) and ids[-1] == decoder_ids(f"number {CHUNK + 4}", 99)
+    assert _mistral().encode([]).ids == []
+
+
+@pytest.mark.parametrize("text", [*TEXTS[:7], "Ünïcödé ñandú", "long " * 700])
+def test_the_encoders_match_transformers(text: str, bert_folder: Path, xlm_roberta_folder: Path) -> None:
+    for folder, architecture in ((bert_folder, "bert"), (xlm_roberta_folder, "xlm-roberta")):
+        tokens = Tokenizer(folder / "tokenizer.json", architecture, 512).encode([text])  # type: ignore[arg-type]
+        assert tokens.ids == [encoder_ids(folder, text, 512)]
+        assert tokens.truncated == (len(encoder_ids(folder, text, 9999)) > 512)
+
+
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, bert_folder: Path) -> None:
+    broken = tmp_path / "tokenizer.json"
+    broken.write_text(MISTRAL.read_text("utf-8")[:1000], "utf-8")
+    with pytest.raises(WeightsError, match="is not a tokenizer that can be read"):
+        Tokenizer(broken, "mistral", 512)
+    with pytest.raises(WeightsError, match="has no token <s>: it is not the tokenizer of this model"):
+        Tokenizer(bert_folder / "tokenizer.json", "mistral", 512)
+
+
+_CACHE: list[Tokenizer] = []
+
+
+def _mistral() -> Tokenizer:
+    if not _CACHE:
+        _CACHE.append(Tokenizer(MISTRAL, "mistral", 4096))
+    return _CACHE[0]
