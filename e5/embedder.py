@@ -1,5 +1,6 @@
 """Embedder: composes the steps – prompts, tokens, batches, model, pooling. The one seam that every front calls."""
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from e5.settings import Settings
 from e5.tokens import Tokenizer, Tokens
 
 Vectors = NDArray[np.float32]
+
+log = logging.getLogger(__name__)
 
 MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Default token budget of one forward pass."""
@@ -88,6 +91,14 @@ class Embedder:
         files = weights.locate(model, settings.weights, settings.source)
         located = time.perf_counter() - started
         packed, seconds = load(model, files, device, choose_dtype(settings.dtype, device))
+        if packed.dimensions != model.dimensions:
+            log.warning(
+                "%s gives %d dimensions, %s has %d: is E5_MODEL the model that the folder holds?",
+                files.checkpoint,
+                packed.dimensions,
+                model.name,
+                model.dimensions,
+            )
         limit = max_tokens(model, packed.config)
         return cls(
             model,

@@ -1,15 +1,18 @@
 """Packed attention against the textbook formula, one text and one head at a time, in float64."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from e5 import attention
 from e5.attention import last_token_attention, packed_attention
 from e5.batches import pack
 
 LENGTHS = [7, 7, 7, 5, 3, 3, 1, 1, 130]
+LONGER = [230, 61, 61, 61, 61, 16, 16]
 
 
 def textbook(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], causal: bool, window: int | None) -> Tensor:
@@ -30,11 +33,13 @@ def textbook(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], caus
     return out
 
 
-def inputs(heads: int, key_heads: int, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+def inputs(
+    heads: int, key_heads: int, dtype: torch.dtype, lengths: list[int] = LENGTHS
+) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
-    tokens = sum(LENGTHS)
+    tokens = sum(lengths)
     q, k, v = (torch.randn(tokens, count, 16, dtype=torch.float64) * 2 for count in (heads, key_heads, key_heads))
-    return q.to(device, dtype), k.to(device, dtype), v.to(device, dtype)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
 
 
 @pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (True, 4), (True, 7), (True, 4096)])
@@ -49,6 +54,29 @@ def test_matches_the_textbook(
     want = textbook(query, key, value, LENGTHS, causal, window)
     assert got.shape == want.shape and got.dtype == dtype
     assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < tolerance
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2)])
+@pytest.mark.parametrize("cached", [1, 2 << 20])
+def test_bfloat16_products_match_the_textbook(
+    heads: int, key_heads: int, causal: bool, cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "CACHED_WEIGHTS", cached)
+    called: list[tuple[int, int]] = []
+    products = attention._by_products
+
+    def spy(q: Tensor, *rest: Any) -> Tensor:
+        called.append((q.shape[0], q.shape[2]))
+        return products(q, *rest)
+
+    monkeypatch.setattr(attention, "_by_products", spy)
+    query, key, value = inputs(heads, key_heads, torch.bfloat16, LONGER)
+    batch = pack([[0] * length for length in LONGER])
+    got = packed_attention(query, key, value, batch, causal=causal, scale=0.25)
+    want = textbook(query, key, value, LONGER, causal, None)
+    assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 2e-2
+    assert called == [(1, 230), (4, 61)], "the way that this test is about"
 
 
 @pytest.mark.parametrize("window", [None, 4, 7, 4096])
