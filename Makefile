@@ -1,0 +1,47 @@
+# Each target sets up what it needs. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The torch of the development environment. The image pins its own in requirements.txt; both are tested.
+TORCH ?= torch==2.13.0
+
+.DEFAULT_GOAL := help
+.PHONY: help predict serve test lint benchmark weights clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1|\2/' | column -t -s '|'
+
+predict: $(VENV)/cog  ## one prediction on the embedded model: no GPU, no download of weights
+	@$(BIN)/python scripts/demo.py
+
+serve: $(VENV)/cog  ## the Cog server on 127.0.0.1:5000; E5_MODEL and the other settings choose the model
+	$(BIN)/python scripts/serve.py
+
+test: $(VENV)/dev  ## lint, types and the whole suite
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+benchmark: $(VENV)/dev  ## speed beside sentence-transformers, latency, the answer's cost, setup, scaling
+	$(BIN)/python scripts/benchmark.py
+
+weights: $(VENV)/cog  ## download and verify the weights of E5_MODEL into weights/
+	$(BIN)/python scripts/download_weights.py
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .cog e5_cog.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps: an environment is made anew only when what it is made from has changed.
+$(VENV)/cog: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cog]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/cog pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cog,dev]'
+	@touch $@
