@@ -1,0 +1,82 @@
+"""The real server – scripts/serve.py – started and stopped, for tests and benchmarks."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that has finished its setup, well or badly. `health` is what /health-check said then."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    health: dict[str, object]
+
+
+@contextmanager
+def running(environment: Mapping[str, str] | None = None, *, timeout: float = 120) -> Iterator[Server]:
+    """Start the server on a free port of 127.0.0.1, wait until setup is over, and end it with SIGTERM.
+
+    Raises RuntimeError with the end of its log when it exits early or is not done after `timeout` seconds.
+    """
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "server.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, str(ROOT / "scripts" / "serve.py"), "--port", str(port)],
+                env={**os.environ, **(environment or {})},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            yield Server(url, process, log, _wait(url, process, log, timeout))
+        finally:
+            stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> int:
+    """End the server and return its exit status; SIGKILL when it does not react to SIGTERM for 20 seconds."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        return process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path, timeout: float) -> dict[str, object]:
+    end = time.monotonic() + timeout
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            health: dict[str, object] = httpx.get(f"{url}/health-check", timeout=5).json()
+        except httpx.TransportError:
+            health = {"status": "STARTING"}
+        if health["status"] != "STARTING":
+            return health
+        time.sleep(0.1)
+    tail = log.read_text(errors="replace")[-2000:]
+    raise RuntimeError(f"the server is not ready (exit status: {process.poll()}); its log ends with:\n{tail}")
