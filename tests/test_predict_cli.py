@@ -14,7 +14,7 @@ import pytest
 import e5
 from e5 import DEFAULT_TASK, Embedder
 from scripts import predict as cli
-from tests.server import ROOT
+from scripts.local_server import ROOT
 
 NO_TEXT = "there is no text: pass at least one of `query`, `document`, `queries`, `documents`"
 

@@ -23,7 +23,7 @@ from e5 import DEFAULT_TASK, Embedder, Settings, normalize, scores
 from e5.tokens import Tokens
 from scripts import cog_schema, schema
 from scripts import serve as serve_script
-from tests.server import ROOT, Server, free_port, running, stop
+from scripts.local_server import ROOT, Server, free_port, running, stop
 
 Answer = dict[str, Any]
 

@@ -1,5 +1,6 @@
-"""The real server – scripts/serve.py – started and stopped, for tests and benchmarks."""
+"""The real server – scripts/serve.py – started, asked and stopped: for the demonstration and the tests."""
 
+import json
 import os
 import signal
 import socket
@@ -7,12 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import httpx
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -72,8 +72,9 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path, timeout: float)
     end = time.monotonic() + timeout
     while time.monotonic() < end and process.poll() is None:
         try:
-            health: dict[str, object] = httpx.get(f"{url}/health-check", timeout=5).json()
-        except httpx.TransportError:
+            with urllib.request.urlopen(f"{url}/health-check", timeout=5) as response:
+                health: dict[str, object] = json.load(response)
+        except OSError:  # not listening yet, or too busy to answer
             health = {"status": "STARTING"}
         if health["status"] != "STARTING":
             return health

@@ -1,0 +1,80 @@
+"""`make predict`: the model cards' example and one full answer, from the real Cog server on this machine.
+
+    python scripts/demo.py
+
+Starts scripts/serve.py on a free port of 127.0.0.1, sends two requests, prints what comes back, and ends the server.
+The model is that of the E5_* settings, by default the embedded one (no GPU, no download) in float32, in which every
+machine prints the same numbers.
+"""
+
+import json
+import os
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from e5.errors import SettingsError  # noqa: E402
+from e5.settings import Settings  # noqa: E402
+from scripts.local_server import running  # noqa: E402
+
+# The worked example of the cards of intfloat/e5-mistral-7b-instruct and e5-small.
+QUERIES = ["how much protein should a female eat", "summit define"]
+DOCUMENTS = [
+    "As a general guideline, the CDC's average requirement of protein for women ages 19 to 70 is 46 grams per day. "
+    "But, as you can see from this chart, you'll need to increase that if you're expecting or training for a marathon. "
+    "Check out the chart below to see how much protein you should be eating each day.",
+    "Definition of summit for English Language Learners. : 1  the highest point of a mountain : the top of a mountain. "
+    ": 2  the highest level. : 3  a meeting or series of meetings between the leaders of two or more governments.",
+]
+ONE = {
+    "query": "What is the recommended sugar intake for women",
+    "document": "As a general guideline, the CDC’s average recommended sugar intake for women ages 19 to 70 is "
+    "20 grams per day.",
+}
+
+
+def main() -> int:
+    """Print the demonstration; return the exit status."""
+    try:
+        model = Settings.from_environment().model
+    except SettingsError as error:
+        print(f"demo.py: {error}", file=sys.stderr)
+        return 2
+    with running({"E5_DTYPE": os.environ.get("E5_DTYPE") or "float32"}, timeout=3600) as server:
+        if server.health["status"] != "READY":
+            print(f"demo.py: the model did not load:\n{server.log.read_text('utf-8')[-2000:]}", file=sys.stderr)
+            return 1
+        many = predict(server.url, queries=QUERIES, documents=DOCUMENTS)
+        one = predict(server.url, **ONE)
+    print(f"{model}: 100 × cosine of two queries with two documents\n")
+    for query, row in zip(QUERIES, many["output"]["scores"], strict=True):
+        print(f"  {query:40}" + "".join(f"{score:8.2f}" for score in row))
+    print("\nOne query, one document: the answer of POST /predictions\n")
+    print(json.dumps(shortened(one), indent=2, ensure_ascii=False))
+    return 0
+
+
+def predict(url: str, **inputs: object) -> dict[str, Any]:
+    """POST one prediction and return the whole answer."""
+    body = json.dumps({"input": inputs}).encode()
+    request = urllib.request.Request(f"{url}/predictions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as response:
+        answer: dict[str, Any] = json.load(response)
+    return answer
+
+
+def shortened(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer with each vector as one line of text: its first numbers and its size."""
+    vectors = [
+        f"[{', '.join(f'{number:.4f}' for number in vector[:4])}, … {len(vector)} numbers]"
+        for vector in answer["output"]["embeddings"]
+    ]
+    return answer | {"output": answer["output"] | {"embeddings": vectors}}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
