@@ -67,14 +67,23 @@ def plan(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return batches
 
 
-def pack(ids: Sequence[Sequence[int]], first_position: int = 0) -> PackedBatch:
-    """One row from the ids of some texts, in the order given. `first_position` is the position of a text's start."""
+def pack(ids: Sequence[Sequence[int]], padding_id: int | None = None) -> PackedBatch:
+    """One row from the ids of some texts, in the order given.
+
+    Positions count each text's tokens from 0. With XLM-R's `padding_id` they count from padding_id + 1, and a padding
+    token, which a text that spells `<pad>` has, stays at padding_id and is not counted: `create_position_ids_from_
+    input_ids` of transformers, and fairseq before it.
+    """
     lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
     ends = np.cumsum(lengths)
     starts = ends - lengths
     tokens = int(ends[-1])
     input_ids = np.fromiter((token for text in ids for token in text), dtype=np.int64, count=tokens)
-    position_ids = np.arange(tokens) - np.repeat(starts, lengths) + first_position
+    position_ids = np.arange(tokens) - np.repeat(starts, lengths)
+    if padding_id is not None:
+        counts = input_ids != padding_id
+        seen = np.concatenate(([0], np.cumsum(counts)))
+        position_ids = (seen[1:] - np.repeat(seen[starts], lengths)) * counts + padding_id
     cu_seqlens = np.concatenate(([0], ends)).astype(np.int32)
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids),

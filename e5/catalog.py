@@ -17,6 +17,9 @@ Source = Literal["adapter", "merged"]
 FLAGSHIP = "e5-mistral-7b-instruct"
 EMBEDDED = "e5-mistral-tiny"
 
+SENTENCEPIECE_FRAME = ("<s>", "</s>")
+WORDPIECE_FRAME = ("[CLS]", "[SEP]")
+
 CHECKPOINT = ("model.safetensors", "model.safetensors.index.json")
 """A checkpoint is the first of these that exists; an index names its shards."""
 ADAPTER_TENSORS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -45,11 +48,13 @@ class Model:
 
     `sources` maps a source's name to its parts, the default source first. The source `adapter` is a base and a LoRA
     adapter that are merged while loading; `merged` is one complete checkpoint. `max_tokens` counts special tokens.
-    `parts == ()` says that the weights come with this repository.
+    `parts == ()` says that the weights come with this repository. `frame` is the first and the last special token of
+    every text. `architectures` are the kinds of checkpoint that are this model's, the published one first.
     """
 
     name: str
-    architecture: Architecture
+    architectures: tuple[Architecture, ...]
+    frame: tuple[str, str]
     pooling: Pooling
     prompt: PromptKind
     max_tokens: int
@@ -60,6 +65,10 @@ class Model:
     languages: str
     sources: tuple[tuple[Source, tuple[Part, ...]], ...]
     beir_ndcg10: float | None = None
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.architectures[0]
 
     @property
     def default_source(self) -> Source:
@@ -77,7 +86,7 @@ class Model:
 def _encoder(
     name: str,
     revision: str,
-    architecture: Architecture,
+    architectures: Architecture | tuple[Architecture, ...],
     layers: int,
     dimensions: int,
     parameters: int,
@@ -87,9 +96,11 @@ def _encoder(
     prompt: PromptKind = "prefix",
 ) -> Model:
     part = Part(f"intfloat/{name}", revision, ("config.json", "tokenizer.json"), CHECKPOINT)
+    multilingual = name.startswith("multilingual-")
     return Model(
         name=name,
-        architecture=architecture,
+        architectures=(architectures,) if isinstance(architectures, str) else architectures,
+        frame=SENTENCEPIECE_FRAME if multilingual else WORDPIECE_FRAME,
         pooling="mean",
         prompt=prompt,
         max_tokens=512,
@@ -97,7 +108,7 @@ def _encoder(
         layers=layers,
         parameters=parameters,
         license=license,
-        languages="English" if architecture == "bert" else "100 languages",
+        languages="100 languages" if multilingual else "English",
         sources=(("merged", (part,)),),
         beir_ndcg10=beir_ndcg10,
     )
@@ -109,7 +120,8 @@ _E5_MISTRAL_REVISION = "07163b72af1488142a360786df853f237b1a3ca1"
 MODELS: tuple[Model, ...] = (
     Model(
         name=FLAGSHIP,
-        architecture="mistral",
+        architectures=("mistral",),
+        frame=SENTENCEPIECE_FRAME,
         pooling="last",
         prompt="instruct",
         max_tokens=4096,
@@ -166,8 +178,15 @@ MODELS: tuple[Model, ...] = (
     _encoder("e5-small-v2", "dca8b1a9dae0d4575df2bf423a5edb485a431236", "bert", 12, 384, 33_000_000, 49.0),
     _encoder("e5-base-v2", "1c644c92ad3ba1efdad3f1451a637716616a20e8", "bert", 12, 768, 109_000_000, 50.3),
     _encoder("e5-large-v2", "b322e09026e4ea05f42beadf4d661fb4e101d311", "bert", 24, 1024, 335_000_000, 50.6),
+    # Made from Multilingual-MiniLM: a BERT module (positions from 0) with XLM-R's tokenizer (elastic/eland #625).
     _encoder(
-        "multilingual-e5-small", "fd1525a9fd15316a2d503bf26ab031a61d056e98", "xlm-roberta", 12, 384, 118_000_000, 46.6
+        "multilingual-e5-small",
+        "fd1525a9fd15316a2d503bf26ab031a61d056e98",
+        ("bert", "xlm-roberta"),
+        12,
+        384,
+        118_000_000,
+        46.6,
     ),
     _encoder(
         "multilingual-e5-base", "d13f1b27baf31030b7fd040960d60d909913633f", "xlm-roberta", 12, 768, 278_000_000, 48.9
@@ -187,7 +206,8 @@ MODELS: tuple[Model, ...] = (
     ),
     Model(
         name=EMBEDDED,
-        architecture="mistral",
+        architectures=("mistral",),
+        frame=SENTENCEPIECE_FRAME,
         pooling="last",
         prompt="instruct",
         max_tokens=4096,

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from e5 import batches, catalog, pooling, prompts, weights
 from e5.inputs import check_task, check_texts
-from e5.model import PackedModel, choose_device, choose_dtype, load, max_tokens
+from e5.model import PackedModel, choose_device, choose_dtype, load, max_positions
 from e5.prompts import DEFAULT_TASK
 from e5.settings import Settings
 from e5.tokens import Tokenizer, Tokens
@@ -99,11 +99,11 @@ class Embedder:
                 model.name,
                 model.dimensions,
             )
-        limit = max_tokens(model, packed.config)
+        limit = min(model.max_tokens, max_positions(packed.config))
         return cls(
             model,
             packed,
-            Tokenizer(files.tokenizer, model.architecture, limit),
+            Tokenizer(files.tokenizer, model.frame, limit, literal=model.architecture == "mistral"),
             source=files.source,
             max_batch_tokens=settings.max_batch_tokens,
             phases={"locate": located, **seconds},
@@ -147,7 +147,7 @@ class Embedder:
         quiet, delay = (None, 2) if progress is None else (not progress, 0)
         with tqdm(total=len(tokens), unit="text", delay=delay, disable=quiet) as bar:
             for indices in batches.plan([len(ids) for ids in tokens.ids], self.max_batch_tokens):
-                batch = batches.pack([tokens.ids[index] for index in indices], self.packed.first_position)
+                batch = batches.pack([tokens.ids[index] for index in indices], self.packed.padding_id)
                 running = (indices, self.packed.embed(batch))
                 # A GPU computes this batch while the one before it is fetched: nobody waits in between.
                 _collect(vectors, waiting)

@@ -28,10 +28,10 @@ from e5.weights import LocalWeights
 class PackedModel:
     """A bare transformer that maps packed batches to one pooled vector a text."""
 
-    def __init__(self, module: PreTrainedModel, kind: catalog.Pooling, first_position: int) -> None:
+    def __init__(self, module: PreTrainedModel, kind: catalog.Pooling) -> None:
         self.module = module
         self.pooling = kind
-        self.first_position = first_position
+        self.padding_id = position_padding(module.config)
         self.device, self.dtype = module.device, module.dtype
         self.config = module.config
         self.dimensions = int(self.config.hidden_size)
@@ -64,10 +64,8 @@ def load(
 ) -> tuple[PackedModel, dict[str, float]]:
     """Build, fill and merge. Returns the model and the seconds spent to `load` and to `merge`. Raises WeightsError."""
     started = time.perf_counter()
-    if device.type == "cpu":
-        _keep_freed_memory()
     config = AutoConfig.from_pretrained(weights.checkpoint, local_files_only=True)
-    if config.model_type != model.architecture:
+    if config.model_type not in model.architectures:
         raise WeightsError(
             f"{weights.checkpoint} holds a {config.model_type} model, {model.name} is a {model.architecture} one: "
             "set E5_MODEL to the model that the folder holds"
@@ -75,17 +73,21 @@ def load(
     module = _empty(config, device, dtype)
     adapter = Adapter(weights.adapter) if weights.adapter else None
     merge_seconds = _fill(module, weights.checkpoint, adapter)
-    offset = config.pad_token_id + 1 if model.architecture == "xlm-roberta" else 0
-    packed = PackedModel(module, model.pooling, offset)
+    if device.type == "cpu":
+        _keep_freed_memory()  # not before: what loading frees should go back
+    packed = PackedModel(module, model.pooling)
     return packed, {"load": time.perf_counter() - started - merge_seconds, "merge": merge_seconds}
 
 
-def max_tokens(model: catalog.Model, config: Any) -> int:
-    """The model's limit, or what the checkpoint has positions for where that is less; special tokens included."""
-    positions = int(config.max_position_embeddings)
-    if model.architecture == "xlm-roberta":  # positions up to padding_idx are never a text's
-        positions -= config.pad_token_id + 1
-    return min(model.max_tokens, positions)
+def position_padding(config: Any) -> int | None:
+    """XLM-R's padding token, after which its positions begin; None for models whose positions begin at 0."""
+    return int(config.pad_token_id) if config.model_type == "xlm-roberta" else None
+
+
+def max_positions(config: Any) -> int:
+    """How many tokens, special ones included, the checkpoint has positions for."""
+    padding_id = position_padding(config)
+    return int(config.max_position_embeddings) - (0 if padding_id is None else padding_id + 1)
 
 
 def choose_device(name: str | None) -> torch.device:

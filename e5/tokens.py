@@ -5,8 +5,11 @@ post-processor nor a release of transformers decides whether `</s>` is there: e5
 for it, its tokenizer.json does not add it, and transformers ≥ 5 dropped it silently (nDCG@10 of one retrieval task
 .374 → .065).
 
-A text is text: what looks like a special token in it (`</s>`, `[SEP]`) is encoded as characters, as SentencePiece
-does it, and cannot forge one. Only `tokenizer.json` is read; no code of transformers takes part.
+What looks like a special token in a decoder's text (`</s>`) is encoded as characters, as Mistral's SentencePiece does
+it, and cannot forge one. In an encoder's text it is that token, as in the code of the model cards: with XLM-R's Unigram
+file it would be in any case, because `<pad>` is a piece like any other there.
+
+Only `tokenizer.json` is read; no code of transformers takes part.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,14 +18,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as TokenizerFile
 
-from e5.catalog import Architecture
 from e5.errors import WeightsError
 
-FRAMES: dict[Architecture, tuple[str, str]] = {
-    "mistral": ("<s>", "</s>"),
-    "bert": ("[CLS]", "[SEP]"),
-    "xlm-roberta": ("<s>", "</s>"),
-}
 CHUNK = 1024
 """Texts per call of the tokenizer: bounds the memory of its Encoding objects on a long work list."""
 
@@ -46,18 +43,21 @@ class Tokens:
 class Tokenizer:
     """One model's tokenizer. Thread-safe: encoding changes no state."""
 
-    def __init__(self, path: Path, architecture: Architecture, max_tokens: int) -> None:
-        """Read `tokenizer.json`. `max_tokens` counts the frame. Raises WeightsError for a file that does not fit."""
+    def __init__(self, path: Path, frame: tuple[str, str], max_tokens: int, *, literal: bool) -> None:
+        """Read `tokenizer.json`. `frame`: the special tokens around a text, which `max_tokens` counts.
+
+        `literal`: what looks like a special token inside of a text is characters.
+        Raises WeightsError for a file that does not fit.
+        """
         try:
             self._file = TokenizerFile.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception for every kind of broken file
             raise WeightsError(f"{path} is not a tokenizer that can be read ({error}): fetch it again") from error
         self._file.no_truncation()
         self._file.no_padding()
-        self._file.encode_special_tokens = True
+        self._file.encode_special_tokens = literal
         self.max_tokens = max_tokens
-        first, last = FRAMES[architecture]
-        self.first_id, self.last_id = self._special(path, first), self._special(path, last)
+        self.first_id, self.last_id = (self._special(path, token) for token in frame)
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Frame and, where needed, truncate each text; the last special token always stays."""

@@ -109,7 +109,7 @@ def _held(model: Model, folder: Path) -> str:
 def check(model: Model, weights: LocalWeights) -> list[str]:
     """What keeps these weights from being used, each with its path; empty when nothing does. Reads headers only."""
     config = weights.checkpoint / "config.json"
-    if not flaw(config) and (is_type := _json(config).get("model_type")) != model.architecture:
+    if not flaw(config) and (is_type := _json(config).get("model_type")) not in model.architectures:
         return [f"{config} is of model_type {is_type}, not {model.architecture}: set E5_MODEL to the model that it is"]
     found = flaws(weights.checkpoint, ("config.json",), CHECKPOINT)
     found += flaws(weights.tokenizer.parent, (weights.tokenizer.name,))

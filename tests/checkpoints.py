@@ -92,15 +92,6 @@ def bert(folder: Path, seed: int = 0) -> Path:
 
 def xlm_roberta(folder: Path, seed: int = 0) -> Path:
     """An XLMRobertaModel with a Unigram tokenizer and positions from padding_idx + 1, as multilingual E5 has them."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    tokenizer.train_from_iterator(
-        CORPUS, trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>")
-    )
-    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 2)])
     config = XLMRobertaConfig(
         vocab_size=300,
         hidden_size=32,
@@ -116,8 +107,38 @@ def xlm_roberta(folder: Path, seed: int = 0) -> Path:
     )
     torch.manual_seed(seed)
     XLMRobertaModel(config).save_pretrained(folder)
-    _save(tokenizer, folder, {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+    _unigram(folder)
     return folder
+
+
+def multilingual_bert(folder: Path, seed: int = 0) -> Path:
+    """A BertModel (two token types, padding_idx 0) with a Unigram tokenizer, as multilingual-e5-small has them."""
+    config = BertConfig(
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(seed)
+    BertModel(config).save_pretrained(folder)
+    _unigram(folder)
+    return folder
+
+
+def _unigram(folder: Path) -> None:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>")
+    )
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 2)])
+    _save(tokenizer, folder, {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
 
 
 def _save(tokenizer: Tokenizer, folder: Path, names: dict[str, str]) -> None:

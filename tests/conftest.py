@@ -24,5 +24,10 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def multilingual_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.multilingual_bert(tmp_path_factory.mktemp("multilingual_bert"))
+
+
+@pytest.fixture(scope="session")
 def xlm_roberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.xlm_roberta(tmp_path_factory.mktemp("xlm_roberta"))

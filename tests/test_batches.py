@@ -34,5 +34,6 @@ def test_one_row_without_padding() -> None:
     assert batch.max_seqlen == 4
 
 
-def test_positions_may_start_later() -> None:
-    assert pack([[0, 5, 2], [0, 2]], first_position=2).position_ids.tolist() == [2, 3, 4, 2, 3]
+def test_positions_of_xlm_roberta() -> None:
+    assert pack([[0, 5, 2], [0, 2]], padding_id=1).position_ids.tolist() == [2, 3, 4, 2, 3]
+    assert pack([[0, 1, 5, 1, 2], [0, 2]], padding_id=1).position_ids.tolist() == [2, 1, 3, 1, 4, 2, 3]

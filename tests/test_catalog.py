@@ -58,7 +58,7 @@ def test_the_flagship_is_base_and_adapter_or_merged() -> None:
         ("e5-small-v2", "dca8b1a9dae0d4575df2bf423a5edb485a431236", "bert", "prefix", 384, "mit"),
         ("e5-base-v2", "1c644c92ad3ba1efdad3f1451a637716616a20e8", "bert", "prefix", 768, "mit"),
         ("e5-large-v2", "b322e09026e4ea05f42beadf4d661fb4e101d311", "bert", "prefix", 1024, "mit"),
-        ("multilingual-e5-small", "fd1525a9fd15316a2d503bf26ab031a61d056e98", "xlm-roberta", "prefix", 384, "mit"),
+        ("multilingual-e5-small", "fd1525a9fd15316a2d503bf26ab031a61d056e98", "bert", "prefix", 384, "mit"),
         ("multilingual-e5-base", "d13f1b27baf31030b7fd040960d60d909913633f", "xlm-roberta", "prefix", 768, "mit"),
         ("multilingual-e5-large", "ab10c1a7f42e74530fe7ae5be82e6d4f11a719eb", "xlm-roberta", "prefix", 1024, "mit"),
         (
@@ -77,6 +77,14 @@ def test_the_encoders(name: str, revision: str, architecture: str, prompt: str, 
     assert (part.repo, part.revision) == (f"intfloat/{name}", revision)
     assert (model.architecture, model.prompt, model.dimensions) == (architecture, prompt, dimensions)
     assert (model.pooling, model.max_tokens, model.license) == ("mean", 512, license)
+
+
+def test_frames_follow_the_tokenizer_not_the_module() -> None:
+    small = catalog.get("multilingual-e5-small")
+    assert (small.architectures, small.frame) == (("bert", "xlm-roberta"), ("<s>", "</s>"))
+    assert catalog.get("multilingual-e5-large-instruct").frame == ("<s>", "</s>")
+    assert catalog.get("e5-mistral-7b-instruct").frame == ("<s>", "</s>")
+    assert catalog.get("e5-small").frame == ("[CLS]", "[SEP]")
 
 
 def test_unknown_names_and_sources_are_refused_with_the_right_ones() -> None:

@@ -41,6 +41,7 @@ TEXTS = [
     "\x00 NUL, \x1b escape,\r\n\ttab",
     "the same length as the next one",
     "the same length as the last one",
+    "spelled out: </s> <s> <pad><pad> <mask> [SEP] [MASK] [PAD]",
     "word " * 300,
     "over the limit of every model " * 900,
 ]
@@ -79,18 +80,24 @@ def decoder(decoder_folder: Path) -> Case:
     return Case(embedder, Reference(with_peft(decoder_folder), decoder_folder, 4096), instruct, str)
 
 
-@pytest.fixture(scope="module", params=["mistral", "bert", "xlm-roberta", "xlm-roberta instruct"])
-def case(request: pytest.FixtureRequest, decoder: Case, bert_folder: Path, xlm_roberta_folder: Path) -> Case:
+ENCODERS = {
+    "bert": ("e5-small", "bert_folder"),
+    "bert with XLM-R's tokenizer": ("multilingual-e5-small", "multilingual_bert_folder"),
+    "xlm-roberta": ("multilingual-e5-base", "xlm_roberta_folder"),
+    "xlm-roberta instruct": ("multilingual-e5-large-instruct", "xlm_roberta_folder"),
+}
+
+
+@pytest.fixture(scope="module", params=["mistral", *ENCODERS])
+def case(request: pytest.FixtureRequest, decoder: Case) -> Case:
     if request.param == "mistral":
         return decoder
-    if request.param == "xlm-roberta instruct":
-        embedder = Embedder.load("multilingual-e5-large-instruct", xlm_roberta_folder, dtype="float32")
-        return Case(embedder, Reference.load(xlm_roberta_folder, 512), instruct, str)
-    name, folder = (
-        ("e5-small", bert_folder) if request.param == "bert" else ("multilingual-e5-base", xlm_roberta_folder)
-    )
-    embedder = Embedder.load(name, folder, dtype="float32")
-    return Case(embedder, Reference.load(folder, 512), "query: {}".format, "passage: {}".format)
+    name, fixture = ENCODERS[request.param]
+    folder = request.getfixturevalue(fixture)
+    embedder, reference = Embedder.load(name, folder, dtype="float32"), Reference.load(folder, 512)
+    if name.endswith("instruct"):
+        return Case(embedder, reference, instruct, str)
+    return Case(embedder, reference, "query: {}".format, "passage: {}".format)
 
 
 def check(case: Case) -> None:
@@ -164,7 +171,7 @@ def _order_swapped(patch: pytest.MonkeyPatch) -> None:
     original = e5.batches.plan
     patch.setattr(e5.batches, "plan", lambda *a: [batch[::-1] for batch in original(*a)])
     pack = e5.batches.pack
-    patch.setattr(e5.batches, "pack", lambda ids, first: pack(ids[::-1], first))
+    patch.setattr(e5.batches, "pack", lambda ids, padding_id: pack(ids[::-1], padding_id))
 
 
 def _task_on_documents(patch: pytest.MonkeyPatch) -> None:
@@ -174,9 +181,11 @@ def _task_on_documents(patch: pytest.MonkeyPatch) -> None:
 def _no_positions(patch: pytest.MonkeyPatch) -> None:
     pack = e5.batches.pack
 
-    def packed(ids: Sequence[Sequence[int]], first: int) -> e5.batches.PackedBatch:  # positions run on through the row
-        batch = pack(ids, first)
-        batch.position_ids[:] = torch.arange(len(batch.position_ids)) % 500 + first
+    def packed(
+        ids: Sequence[Sequence[int]], padding_id: int | None
+    ) -> e5.batches.PackedBatch:  # positions run on through the row
+        batch = pack(ids, padding_id)
+        batch.position_ids[:] = torch.arange(len(batch.position_ids)) % 500 + (padding_id or -1) + 1
         return batch
 
     patch.setattr(e5.batches, "pack", packed)
@@ -185,8 +194,8 @@ def _no_positions(patch: pytest.MonkeyPatch) -> None:
 def _texts_see_each_other(patch: pytest.MonkeyPatch) -> None:
     pack = e5.batches.pack
 
-    def packed(ids: Sequence[Sequence[int]], first: int) -> e5.batches.PackedBatch:
-        batch = pack(ids, first)
+    def packed(ids: Sequence[Sequence[int]], padding_id: int | None) -> e5.batches.PackedBatch:
+        batch = pack(ids, padding_id)
         total = len(batch.input_ids)
         runs = (e5.batches.Run(0, 1, total),)
         return e5.batches.PackedBatch(batch.input_ids, batch.position_ids, batch.cu_seqlens, runs, total)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import MistralModel
+from transformers import AutoConfig, MistralModel
 
 from e5 import catalog
 from e5.errors import WeightsError
-from e5.model import load, max_tokens
+from e5.model import load, max_positions, position_padding
 from e5.weights import LocalWeights
 from tests import checkpoints
 
@@ -212,17 +212,12 @@ def test_another_architecture_is_refused(bert_folder: Path, decoder_folder: Path
         load(FLAGSHIP, files, CPU, torch.float32)
 
 
-def test_the_limit_is_the_models_or_the_checkpoints(bert_folder: Path, xlm_roberta_folder: Path) -> None:
-    from transformers import AutoConfig
-
-    encoder = catalog.get("multilingual-e5-small")
-    config = AutoConfig.from_pretrained(xlm_roberta_folder)
-    assert config.max_position_embeddings == 514 and max_tokens(encoder, config) == 512
-    config.max_position_embeddings = 130
-    assert max_tokens(encoder, config) == 128
+def test_positions_of_a_checkpoint(bert_folder: Path, xlm_roberta_folder: Path) -> None:
+    bert, xlm_r = (AutoConfig.from_pretrained(folder) for folder in (bert_folder, xlm_roberta_folder))
+    assert (bert.max_position_embeddings, position_padding(bert), max_positions(bert)) == (512, None, 512)
+    assert (xlm_r.max_position_embeddings, position_padding(xlm_r), max_positions(xlm_r)) == (514, 1, 512)
     flagship = AutoConfig.from_pretrained(checkpoints.EMBEDDED / "base")
-    flagship.max_position_embeddings = 32768
-    assert max_tokens(FLAGSHIP, flagship) == 4096
+    assert (position_padding(flagship), max_positions(flagship)) == (None, 4096)
 
 
 PEAK = """

@@ -15,6 +15,7 @@ from tests.checkpoints import EMBEDDED
 from tests.reference import decoder_ids, encoder_ids, sentencepiece_model
 
 MISTRAL = EMBEDDED / "base" / "tokenizer.json"
+FRAME = ("<s>", "</s>")
 TEXTS = [
     "how much protein should a female eat",
     "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: summit define",
@@ -33,12 +34,12 @@ def test_known_ids() -> None:
     # The ids of "Hello" and "world" in Mistral-7B-v0.1's vocabulary, read from its tokenizer.model by hand.
     pieces = sentencepiece_model()
     hello, world = pieces.piece_to_id("▁Hello"), pieces.piece_to_id("▁world")
-    assert Tokenizer(MISTRAL, "mistral", 4096).encode(["Hello world"]).ids == [[1, hello, world, 2]]
+    assert Tokenizer(MISTRAL, FRAME, 4096, literal=True).encode(["Hello world"]).ids == [[1, hello, world, 2]]
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_decoder_matches_sentencepiece(text: str) -> None:
-    assert Tokenizer(MISTRAL, "mistral", 4096).encode([text]).ids == [decoder_ids(text, 4096)]
+    assert Tokenizer(MISTRAL, FRAME, 4096, literal=True).encode([text]).ids == [decoder_ids(text, 4096)]
 
 
 @given(st.text(min_size=1, max_size=60))
@@ -94,12 +95,12 @@ def test_whatever_the_tokenizer_file_adds(change: Callable[[dict[str, Any]], Non
     change(file)
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(file), "utf-8")
-    tokens = Tokenizer(path, "mistral", 16).encode(["summit define", "word " * 40])
+    tokens = Tokenizer(path, FRAME, 16, literal=True).encode(["summit define", "word " * 40])
     assert tokens.ids == [decoder_ids("summit define", 16), decoder_ids("word " * 40, 16)]
 
 
 def test_truncation_keeps_the_frame_and_is_counted() -> None:
-    tokenizer = Tokenizer(MISTRAL, "mistral", 10)
+    tokenizer = Tokenizer(MISTRAL, FRAME, 10, literal=True)
     body = sentencepiece_model().encode("word " * 9)
     exact = sentencepiece_model().decode(body[:8])
     tokens = tokenizer.encode(["word " * 9, exact, "word"])
@@ -117,10 +118,10 @@ def test_many_texts_keep_their_order() -> None:
     assert _mistral().encode([]).ids == []
 
 
-@pytest.mark.parametrize("text", [*TEXTS[:7], "Ünïcödé ñandú", "long " * 700])
+@pytest.mark.parametrize("text", [*TEXTS, "Ünïcödé ñandú", "long " * 700, "a <mask> [MASK]</s>[SEP] <pad><pad> it"])
 def test_the_encoders_match_transformers(text: str, bert_folder: Path, xlm_roberta_folder: Path) -> None:
-    for folder, architecture in ((bert_folder, "bert"), (xlm_roberta_folder, "xlm-roberta")):
-        tokens = Tokenizer(folder / "tokenizer.json", architecture, 512).encode([text])  # type: ignore[arg-type]
+    for folder, frame in ((bert_folder, ("[CLS]", "[SEP]")), (xlm_roberta_folder, ("<s>", "</s>"))):
+        tokens = Tokenizer(folder / "tokenizer.json", frame, 512, literal=False).encode([text])
         assert tokens.ids == [encoder_ids(folder, text, 512)]
         assert tokens.truncated == (len(encoder_ids(folder, text, 9999)) > 512)
 
@@ -129,9 +130,9 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, bert_folder: Pat
     broken = tmp_path / "tokenizer.json"
     broken.write_text(MISTRAL.read_text("utf-8")[:1000], "utf-8")
     with pytest.raises(WeightsError, match="is not a tokenizer that can be read"):
-        Tokenizer(broken, "mistral", 512)
+        Tokenizer(broken, FRAME, 512, literal=True)
     with pytest.raises(WeightsError, match="has no token <s>: it is not the tokenizer of this model"):
-        Tokenizer(bert_folder / "tokenizer.json", "mistral", 512)
+        Tokenizer(bert_folder / "tokenizer.json", FRAME, 512, literal=True)
 
 
 _CACHE: list[Tokenizer] = []
@@ -139,5 +140,5 @@ _CACHE: list[Tokenizer] = []
 
 def _mistral() -> Tokenizer:
     if not _CACHE:
-        _CACHE.append(Tokenizer(MISTRAL, "mistral", 4096))
+        _CACHE.append(Tokenizer(MISTRAL, FRAME, 4096, literal=True))
     return _CACHE[0]

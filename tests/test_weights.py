@@ -135,7 +135,7 @@ def test_an_adapter_bin_that_is_no_archive_is_refused(tmp_path: Path) -> None:
 def test_a_folder_of_another_architecture_says_which_and_names_the_setting(tmp_path: Path) -> None:
     folder = write(tmp_path, encoder())
     with pytest.raises(WeightsError, match=r"model_type bert, not xlm-roberta: set E5_MODEL"):
-        weights.locate(catalog.get("multilingual-e5-small"), folder)
+        weights.locate(catalog.get("multilingual-e5-base"), folder)
 
 
 def test_a_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""The predictor of the benchmark's section on answers: no model, the same two vectors, returned in the way asked for.
+
+It runs in Cog's server, started by scripts/bench_answer.py, and is asynchronous and concurrent as predict.py is.
+"""
+
+import cog
+import numpy as np
+from cog import BaseModel, BasePredictor, Input
+
+from e5 import wire
+
+COUNT, DIMENSIONS = 2, 4096
+
+
+class Output(BaseModel):  # type: ignore[misc]  # mypy is told not to read cog
+    """Vectors as numbers, or as base64 of their float32 bytes."""
+
+    embeddings: list[list[float]] | None
+    embeddings_base64: list[str] | None
+
+
+class Predictor(BasePredictor):  # type: ignore[misc]
+    """Its model time is zero; what is measured is the way of an answer through the server."""
+
+    async def setup(self) -> None:
+        self.vectors = np.random.default_rng(0).standard_normal((COUNT, DIMENSIONS), dtype=np.float32)
+
+    @cog.concurrent(max=64)  # type: ignore[untyped-decorator]
+    async def predict(
+        self,
+        way: str = Input(description="How to return them.", choices=["list", "float", "base64", "nothing"]),
+    ) -> Output:
+        """`list` is what a predictor returns that does not know the server; `float` and `base64` are e5.wire's."""
+        if way == "list":
+            return Output(embeddings=self.vectors.tolist(), embeddings_base64=None)
+        if way == "float":
+            return Output(embeddings=wire.rows(self.vectors), embeddings_base64=None)
+        if way == "base64":
+            return Output(embeddings=None, embeddings_base64=wire.base64_rows(self.vectors))
+        return Output(embeddings=None, embeddings_base64=None)

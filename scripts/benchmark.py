@@ -1,0 +1,250 @@
+"""How fast it is, here: a card for people, then one line of JSON with the same numbers.
+
+    python scripts/benchmark.py                                       everything, on the embedded model
+    python scripts/benchmark.py --quick --only throughput,latency
+    python scripts/benchmark.py --model e5-small --random-weights     a real model's sizes without a download
+
+Sections: setup by phase; the cost of an answer in Cog's server; throughput and latency beside sentence-transformers
+(and the model card's loop) on the same weights; scaling. What is compared takes turns within one run, and the figures
+are medians or percentiles of it. Progress goes to standard error.
+"""
+
+import argparse
+import importlib.util
+import json
+import logging
+import os
+import sys
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import e5
+from e5 import catalog
+from e5.errors import SettingsError, WeightsError
+from e5.settings import DTYPES, Settings
+from scripts.bench_report import Json, log, machine, machine_card
+
+if TYPE_CHECKING:  # torch loads in main(), once the environment is set
+    from scripts.bench_engines import Engines
+    from scripts.bench_texts import Texts
+
+SECTIONS = ("setup", "answer", "throughput", "latency", "scaling")
+"""In the order in which they run: the process of setup must not share a GPU's memory with engines already loaded."""
+TEXTS, QUICK_TEXTS = 256, 24
+ROUNDS, QUICK_ROUNDS = 5, 2
+CALLS_PER_ROUND = 10
+"""Latency and answer are short: they take this many calls for each round of the others."""
+SEED = 0
+NO_COG = 'cog is not installed: pip install "cog>=0.22,<0.24"'
+NO_RIVAL = "sentence-transformers is not installed: pip install -e '.[dev]'"
+
+
+def main(argv: list[str]) -> int:
+    """Print the card and the JSON line. Exit status: 0; 1 the weights cannot be had; 2 wrong arguments."""
+    arguments = _arguments(argv)
+    # Read when torch loads. As predict.py has it, and for all engines alike: idle threads shall not spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    try:
+        with tempfile.TemporaryDirectory(prefix="e5-benchmark-") as folder:
+            result = _measure(arguments, Path(folder))
+    except (SettingsError, WeightsError) as error:
+        print(f"benchmark.py: {error}", file=sys.stderr)
+        return 2 if isinstance(error, SettingsError) else 1
+    print(json.dumps(_rounded(result)), flush=True)
+    return 0
+
+
+def _measure(arguments: argparse.Namespace, folder: Path) -> Json:
+    """Run the sections, printing the card of each as soon as it is done."""
+    result: Json = {"benchmark": "e5-cog", "version": e5.__version__, "machine": machine()}
+    bench = Bench(arguments, folder)
+    result |= bench.facts()
+    model, settings = result["model"], result["settings"]
+    weights = "random weights" if model["random_weights"] else f"source {model['source']}"
+    print(
+        f"{result['benchmark']} {result['version']}: {model['name']} ({weights}), {model['layers']} layers, "
+        f"{model['dimensions']} dimensions, on {settings['device']}"
+        + ("; quick: too small for figures" if settings["quick"] else "")
+        + f"\n{machine_card(result['machine'])}",
+        flush=True,
+    )
+    for name in arguments.only:
+        result[name], card = getattr(bench, name)()
+        print(f"\n{card}", flush=True)
+    print(flush=True)
+    return result
+
+
+class Bench:
+    """A method for each section, giving its numbers and its card; weights and engines are made when first needed."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+        """`folder`: an empty one, for random weights and the merged checkpoint. Raises SettingsError, WeightsError."""
+        from e5 import model, weights
+
+        self.folder = folder
+        self.quick: bool = arguments.quick
+        self.rounds: int = arguments.repeats or (QUICK_ROUNDS if self.quick else ROUNDS)
+        self.count: int = arguments.texts or (QUICK_TEXTS if self.quick else TEXTS)
+        self.dtypes: list[str] | None = arguments.dtypes
+        self.random: bool = arguments.random_weights
+        self.model = catalog.get(arguments.model)
+        self.device = model.choose_device(Settings(device=arguments.device).device)
+        self.weights = self._draw(arguments.layers) if self.random else arguments.weights
+        self.found = weights.locate(self.model, self.weights)
+
+    def facts(self) -> Json:
+        """What is measured, on how much."""
+        config = json.loads((self.found.checkpoint / "config.json").read_text("utf-8"))
+        return {
+            "model": {
+                "name": self.model.name,
+                "source": self.found.source,
+                "random_weights": self.random,
+                "layers": config["num_hidden_layers"],
+                "dimensions": config["hidden_size"],
+                "max_tokens": self.model.max_tokens,
+            },
+            "settings": {
+                "device": str(self.device),
+                "quick": self.quick,
+                "texts": self.count,
+                "rounds": self.rounds,
+                "seed": SEED,
+            },
+        }
+
+    def setup(self) -> tuple[Json, str]:
+        from scripts import bench_setup
+
+        result = bench_setup.measure(self.model.name, self.weights, str(self.device), self.rounds)
+        return result, bench_setup.card(result)
+
+    def answer(self) -> tuple[Json, str]:
+        if importlib.util.find_spec("cog") is None:
+            return _skipped("answer", NO_COG)
+        from scripts import bench_answer
+
+        result = bench_answer.measure(CALLS_PER_ROUND * self.rounds)
+        return result, bench_answer.card(result)
+
+    def throughput(self) -> tuple[Json, str]:
+        if importlib.util.find_spec("sentence_transformers") is None:
+            return _skipped("throughput", NO_RIVAL)
+        from scripts import bench_throughput
+
+        result = bench_throughput.measure(self.engines, self.texts, self.count, self.rounds)
+        return result, bench_throughput.card(result)
+
+    def latency(self) -> tuple[Json, str]:
+        if importlib.util.find_spec("sentence_transformers") is None:
+            return _skipped("latency", NO_RIVAL)
+        from scripts import bench_latency
+
+        result = bench_latency.measure(self.engines, self.texts, CALLS_PER_ROUND * self.rounds)
+        return result, bench_latency.card(result)
+
+    def scaling(self) -> tuple[Json, str]:
+        from scripts import bench_scaling
+
+        sizes = bench_scaling.QUICK_SIZES if self.quick else bench_scaling.SIZES
+        result = bench_scaling.measure(self.texts.embedder, self.texts, sizes, self.rounds)
+        return result, bench_scaling.card(result)
+
+    @cached_property
+    def engines(self) -> "Engines":
+        """This package and sentence-transformers in each dtype, on one checkpoint."""
+        from scripts import bench_engines as engines
+
+        folder = engines.shared_checkpoint(self.model, self.found, self.device, self.folder / "shared")
+        dtypes = self.dtypes or engines.dtypes(self.device)
+        log(f"loading both libraries in {' and '.join(dtypes)} …")
+        ours = engines.load_ours(self.model, folder, self.device, dtypes)
+        return engines.Engines(folder, ours, engines.load_rivals(folder, self.device, dtypes))
+
+    @cached_property
+    def texts(self) -> "Texts":
+        """Texts for the engine that is loaded already, else for one that is loaded now."""
+        from e5.embedder import Embedder
+        from scripts.bench_texts import Texts
+
+        if "engines" in vars(self):
+            return Texts(self.engines.default, self.found.tokenizer, SEED)
+        embedder = Embedder.from_settings(Settings(self.model.name, self.weights, device=str(self.device)))
+        return Texts(embedder, self.found.tokenizer, SEED)
+
+    def _draw(self, layers: int | None) -> Path:
+        from scripts import random_checkpoint
+
+        log(f"drawing random weights for {self.model.name} …")
+        return random_checkpoint.build(self.model, self.folder / "random", layers=layers, seed=SEED)
+
+
+def _skipped(name: str, reason: str) -> tuple[Json, str]:
+    return {"skipped": reason}, f"{name.capitalize()}: skipped, {reason}"
+
+
+def _rounded(value: Any) -> Any:
+    """Floats of six significant digits, which is more than any measurement here has."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:  # one line, without the usage in front
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog="benchmark.py", description="Measure the package on this machine.")
+    parser.add_argument("--model", default=catalog.EMBEDDED, choices=catalog.names(), metavar="MODEL")
+    parser.add_argument("--weights", type=Path, metavar="FOLDER", help="the model's files (default: found or fetched)")
+    parser.add_argument("--random-weights", action="store_true", help="random weights of the model's real size instead")
+    parser.add_argument("--layers", type=int, metavar="N", help="with --random-weights: N layers instead of all")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    parser.add_argument("--dtypes", type=_dtypes, metavar="LIST", help="default: float32 and the device's own")
+    parser.add_argument("--only", type=_sections, default=list(SECTIONS), metavar="LIST", help=",".join(SECTIONS))
+    parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs, not for figures")
+    parser.add_argument(
+        "--repeats", type=_positive, metavar="N", help=f"rounds of each measurement (default: {ROUNDS})"
+    )
+    parser.add_argument("--texts", type=_positive, metavar="N", help=f"documents of the throughput (default: {TEXTS})")
+    arguments = parser.parse_args(argv)
+    if arguments.random_weights and arguments.weights:
+        parser.error("--random-weights and --weights exclude each other: pass one")
+    if arguments.layers is not None and not arguments.random_weights:
+        parser.error("--layers is for random weights: pass --random-weights as well")
+    return arguments
+
+
+def _sections(text: str) -> list[str]:
+    return [name for name in SECTIONS if name in _list(text, SECTIONS)]
+
+
+def _dtypes(text: str) -> list[str]:
+    return _list(text, DTYPES)
+
+
+def _list(text: str, possible: tuple[str, ...]) -> list[str]:
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    if unknown := [name for name in names if name not in possible]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(possible)}")
+    return names
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,261 @@
+"""The benchmark runs, and its figures follow from what it measured. Nothing here looks at how fast anything is."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from e5 import catalog, weights
+from e5.embedder import Embedder
+from e5.settings import Settings
+from scripts import bench_answer, bench_report, bench_throughput, benchmark, random_checkpoint
+from scripts.bench_texts import Texts
+
+ROOT = Path(__file__).parents[1]
+Json = dict[str, Any]
+ROUNDING = 2e-5
+"""The JSON line has six significant digits; a figure that follows from two others may be off by twice their half."""
+
+
+def run(*arguments: str) -> tuple[Json, str]:
+    """The JSON line and the card of one run in this process."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+        assert benchmark.main([*arguments]) == 0
+    return split(output.getvalue())
+
+
+def split(output: str) -> tuple[Json, str]:
+    card, _, line = output.removesuffix("\n").rpartition("\n")
+    return json.loads(line), card
+
+
+@pytest.fixture(scope="module")
+def everything() -> tuple[Json, str]:
+    """All sections on the embedded model, as small as they can be.
+
+    In a process of its own: OMP_WAIT_POLICY works only where it is set before torch loads, and this run took 95 s
+    instead of 18 s without it, on cores that others used too.
+    """
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--quick", "--repeats", "1", "--texts", "6"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return split(done.stdout)
+
+
+def test_every_section_is_on_the_card_and_in_the_json_line(everything: tuple[Json, str]) -> None:
+    result, card = everything
+    assert {"benchmark", "version", "machine", "model", "settings", *benchmark.SECTIONS} == set(result)
+    for section in benchmark.SECTIONS:
+        assert f"\n\n{section.capitalize()}: " in card
+    assert result["machine"]["cpu"] in card and result["machine"]["packages"]["torch"] in card
+    assert result["machine"]["threads"] == torch.get_num_threads()
+    assert result["model"]["name"] == "e5-mistral-tiny" and not result["model"]["random_weights"]
+    assert "too small for figures" in card.splitlines()[0]
+
+
+def test_throughput_is_tokens_over_the_median_time(everything: tuple[Json, str]) -> None:
+    result, card = everything[0]["throughput"], everything[1]
+    names = [(row["engine"], row["dtype"]) for row in result["engines"]]
+    assert len(set(names)) == len(names) and {engine for engine, _ in names} == {
+        "this package",
+        "sentence-transformers",
+    }
+    for row in result["engines"]:
+        assert len(row["seconds"]) == result["rounds"] == 1
+        assert row["median_seconds"] == statistics.median(row["seconds"])
+        assert row["tokens_per_second"] == pytest.approx(result["tokens"] / row["median_seconds"], rel=ROUNDING)
+        assert f"{row['tokens_per_second']:,.0f}" in card
+    speed = {f"{row['engine']} {row['dtype']}": row["tokens_per_second"] for row in result["engines"]}
+    for row in result["ratios"]:
+        assert row["ratio"] == pytest.approx(speed[row["of"]] / speed[row["to"]], rel=ROUNDING)
+    assert 0 < result["median_tokens"] <= result["longest_tokens"] <= result["tokens"]
+
+
+def test_both_libraries_give_the_same_vectors(everything: tuple[Json, str]) -> None:
+    limits = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}
+    for row in everything[0]["throughput"]["engines"]:
+        assert row["max_relative_l2"] <= limits[row["dtype"]]
+        assert row["min_cosine"] > 1 - limits[row["dtype"]]
+
+
+def test_latency_compares_equal_scores(everything: tuple[Json, str]) -> None:
+    result = everything[0]["latency"]
+    assert result["pairs"] == 10 and result["query_tokens"] in range(25, 36)
+    assert result["document_tokens"] in range(70, 91)
+    for row in result["engines"]:
+        assert 0 < row["p50_milliseconds"] <= row["p90_milliseconds"]
+        assert row["max_score_difference"] < (0.001 if row["dtype"] == "float32" else 2)
+    p50 = {f"{row['engine']} {row['dtype']}": row["p50_milliseconds"] for row in result["engines"]}
+    for row in result["ratios"]:
+        assert row["ratio"] == pytest.approx(p50[row["of"]] / p50[row["to"]], rel=ROUNDING)
+
+
+def test_answer_went_through_the_server_in_every_way(everything: tuple[Json, str]) -> None:
+    result = everything[0]["answer"]
+    assert (result["vectors"], result["dimensions"], result["requests"]) == (2, 4096, 10)
+    size = {row["way"]: row["response_bytes"] for row in result["ways"]}
+    assert list(size) == list(bench_answer.WAYS)
+    assert size["list"] > size["float"] > size["base64"] > 2 * 4096 * 4 > size["nothing"]
+    assert all(0 < row["p50_milliseconds"] <= row["p90_milliseconds"] for row in result["ways"])
+
+
+def test_setup_has_all_phases_and_compares_memory_with_the_weights(everything: tuple[Json, str]) -> None:
+    result = everything[0]["setup"]
+    assert list(result["seconds"]) == ["import", "locate", "load", "merge", "first prediction"]
+    assert all(value > 0 for value in result["seconds"].values())
+    assert result["total_seconds"] == pytest.approx(sum(result["seconds"].values()), rel=ROUNDING)
+    embedded = Embedder.from_settings(Settings())
+    parameters = list(embedded.packed.module.parameters())
+    assert result["weights_bytes"] == sum(one.numel() * one.element_size() for one in parameters)
+    peak = result["load_added_peak_bytes"]
+    if peak is not None:  # Linux, or a GPU
+        assert peak >= result["weights_bytes"] and peak >= result["load_added_kept_bytes"] > 0
+        assert result["peak_to_weights_ratio"] == pytest.approx(peak / result["weights_bytes"], rel=ROUNDING)
+
+
+def test_scaling_gives_the_time_of_one_token(everything: tuple[Json, str]) -> None:
+    result = everything[0]["scaling"]
+    assert [row["texts"] for row in result["sizes"]] == [300, 1000, 3000]
+    for row in result["sizes"]:
+        assert row["tokens"] / row["texts"] == pytest.approx(12, abs=1)
+        assert row["microseconds_per_token"] == pytest.approx(row["median_seconds"] / row["tokens"] * 1e6, rel=ROUNDING)
+    first, *_, last = (row["microseconds_per_token"] for row in result["sizes"])
+    assert result["largest_to_smallest_ratio"] == pytest.approx(last / first, rel=ROUNDING)
+
+
+def test_a_section_whose_package_is_missing_is_skipped_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cog" else found(name))
+    result, card = run("--quick", "--only", "answer")
+    assert result["answer"]["skipped"] in card and 'pip install "cog' in card
+
+
+def test_random_weights_of_an_encoder_go_through_both_libraries() -> None:
+    options = ("--model", "e5-small", "--random-weights", "--layers", "1", "--dtypes", "float32")
+    result, card = run("--quick", "--repeats", "1", "--texts", "4", "--only", "throughput", *options)
+    assert result["model"] == {
+        "name": "e5-small",
+        "source": "merged",
+        "random_weights": True,
+        "layers": 1,
+        "dimensions": 384,
+        "max_tokens": 512,
+    }
+    assert "random weights" in card
+    assert [row["dtype"] for row in result["throughput"]["engines"]] == ["float32", "float32"]
+    assert all(row["max_relative_l2"] < 1e-5 for row in result["throughput"]["engines"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--only", "speed"], "'speed' is not one of setup, answer, throughput, latency, scaling"),
+        (["--repeats", "0"], "'0' is not a whole number from 1"),
+        (["--layers", "2"], "--layers is for random weights"),
+        (["--random-weights", "--weights", "."], "exclude each other"),
+    ],
+)
+def test_wrong_arguments_end_with_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        benchmark.main(arguments)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and says in error and error.count("\n") == 1
+
+
+def test_actions_take_turns_and_the_warm_up_is_not_kept() -> None:
+    calls: list[tuple[str, int]] = []
+
+    def action(name: str) -> Callable[[int], str]:
+        def call(number: int) -> str:
+            calls.append((name, number))
+            return name
+
+        return call
+
+    samples = bench_report.interleaved({name: action(name) for name in "abc"}, rounds=20, warm_up=2)
+    assert Counter(number for _, number in calls) == dict.fromkeys(range(22), 3)
+    assert [number for _, number in calls] == sorted(number for _, number in calls)
+    assert len({calls[3 * number][0] for number in range(22)}) == 3  # each of them begins some round
+    assert {name: len(kept) for name, kept in samples.items()} == {"a": 20, "b": 20, "c": 20}
+    assert samples["a"][0].value == "a" and samples["a"][0].seconds >= 0
+
+
+def test_percentiles_are_values_that_were_measured() -> None:
+    assert bench_report.percentile([5.0, 1.0, 3.0, 2.0, 4.0], 50) == 3
+    assert bench_report.percentile([float(value) for value in range(1, 11)], 90) == 9
+    assert bench_report.percentile([7.0], 90) == 7
+
+
+def test_agreement_is_that_of_the_worst_vector() -> None:
+    reference = torch.tensor([[1.0, 0.0], [0.0, 2.0]]).numpy()
+    worst = torch.tensor([[1.0, 0.0], [2.0, 0.0]]).numpy()
+    assert bench_throughput.agreement(reference, reference) == {"min_cosine": 1, "max_relative_l2": 0}
+    found = bench_throughput.agreement(worst, reference)
+    assert found["min_cosine"] == 0 and found["max_relative_l2"] == pytest.approx(2**0.5)
+
+
+def test_texts_are_the_same_in_every_run_and_of_the_length_asked_for() -> None:
+    embedder = Embedder.from_settings(Settings(dtype="float32"))
+    file = weights.locate(embedder.model).tokenizer
+    one, other = Texts(embedder, file), Texts(embedder, file)
+    assert one.mixed(50) == other.mixed(50) and one.pairs(3) == other.pairs(3) and one.short(5) == other.short(5)
+    assert one.mixed(50) != Texts(embedder, file, seed=1).mixed(50)
+    lengths = sorted(map(len, embedder.tokenize([], one.mixed(400), "").ids))
+    assert lengths[200] == pytest.approx(150, rel=0.15) and 2 < lengths[0] < 50 < 500 < lengths[-1] <= 4096
+
+
+@pytest.mark.parametrize("model", catalog.MODELS, ids=lambda model: model.name)
+def test_random_weights_have_the_real_number_of_parameters(model: catalog.Model) -> None:
+    shapes = random_checkpoint.shapes(random_checkpoint.configuration(model))
+    total = sum(torch.Size(shape).numel() for name, shape in shapes.items() if not name.startswith("pooler."))
+    assert total == pytest.approx(model.parameters, rel=0.02)
+
+
+def test_shards_of_the_flagship_are_those_of_a_7b_model() -> None:
+    tensors = random_checkpoint.decoder_shapes(random_checkpoint.configuration(catalog.get(catalog.FLAGSHIP)))
+    files = random_checkpoint.plan_shards(tensors, random_checkpoint.MAX_SHARD_BYTES)
+    sizes = [sum(2 * torch.Size(shape).numel() for shape in part.values()) for part in files]
+    assert sum(sizes) == 14_483_464_192  # total_size in the index of mistralai/Mistral-7B-v0.1
+    assert max(sizes) < 5_000_000_000
+    assert [name for part in files for name in part] == list(tensors)
+    assert "model.layers.31.mlp.down_proj.weight" in tensors and "lm_head.weight" in tensors
+
+
+def test_a_random_decoder_has_shards_an_adapter_and_loads(tmp_path: Path) -> None:
+    model = catalog.get(catalog.EMBEDDED)
+    random_checkpoint.build(model, tmp_path, layers=1, max_shard_bytes=1_000_000)
+    index = json.loads((tmp_path / "base" / "model.safetensors.index.json").read_text("utf-8"))
+    files = sorted(path.name for path in (tmp_path / "base").glob("*.safetensors"))
+    assert files == sorted(set(index["weight_map"].values())) and len(files) > 2
+    with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", framework="pt") as adapter:
+        names = list(adapter.keys())
+        assert len(names) == 2 * 7
+        assert adapter.get_tensor("base_model.model.layers.0.self_attn.q_proj.lora_A.weight").shape == (16, 256)
+    embedder = Embedder.from_settings(Settings(model.name, tmp_path, dtype="float32"))
+    vectors = embedder.embed_documents(["random weights", "give random vectors"])
+    assert (
+        embedder.source == "adapter" and vectors.shape == (2, 256) and torch.isfinite(torch.from_numpy(vectors)).all()
+    )
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
+    model = catalog.get(catalog.EMBEDDED)
+    folders = [
+        random_checkpoint.build(model, tmp_path / str(number), layers=1, seed=seed)
+        for number, seed in enumerate((0, 0, 1))
+    ]
+    one, same, other = ((folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in folders)
+    assert one == same and one != other
