@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The torch of the development environment. The image pins its own in requirements.txt; both are tested.
 TORCH ?= torch==2.13.0
+# More options for pip, e.g. an index with torch's CPU builds, which spare the gigabytes of CUDA libraries.
+PIP_OPTIONS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help predict serve test lint benchmark weights clean
@@ -34,11 +36,11 @@ clean:  ## remove the virtual environment and caches
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # Stamps: an environment is made anew only when what it is made from has changed.
 $(VENV)/cog: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cog]'
 	@touch $@
 

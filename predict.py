@@ -6,6 +6,7 @@ the rest). One thread runs the model: the event loop answers health checks and c
 
 import asyncio
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -46,7 +47,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
 
     def __init__(self) -> None:
         # One thread is lock and queue in one: a prediction that is cancelled while it waits never starts, and one
-        # that is cancelled while it runs keeps the thread until its forward pass is over. Two never overlap.
+        # that is cancelled while it runs stops after the batch that is being computed. Two never overlap.
         self.model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self.forward_failed = False
 
@@ -89,8 +90,10 @@ class Predictor(BasePredictor):  # type: ignore[misc]
             print("Warning: `task` is empty: queries are embedded without the instruction that this model is made for")
         started = time.perf_counter()
         tokenize = partial(self.embedder.tokenize, left, right, task)
-        large = sum(map(len, left)) + sum(map(len, right)) > INLINE_CHARACTERS
+        large = sum(map(len, left + right)) + len(task) * len(left) > INLINE_CHARACTERS
         tokens = await asyncio.to_thread(tokenize) if large else tokenize()
+        if tokens.truncated:
+            print(f"Warning: {tokens.truncated} of {len(tokens)} texts were cut to {max(map(len, tokens.ids))} tokens")
         tokenized = time.perf_counter()
         vectors, begun, done = await self._embed(tokens)
         embedded = time.perf_counter()
@@ -108,17 +111,23 @@ class Predictor(BasePredictor):  # type: ignore[misc]
     async def _embed(self, tokens: Tokens) -> tuple[Vectors, float, float]:
         """Vectors [N, D] from the model's thread, and when it began and ended (s, perf_counter)."""
 
+        stop = threading.Event()
+
         def forward() -> tuple[Vectors, float, float]:
             begun = time.perf_counter()
             try:
-                vectors = self.embedder.embed_tokens(tokens)
+                vectors = self.embedder.embed_tokens(tokens, stop=stop)
             except Exception:
-                self.forward_failed = True
+                self.forward_failed = not stop.is_set()
                 raise
             self.forward_failed = False
             return vectors, begun, time.perf_counter()
 
-        return await asyncio.get_running_loop().run_in_executor(self.model_thread, forward)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.model_thread, forward)
+        except asyncio.CancelledError:
+            stop.set()
+            raise
 
 
 def gather_texts(

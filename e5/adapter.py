@@ -57,31 +57,40 @@ TENSOR_NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part
 
 
 class Adapter:
-    """The tensors of one adapter by module, e.g. `layers.0.self_attn.q_proj`, and the scaling of each."""
+    """The tensors of one adapter by bare module name, e.g. `layers.0.self_attn.q_proj`, and the scaling of each."""
 
     def __init__(self, folder: Path) -> None:
         """Read adapter_config.json and the tensors. Raises WeightsError for what is not plain LoRA."""
         self.folder = folder
         self.config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text("utf-8"))
         _refuse_unknown(folder, self.config)
-        self._pairs = _pairs(folder, _read_tensors(folder))
+        self._pairs, self._prefix = _pairs(folder, _read_tensors(folder))
         self._unused = set(self._pairs)
 
-    def delta(self, weight_name: str, device: torch.device) -> Tensor | None:
-        """The float32 change of the weight, on `device`; None for a weight that the adapter leaves alone."""
+    def delta(self, weight_name: str, shape: torch.Size, device: torch.device) -> Tensor | None:
+        """The float32 change of the weight, on `device`; None for a weight that the adapter leaves alone.
+
+        Raises WeightsError where configuration, tensors and base disagree about it.
+        """
         module = weight_name.removesuffix(".weight")
         pair = self._pairs.get(module)
+        if len(shape) == 2 and (pair is not None) != self._is_target(module):
+            what = "says to adapt" if pair is None else "does not say to adapt"
+            has = "has no tensors for" if pair is None else "has tensors for"
+            raise WeightsError(f"{self.folder} {has} {module}, which its configuration {what}: fetch it again")
         if pair is None:
-            self._check_not_missing(module)
             return None
         self._unused.discard(module)
         a, b = (tensor.to(device, torch.float32) for tensor in pair)
+        if (b.shape[0], a.shape[1]) != shape or a.shape[0] != b.shape[1]:
+            shapes = f"A {list(a.shape)} and B {list(b.shape)}"
+            raise WeightsError(f"{self.folder}: {shapes} of {module} do not make a {list(shape)} weight: wrong base?")
         return (b @ a).mul_(self.scaling(module))
 
     def scaling(self, module: str) -> float:
         """alpha / r, or alpha / √r for rank-stabilised LoRA, with the module's own alpha and rank where given."""
-        rank = _by_pattern(self.config.get("rank_pattern"), module, self.config["r"])
-        alpha = _by_pattern(self.config.get("alpha_pattern"), module, self.config["lora_alpha"])
+        rank = self._by_pattern("rank_pattern", module, self.config["r"])
+        alpha = self._by_pattern("alpha_pattern", module, self.config["lora_alpha"])
         if self._pairs[module][0].shape[0] != rank:
             raise WeightsError(
                 f"{self.folder}: {module} has rank {self._pairs[module][0].shape[0]}, its configuration says {rank}"
@@ -96,13 +105,34 @@ class Adapter:
                 "not have: base and adapter do not belong together"
             )
 
-    def _check_not_missing(self, module: str) -> None:
-        targets = self.config["target_modules"]
-        narrowed = any(self.config.get(key) for key in ("layers_to_transform", "exclude_modules", "layers_pattern"))
-        if narrowed or isinstance(targets, str):  # a pattern: which modules it meant is known from the tensors alone
-            return
-        if any(module == target or module.endswith(f".{target}") for target in targets):
-            raise WeightsError(f"{self.folder} has no tensors for {module}, which it says to adapt: fetch it again")
+    def _is_target(self, module: str) -> bool:
+        """Whether the configuration means this module, by the rules of peft's check_target_module_exists."""
+        name, config = self._prefix + module, self.config
+        if _names(config.get("exclude_modules") or [], name):
+            return False
+        if config["target_modules"] == "all-linear":
+            return module != "embed_tokens"
+        if not _names(config["target_modules"], name):
+            return False
+        layers, pattern = config.get("layers_to_transform"), config.get("layers_pattern")
+        if layers is None:
+            return True
+        patterns = [pattern] if isinstance(pattern, str) else pattern or [r"[^.]*"]
+        found = next((m for p in patterns if (m := re.match(rf"(?:.*\.)?{p}\.(\d+)\.", name))), None)
+        return found is not None and int(found[1]) in ([layers] if isinstance(layers, int) else layers)
+
+    def _by_pattern(self, field: str, module: str, default: float) -> float:
+        for pattern, value in (self.config.get(field) or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", self._prefix + module):
+                return float(value)
+        return default
+
+
+def _names(modules: str | list[str], name: str) -> bool:
+    """Whether a pattern matches the module, or a list has its name or the end of it."""
+    if isinstance(modules, str):
+        return re.fullmatch(modules, name) is not None
+    return any(name == module or name.endswith(f".{module}") for module in modules)
 
 
 def _refuse_unknown(folder: Path, config: dict[str, Any]) -> None:
@@ -111,6 +141,9 @@ def _refuse_unknown(folder: Path, config: dict[str, Any]) -> None:
     wrong += ["fan_in_fan_out"] if config.get("fan_in_fan_out") else []
     # Other initialisations (PiSSA, OLoRA, …) change the base as well, so base + B @ A would be a different model.
     wrong += [] if config.get("init_lora_weights", True) in (True, False, "gaussian") else ["init_lora_weights"]
+    for key in ("r", "lora_alpha", "target_modules"):
+        if not config.get(key):
+            raise WeightsError(f"{folder}/adapter_config.json says no {key}: fetch it again")
     if wrong:
         asks = ", ".join(f"{key}={config[key]!r}" for key in wrong)
         raise WeightsError(f"{folder} asks for {asks}, which is more than plain LoRA: merge it with peft and pass that")
@@ -121,29 +154,26 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     try:
         if safe.is_file():
             return load_file(safe)
-        tensors: dict[str, Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
+        tensors: dict[str, Tensor] = dict(torch.load(pickled, map_location="cpu", weights_only=True))
         return tensors
     except Exception as error:  # safetensors, pickle and zipfile each have errors of their own
         path = safe if safe.is_file() else pickled
         raise WeightsError(f"{path} cannot be read as tensors ({error}): delete it and fetch it again") from error
 
 
-def _pairs(folder: Path, tensors: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+def _pairs(folder: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, tuple[Tensor, Tensor]], str]:
+    """(A, B) by bare module name, and the prefix that the modules have in the model that was adapted."""
     halves: dict[str, dict[str, Tensor]] = {}
+    prefix = ""
     for name, tensor in tensors.items():
         match = TENSOR_NAME.fullmatch(name)
         if not match:
             raise WeightsError(f"{folder} has the tensor {name}, which is not a LoRA matrix: is it a plain adapter?")
-        halves.setdefault(bare_name(match["module"]), {})[match["part"]] = tensor
+        module = bare_name(match["module"])
+        prefix = match["module"].removesuffix(module)
+        halves.setdefault(module, {})[match["part"]] = tensor
     for module, found in halves.items():
         if len(found) != 2:
             missing = "A" if "B" in found else "B"
             raise WeightsError(f"{folder} has no {module}.lora_{missing}.weight: it is incomplete, fetch it again")
-    return {module: (found["A"], found["B"]) for module, found in halves.items()}
-
-
-def _by_pattern(patterns: dict[str, float] | None, module: str, default: float) -> float:
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+    return {module: (found["A"], found["B"]) for module, found in halves.items()}, prefix

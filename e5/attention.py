@@ -7,6 +7,7 @@ mask function gives no mask, because the layout says it all.
 CUDA, 16-bit: torch's variable-length kernel. Elsewhere: dense attention over runs of equally long texts.
 """
 
+from functools import cache
 from inspect import signature
 from typing import Any
 
@@ -75,7 +76,22 @@ def last_token_attention(
 
 
 def _has_kernel(query: Tensor) -> bool:
-    return query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    return query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and _is_ampere(query.device)
+
+
+@cache
+def _is_ampere(device: torch.device) -> bool:
+    """FlashAttention, which is behind the variable-length kernel, needs compute capability 8.0 or newer."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def _varlen() -> tuple[Any, dict[str, Any]]:
+    """torch's function and what it wants to be told about fewer key heads than query heads."""
+    from torch.nn.attention.varlen import varlen_attn  # torch ≥ 2.10; builds without CUDA may lack its operator
+
+    # torch 2.11 groups heads by itself and has no such argument; 2.13 refuses unequal head counts without it.
+    return varlen_attn, {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
 
 def _varlen_kernel(
@@ -88,10 +104,7 @@ def _varlen_kernel(
     scale: float,
     window_size: tuple[int, int],
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # torch ≥ 2.10; builds without CUDA may lack its operator
-
-    # torch 2.11 groups heads by itself and has no such argument; 2.13 refuses unequal head counts without it.
-    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+    varlen_attn, grouped = _varlen()
     out = varlen_attn(
         query,
         key,
@@ -119,6 +132,12 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, windo
     banded = causal and window is not None and window < length
     if not banded and _products_are_faster(q, length):
         return _by_products(q, k, v, causal, scale)
+    grouped = q.shape[1] != k.shape[1]
+    if (
+        grouped and q.is_cuda
+    ):  # the memory-efficient kernel takes equal head counts only; without it L × L is written out
+        k, v = (tensor.repeat_interleave(q.shape[1] // tensor.shape[1], dim=1) for tensor in (k, v))
+        grouped = False
     return scaled_dot_product_attention(
         q,
         k,
@@ -126,7 +145,7 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, windo
         attn_mask=_band(length, window, q.device) if banded and window else None,
         is_causal=causal and not banded,
         scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
+        enable_gqa=grouped,
     )
 
 

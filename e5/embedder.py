@@ -1,10 +1,13 @@
 """Embedder: composes the steps – prompts, tokens, batches, model, pooling. The one seam that every front calls."""
 
 import logging
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from e5 import batches, catalog, pooling, prompts, weights
+from e5.errors import InputError
 from e5.inputs import check_task, check_texts
 from e5.model import PackedModel, choose_device, choose_dtype, load, max_positions
 from e5.prompts import DEFAULT_TASK
@@ -24,6 +28,10 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Default token budget of one forward pass."""
+
+
+class Stopped(Exception):
+    """Raised by `embed_tokens` when it was told to stop; nothing of it remains."""
 
 
 class Embedder:
@@ -68,19 +76,15 @@ class Embedder:
 
         What is not given comes from the E5_* environment variables. Raises SettingsError, WeightsError.
         """
-        given = {
-            "model": name,
+        given: dict[str, Any] = {
             "weights": Path(weights) if weights is not None else None,
             "source": source,
             "device": device,
             "dtype": dtype,
             "max_batch_tokens": max_batch_tokens,
         }
-        environment = Settings.from_environment()
-        # A name asks for that model, not for another one's weights or source that the environment speaks of.
-        inherited = {} if name not in (None, environment.model) else vars(environment)
-        inherited = {**{key: getattr(environment, key) for key in ("device", "dtype", "max_batch_tokens")}, **inherited}
-        return cls.from_settings(Settings(**{**inherited, **{k: v for k, v in given.items() if v is not None}}))
+        environment = Settings.from_environment(model=name)
+        return cls.from_settings(replace(environment, **{k: v for k, v in given.items() if v is not None}))
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -133,20 +137,31 @@ class Embedder:
         return self._vectors(tokens, normalize, progress)
 
     def tokenize(self, queries: Sequence[str], documents: Sequence[str], task: str) -> Tokens:
-        """Prompt and tokenise checked texts: all queries, then all documents."""
+        """Prompt and tokenise checked texts: all queries, then all documents. Raises InputError for too long a task."""
         kind = self.model.prompt
-        texts = [prompts.query_prompt(kind, task, query) for query in queries]
-        texts += [prompts.document_prompt(kind, document) for document in documents]
+        if queries and task and self.uses_task:
+            self._check_room(prompts.query_prompt(kind, task, ""))
+        texts = chain(  # made one at a time: a long task times many queries would not fit in memory
+            (prompts.query_prompt(kind, task, query) for query in queries),
+            (prompts.document_prompt(kind, document) for document in documents),
+        )
         return self.tokenizer.encode(texts)
 
-    def embed_tokens(self, tokens: Tokens, progress: bool | None = False) -> Vectors:
-        """The pooled vector of each text, not normalised → float32 [N, D], in the order of `tokens`."""
+    def embed_tokens(
+        self, tokens: Tokens, progress: bool | None = False, stop: threading.Event | None = None
+    ) -> Vectors:
+        """The pooled vector of each text, not normalised → float32 [N, D], in the order of `tokens`.
+
+        Raises FloatingPointError for a vector with NaN or infinity, Stopped between two batches once `stop` is set.
+        """
         vectors = np.empty((len(tokens), self.dimensions), dtype=np.float32)
         waiting: tuple[list[int], torch.Tensor] | None = None
         # disable=None: tqdm then shows a bar on a terminal only.
         quiet, delay = (None, 2) if progress is None else (not progress, 0)
         with tqdm(total=len(tokens), unit="text", delay=delay, disable=quiet) as bar:
             for indices in batches.plan([len(ids) for ids in tokens.ids], self.max_batch_tokens):
+                if stop is not None and stop.is_set():
+                    raise Stopped
                 batch = batches.pack([tokens.ids[index] for index in indices], self.packed.padding_id)
                 running = (indices, self.packed.embed(batch))
                 # A GPU computes this batch while the one before it is fetched: nobody waits in between.
@@ -156,23 +171,48 @@ class Embedder:
             _collect(vectors, waiting)
         return vectors
 
+    def _check_room(self, instruction: str) -> None:
+        used = len(self.tokenizer.encode([instruction]).ids[0])
+        if used > self.tokenizer.max_tokens // 2:
+            raise InputError(
+                f"`task` takes {used} tokens or more of the {self.tokenizer.max_tokens} that it shares with the query: "
+                "pass an instruction of one sentence, and the text itself as query"
+            )
+
     def _vectors(self, tokens: Tokens, unit_length: bool, progress: bool | None) -> Vectors:
+        if tokens.truncated:
+            log.warning(
+                "%d of %d texts were cut to %d tokens", tokens.truncated, len(tokens), self.tokenizer.max_tokens
+            )
         vectors = self.embed_tokens(tokens, progress)
         return normalize(vectors) if unit_length else vectors
 
 
 def _collect(vectors: Vectors, batch: tuple[list[int], torch.Tensor] | None) -> None:
-    if batch is not None:
-        vectors[batch[0]] = batch[1].cpu().numpy()
+    if batch is None:
+        return
+    indices, result = batch[0], batch[1].cpu().numpy()
+    broken = ~np.isfinite(result).all(axis=1)
+    if broken.any():
+        raise FloatingPointError(
+            f"the model gave NaN or infinity for text {min(np.array(indices)[broken]) + 1} of {len(vectors)}: its "
+            "dtype is too narrow for this text (E5_DTYPE=bfloat16 or float32 have the range), or its weights are broken"
+        )
+    vectors[indices] = result
 
 
 def normalize(vectors: Vectors) -> Vectors:
     """Rows of length 1: float32 [N, D] → float32 [N, D]."""
-    rows: Vectors = pooling.normalize(torch.from_numpy(vectors)).numpy()
+    rows: Vectors = pooling.normalize(_tensor(vectors)).numpy()
     return rows
 
 
 def scores(queries: Vectors, documents: Vectors) -> Vectors:
     """100 × cosine of each query [Q, D] with each document [N, D] → float32 [Q, N]; norms do not matter."""
-    matrix: Vectors = pooling.scores(torch.from_numpy(queries), torch.from_numpy(documents)).numpy()
+    matrix: Vectors = pooling.scores(_tensor(queries), _tensor(documents)).numpy()
     return matrix
+
+
+def _tensor(vectors: Vectors) -> torch.Tensor:
+    """Any array of numbers, also a reversed, a read-only or a big-endian one, as a float32 tensor."""
+    return torch.from_numpy(np.require(vectors, np.float32, ["C", "W"]))

@@ -2,7 +2,7 @@
 
 The empty model is built on the device in its final dtype, and each tensor is copied into its place, with the
 adapter's change added in float32 on the way. So there is never a second copy of the weights: the peak is the model
-plus one tensor in float32.
+plus one tensor and its change in float32.
 """
 
 import ctypes
@@ -157,7 +157,7 @@ def _fill(module: PreTrainedModel, folder: Path, adapter: Adapter | None) -> flo
                 f"{folder} has a tensor {name} {list(tensor.shape)}{want}: not a checkpoint of its config"
             )
         started = time.perf_counter()
-        delta = adapter.delta(name, parameters[name].device) if adapter else None
+        delta = adapter.delta(name, tensor.shape, parameters[name].device) if adapter else None
         if delta is not None:
             tensor = delta.add_(tensor.to(delta.device, torch.float32))
         seconds += time.perf_counter() - started if delta is not None else 0.0

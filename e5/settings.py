@@ -7,6 +7,7 @@ checked where those are known: `e5.weights` and `e5.model`.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +17,7 @@ from e5.errors import SettingsError
 SOURCES = ("adapter", "merged")
 DTYPES = ("float16", "bfloat16", "float32")
 VARIABLES = ("E5_MODEL", "E5_WEIGHTS", "E5_SOURCE", "E5_DEVICE", "E5_DTYPE", "E5_MAX_BATCH_TOKENS")
+"""The first three belong together: which model, and where it comes from."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,23 @@ class Settings:
             raise _wrong("E5_MAX_BATCH_TOKENS", self.max_batch_tokens, ("a whole number of tokens, 1 or more",))
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """Read the E5_* variables; an empty value counts as unset. Raises SettingsError."""
-        unknown = sorted(name for name in environ if name.startswith("E5_") and name not in VARIABLES)
-        if unknown:
-            raise SettingsError(f"{', '.join(unknown)}: no such setting; the settings are {', '.join(VARIABLES)}")
+    def from_environment(cls, environ: Mapping[str, str] = os.environ, *, model: str | None = None) -> Self:
+        """Read the E5_* variables; an empty value counts as unset. Raises SettingsError.
+
+        `model` goes before E5_MODEL; weights and source that the variables name for another model are then left out.
+        """
+        for name in environ:
+            # A slip of the pen is refused. Others may have E5_* variables, too: Kubernetes gives every pod
+            # E5_SERVICE_HOST and more, once there is a service called e5.
+            if name not in VARIABLES and get_close_matches(name, VARIABLES, n=1, cutoff=0.85):
+                raise SettingsError(f"{name}: no such setting; the settings are {', '.join(VARIABLES)}")
         given = {name: environ[name].strip() for name in VARIABLES if environ.get(name, "").strip()}
+        if model is not None and model != given.setdefault("E5_MODEL", model):
+            given = {"E5_MODEL": model, **{k: given[k] for k in VARIABLES[3:] if k in given}}
         weights = given.get("E5_WEIGHTS")
         return cls(
             model=given.get("E5_MODEL", cls.model),
-            weights=Path(weights).expanduser() if weights else None,
+            weights=Path(os.path.expanduser(weights)) if weights else None,  # noqa: PTH111 – which raises for no user
             source=given.get("E5_SOURCE"),
             device=given.get("E5_DEVICE"),
             dtype=given.get("E5_DTYPE"),

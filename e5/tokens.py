@@ -12,8 +12,9 @@ file it would be in any case, because `<pad>` is a piece like any other there.
 Only `tokenizer.json` is read; no code of transformers takes part.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from tokenizers import Tokenizer as TokenizerFile
@@ -59,7 +60,7 @@ class Tokenizer:
         self.max_tokens = max_tokens
         self.first_id, self.last_id = (self._special(path, token) for token in frame)
 
-    def encode(self, texts: Sequence[str]) -> Tokens:
+    def encode(self, texts: Iterable[str]) -> Tokens:
         """Frame and, where needed, truncate each text; the last special token always stays."""
         room = self.max_tokens - 2
         ids: list[list[int]] = []
@@ -69,13 +70,11 @@ class Tokenizer:
             ids.append([self.first_id, *body[:room], self.last_id])
         return Tokens(ids, truncated)
 
-    def _bodies(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        for start in range(0, len(texts), CHUNK):
-            encodings: Iterable[object] = self._file.encode_batch_fast(
-                list(texts[start : start + CHUNK]), add_special_tokens=False
-            )
-            for encoding in encodings:
-                yield encoding.ids  # type: ignore[attr-defined]
+    def _bodies(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        remaining = iter(texts)
+        while chunk := list(islice(remaining, CHUNK)):
+            for encoding in self._file.encode_batch_fast(chunk, add_special_tokens=False):
+                yield encoding.ids
 
     def _special(self, path: Path, token: str) -> int:
         found: int | None = self._file.token_to_id(token)

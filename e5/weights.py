@@ -39,9 +39,7 @@ class LocalWeights:
     adapter: Path | None
 
 
-def locate(
-    model: Model, folder: Path | None = None, source: str | None = None, *, root: Path = ROOT, download: bool = True
-) -> LocalWeights:
+def locate(model: Model, folder: Path | None = None, source: str | None = None, *, root: Path = ROOT) -> LocalWeights:
     """The model's weights on this machine, fetched if need be. Prints progress to stderr while it fetches.
 
     `folder` must be complete; nothing else is tried then. Without `source` a folder is taken for what it holds, and
@@ -56,8 +54,9 @@ def locate(
         try:
             return in_folder(model, folder, source)
         except WeightsError as error:
-            raise WeightsError(f"{error}; complete it, or unset E5_WEIGHTS to have the weights fetched") from error
-    tried = []
+            raise WeightsError(
+                f"{error}; complete it, or name no folder (unset E5_WEIGHTS) to have the weights fetched"
+            ) from error
     home = root / model.name
     embedded = not model.parts(model.default_source)
     if embedded or home.is_dir():
@@ -65,20 +64,18 @@ def locate(
             return in_folder(model, home, source)
         except WeightsError as error:
             if embedded:
-                cure = "these files come with the repository, so this clone is incomplete; restore or clone it again"
+                cure = (
+                    "these files come with the repository: run from a complete clone (pip install -e), or name a folder"
+                )
                 raise WeightsError(f"{error}; {cure}") from error
             log.warning("%s; looking further", error)
-            tried.append(str(error))
     source = source or model.default_source
 
     from e5 import fetch  # here, because huggingface_hub takes 0.2 s to import, which local weights need not pay
 
     found = fetch.cached(model, source)
-    flaws = check(model, found) if found else [f"the hub's cache in {fetch.cache_folder()} has no copy"]
-    if found and not flaws:
+    if found and not check(model, found):
         return found
-    if not download:
-        raise WeightsError(f"{model.name}: no complete copy on this machine: {'; '.join([*tried, *flaws])}")
     return fetch.to_cache(model, source)
 
 

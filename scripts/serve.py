@@ -66,7 +66,14 @@ def prepare(port: int, settings: Settings) -> dict[str, str]:
     if importlib.util.find_spec("cog") is None:
         raise StartError('cog is not installed: pip install "cog>=0.22,<0.24"')
     signature = cog_schema.read(ROOT / "predict.py")
-    schema.write_atomically(schema.SCHEMA, json.dumps(schema.openapi(signature)))
+    content = json.dumps(schema.openapi(signature))
+    try:
+        if not schema.SCHEMA.is_file() or schema.SCHEMA.read_text("utf-8") != content:
+            schema.write_atomically(schema.SCHEMA, content)
+    except OSError as error:
+        raise StartError(
+            f"cannot write {schema.SCHEMA} ({error.strerror}): run from a folder that can be written"
+        ) from None
     # The server runs in the repository's folder: what is relative to this one must be said in full.
     weights = {} if settings.weights is None else {"E5_WEIGHTS": str(settings.weights.resolve())}
     return {

@@ -4,6 +4,7 @@
 """
 
 import random
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ import e5.batches
 import e5.prompts
 import e5.tokens
 from e5 import DEFAULT_TASK, Embedder, InputError, SettingsError, catalog, normalize, scores
+from e5.embedder import Stopped
 from tests import checkpoints
 from tests.reference import Reference, Vectors, centred_cosine, relative_l2
 
@@ -303,6 +305,14 @@ def test_bfloat16_stays_close_to_float32(tiny: Embedder) -> None:
     assert relative_l2(got, want) < 0.03 and centred_cosine(got, want) > 0.9995
 
 
+def test_a_vector_hardly_depends_on_its_batch_in_bfloat16() -> None:
+    """Other sizes of a matrix product round otherwise: bfloat16 keeps 8 bits of each number, 2^-9 = .002 a step."""
+    half = Embedder.load(dtype="bfloat16")
+    alone = half.embed_documents(DOCUMENTS[:1])
+    among = half.embed_documents([DOCUMENTS[0]] * 30 + TEXTS)[:1]
+    assert relative_l2(among, alone) < 0.02
+
+
 def test_normalize_and_scores_of_the_library(tiny: Embedder) -> None:
     raw, unit = tiny.embed_documents(DOCUMENTS), tiny.embed_documents(DOCUMENTS, normalize=True)
     assert raw.dtype == unit.dtype == np.float32 and raw.shape == (2, 256)
@@ -329,9 +339,59 @@ def test_bad_texts_are_refused_and_the_next_call_works(tiny: Embedder) -> None:
     assert tiny.embed_documents([]).shape == (0, 256)
 
 
-def test_truncation_is_counted(tiny: Embedder) -> None:
+def test_truncation_is_counted_and_said(tiny: Embedder, caplog: pytest.LogCaptureFixture) -> None:
     tokens = tiny.tokenize(["short"], ["word " * 5000], DEFAULT_TASK)
     assert tokens.truncated == 1 and len(tokens.ids[1]) == 4096
+    tiny.embed_documents(["short"])
+    assert not caplog.messages
+    tiny.embed_documents(["word " * 5000, "short"])
+    assert caplog.messages == ["1 of 2 texts were cut to 4096 tokens"]
+
+
+def test_a_task_that_leaves_the_query_no_room_is_refused(tiny: Embedder) -> None:
+    assert tiny.embed_queries(["a"], task="find " * 1900).shape == (1, 256)
+    with pytest.raises(InputError, match=r"`task` takes 4096 tokens or more of the 4096 that it shares with the query"):
+        tiny.embed_queries(["a"], task="find " * 100_000)
+
+
+def test_nan_is_an_error_and_never_a_vector(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed = tiny.packed.embed
+
+    def broken(batch: e5.batches.PackedBatch) -> torch.Tensor:
+        vectors = embed(batch).clone()
+        vectors[batch.cu_seqlens.diff() == 4, 7] = float("inf")  # what float16 makes of too large a number
+        return vectors
+
+    monkeypatch.setattr(tiny.packed, "embed", broken)
+    with pytest.raises(FloatingPointError, match=r"NaN or infinity for text 2 of 3.*E5_DTYPE=bfloat16 or float32"):
+        tiny.embed_documents(["one two three four", "one two", "one"])
+    assert tiny.embed_documents(["one"]).shape == (1, 256)
+
+
+def test_work_stops_between_batches(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = threading.Event()
+    seen = []
+    embed = tiny.packed.embed
+
+    def one_then_stop(batch: e5.batches.PackedBatch) -> torch.Tensor:
+        seen.append(batch)
+        stop.set()
+        return embed(batch)
+
+    monkeypatch.setattr(tiny.packed, "embed", one_then_stop)
+    with pytest.raises(Stopped):
+        tiny.embed_tokens(tiny.tokenize([], ["word " * 3000] * 3, ""), stop=stop)
+    assert len(seen) == 1
+
+
+def test_arrays_of_any_layout_can_be_scored(tiny: Embedder) -> None:
+    vectors = tiny.embed_documents(DOCUMENTS)
+    read_only = np.frombuffer(vectors.tobytes(), "<f4").reshape(vectors.shape)
+    want = scores(vectors, vectors)
+    np.testing.assert_array_equal(scores(read_only, vectors), want)
+    np.testing.assert_array_equal(scores(vectors[::-1], vectors), want[::-1])
+    np.testing.assert_allclose(scores(vectors.astype(">f4"), vectors.astype(np.float64)), want, atol=1e-4)
+    assert want.max() <= 100
 
 
 def test_progress_is_shown_on_request_and_for_long_work(tiny: Embedder, capsys: pytest.CaptureFixture[str]) -> None:

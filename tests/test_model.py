@@ -5,12 +5,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, MistralModel
+from transformers import AutoConfig, MistralForCausalLM, MistralModel
 
 from e5 import catalog
 from e5.errors import WeightsError
@@ -139,7 +140,7 @@ Q0 = "base_model.model.layers.0.self_attn.q_proj"
         (
             "adapter",
             {f"{Q0}.lora_A.weight": None, f"{Q0}.lora_B.weight": None},
-            r"no tensors for layers.0.self_attn.q_proj, which it says to adapt",
+            r"no tensors for layers.0.self_attn.q_proj, which its configuration says to adapt",
         ),
         (
             "adapter",
@@ -154,6 +155,11 @@ Q0 = "base_model.model.layers.0.self_attn.q_proj"
             "adapter",
             {f"{Q0}.lora_A.weight": torch.zeros(3, 32), f"{Q0}.lora_B.weight": torch.zeros(32, 3)},
             r"q_proj has rank 3, its configuration says 4",
+        ),
+        (
+            "adapter",
+            {f"{Q0}.lora_B.weight": torch.zeros(31, 4)},
+            r"A \[4, 32\] and B \[31, 4\] of layers.0.self_attn.q_proj do not make a \[32, 32\] weight",
         ),
         ("base", {"layers.1.mlp.up_proj.weight": None}, r"lacks layers.1.mlp.up_proj.weight \(1 missing\)"),
         ("base", {"layers.2.mlp.up_proj.weight": torch.zeros(48, 32)}, r"has a tensor layers.2.mlp.up_proj.weight"),
@@ -171,6 +177,65 @@ def test_tensors_missing_or_left_over_are_named(
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"target_modules": ["q_proj"]},
+        {"exclude_modules": ["up_proj"]},
+        {"layers_to_transform": [0]},
+        {"target_modules": r".*self_attn\..*"},
+    ],
+)
+def test_tensors_that_the_configuration_does_not_mean_are_refused(change: dict[str, object], tmp_path: Path) -> None:
+    """peft ignores them or fails; merged without a word they would give another model."""
+    folder = checkpoints.decoder(tmp_path)
+    _configure(folder, change)
+    with pytest.raises(WeightsError, match=r"has tensors for layers\..*, which .* does not say to adapt"):
+        merged_by_us(folder, torch.float32)
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], r".*q_proj", "all-linear"])
+def test_tensors_that_the_configuration_means_must_be_there(targets: object, tmp_path: Path) -> None:
+    folder = checkpoints.decoder(tmp_path, target_modules=["q_proj"])
+    _configure(folder, {"target_modules": targets})
+    _edit(folder / "adapter" / "adapter_model.safetensors", {f"{Q0}.lora_A.weight": None, f"{Q0}.lora_B.weight": None})
+    with pytest.raises(
+        WeightsError, match=r"has no tensors for layers\.0\..*_proj, which its configuration says to adapt"
+    ):
+        merged_by_us(folder, torch.float32)
+
+
+@pytest.mark.parametrize("field", ["r", "lora_alpha", "target_modules"])
+def test_a_configuration_without_its_essentials_is_refused(field: str, tmp_path: Path) -> None:
+    folder = checkpoints.decoder(tmp_path)
+    _configure(folder, {field: None})
+    with pytest.raises(WeightsError, match=f"says no {field}"):
+        merged_by_us(folder, torch.float32)
+
+
+def test_patterns_name_modules_as_the_adapted_model_did(tmp_path: Path) -> None:
+    """An adapter of a model with a head: its patterns and tensors have `model.` in front."""
+    checkpoints.mistral(tmp_path / "base")
+
+    def with_head() -> MistralForCausalLM:
+        base = MistralModel.from_pretrained(tmp_path / "base", dtype=torch.float32)
+        headed = MistralForCausalLM(base.config)
+        headed.model.load_state_dict(base.state_dict())
+        return headed
+
+    options: dict[str, Any] = {"alpha_pattern": {"model.layers.0.self_attn.q_proj": 64}, "task_type": "CAUSAL_LM"}
+    checkpoints.adapter(tmp_path / "adapter", with_head(), **options)
+    merged = PeftModel.from_pretrained(with_head(), tmp_path / "adapter").merge_and_unload()
+    want = {name: parameter.data for name, parameter in merged.model.named_parameters()}
+    got = merged_by_us(tmp_path, torch.float32)
+    assert want.keys() == got.keys() and all(torch.equal(want[name], got[name]) for name in want)
+
+
+def _configure(folder: Path, change: dict[str, object]) -> None:
+    path = folder / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **change}), "utf-8")
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         ("use_dora", True),
@@ -185,8 +250,7 @@ def test_tensors_missing_or_left_over_are_named(
 )
 def test_more_than_plain_lora_is_refused_by_name(field: str, value: object, tmp_path: Path) -> None:
     folder = checkpoints.decoder(tmp_path)
-    path = folder / "adapter" / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), field: value}), "utf-8")
+    _configure(folder, {field: value})
     with pytest.raises(WeightsError, match=f"asks for {field}="):
         merged_by_us(folder, torch.float32)
 

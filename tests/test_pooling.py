@@ -17,7 +17,7 @@ def test_mean() -> None:
 
 
 def test_the_mean_accumulates_in_float32() -> None:
-    # 512 × 1.0 + 1 × .5: a bfloat16 sum stops growing at 256 (its next step is 2), so it cannot give this mean.
+    # 511 × 1.0 + 1 × .5: a bfloat16 sum stops growing at 256 (its next step is 2), so it cannot give this mean.
     hidden = torch.tensor([[1.0]] * 511 + [[0.5]], dtype=torch.bfloat16)
     got = mean(hidden, torch.tensor([0, 512], dtype=torch.int32))
     assert got.dtype == torch.float32 and got.item() == 511.5 / 512

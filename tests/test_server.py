@@ -169,6 +169,7 @@ def test_a_megabyte_is_cut_to_the_model_s_limit(client: httpx.Client) -> None:
     answer = ask(client, document="some words " * 95_000, encoding_format="base64")
     assert answer["metrics"]["truncated"] == 1
     assert answer["metrics"]["input_tokens"] == 4096
+    assert "1 of 1 texts were cut to 4096 tokens" in answer["logs"]
 
 
 # Wrong requests: the prediction fails, the server stays
@@ -199,6 +200,13 @@ def test_a_wrong_text_fails_with_its_name_cause_and_cure(
     assert answer["status"] == "failed"
     assert answer["error"] == f"Prediction failed: Async prediction failed: InputError: {message}"
     assert "output" not in answer
+
+
+def test_a_task_that_would_be_multiplied_by_its_queries_is_refused(client: httpx.Client, embedder: Embedder) -> None:
+    answer = post(client, task="find " * 20_000, queries=["a"] * 5_000).json()
+    assert answer["status"] == "failed"
+    assert "InputError: `task` takes 4096 tokens or more of the 4096 that it shares with the query" in answer["error"]
+    assert_good(client, embedder)
 
 
 @pytest.mark.parametrize(
@@ -373,13 +381,15 @@ class FakeEmbedder:
     def __init__(self) -> None:
         self.busy = threading.Lock()
         self.started: list[int] = []
+        self.stops: list[threading.Event] = []
         self.release = threading.Event()
         self.error: Exception | None = None
 
     def tokenize(self, queries: list[str], documents: list[str], task: str) -> Tokens:
         return Tokens([[len(self.started)] for _ in [*queries, *documents]], 0)
 
-    def embed_tokens(self, tokens: Tokens) -> NDArray[np.float32]:
+    def embed_tokens(self, tokens: Tokens, stop: threading.Event) -> NDArray[np.float32]:
+        self.stops.append(stop)
         assert self.busy.acquire(blocking=False), "two forward passes at once"
         try:
             self.started.append(len(tokens))
@@ -408,12 +418,14 @@ def test_cancellation_neither_overlaps_nor_starts_what_waited() -> None:
 
     async def scenario() -> object:
         first, second, third = (asyncio.create_task(embed(one, count)) for count in (1, 2, 3))
-        while not fake.started:
-            await asyncio.sleep(0.01)
-        first.cancel()  # computing: it keeps the model until it is done
+        async with asyncio.timeout(20):
+            while not fake.started:
+                await asyncio.sleep(0.01)
+        first.cancel()  # computing: it is told to stop after its batch, and keeps the model until then
         second.cancel()  # waiting: it must never start
         await asyncio.sleep(0.05)
         assert fake.started == [1]
+        assert [stop.is_set() for stop in fake.stops] == [True]
         fake.release.set()
         done = await asyncio.gather(first, second, third, return_exceptions=True)
         assert [type(result) for result in done[:2]] == [asyncio.CancelledError] * 2
@@ -421,6 +433,7 @@ def test_cancellation_neither_overlaps_nor_starts_what_waited() -> None:
 
     assert asyncio.run(scenario()) == [[3.0, 3.0]] * 3
     assert fake.started == [1, 3]
+    assert not fake.stops[1].is_set()
 
 
 def test_health_asks_the_model_only_after_a_failure_and_until_it_works_again() -> None:

@@ -40,11 +40,30 @@ def test_all_variables_are_read(tmp_path: Path) -> None:
         ("E5_MAX_BATCH_TOKENS", "-1", "E5_MAX_BATCH_TOKENS=-1 .* whole number"),
         ("E5_WEIGHTS", "/nowhere", "E5_WEIGHTS=/nowhere is not a folder"),
         ("E5_MODLE", "e5-small", "E5_MODLE: no such setting; the settings are E5_MODEL,"),
+        ("E5_WEIGHT", "x", "E5_WEIGHT: no such setting"),
+        ("E5_WEIGHTS", "~no-such-user/x", "E5_WEIGHTS=~no-such-user/x is not a folder"),
     ],
 )
 def test_wrong_values_are_refused(variable: str, value: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         Settings.from_environment({variable: value})
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    """Kubernetes gives these to every pod of a namespace with a service called e5."""
+    names = ("E5_SERVICE_HOST", "E5_SERVICE_PORT", "E5_PORT", "E5_PORT_5000_TCP", "E5_PORT_5000_TCP_ADDR")
+    assert Settings.from_environment(dict.fromkeys(names, "10.0.0.1")) == Settings()
+
+
+def test_a_model_asked_for_by_name_does_not_inherit_another_ones_weights(tmp_path: Path) -> None:
+    environ = {"E5_MODEL": "e5-small", "E5_WEIGHTS": str(tmp_path), "E5_SOURCE": "merged", "E5_DTYPE": "float32"}
+    other = Settings.from_environment(environ, model="e5-base")
+    assert other == Settings("e5-base", dtype="float32")
+    assert Settings.from_environment(environ, model="e5-small").weights == tmp_path
+    del environ["E5_MODEL"]  # the errors' own cure: E5_SOURCE=merged, with the name in the program
+    assert Settings.from_environment(environ, model="e5-base") == Settings(
+        "e5-base", tmp_path, "merged", None, "float32"
+    )
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
