@@ -5,7 +5,6 @@ the rest). One thread runs the model: the event loop answers health checks and c
 """
 
 import asyncio
-import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ import cog
 from cog import BaseModel, BasePredictor, Input
 
 import e5  # its parts load when first used: torch in setup(), so that a tool may import this file at no cost
-from e5 import wire
+from e5 import openmp, wire
 from e5.inputs import check_task, gather
 from e5.tokens import Tokens
 from e5.wire import Vectors
@@ -29,8 +28,7 @@ QUERIES_HELP = "More queries, as a list: their vectors follow the single query's
 DOCUMENTS_HELP = "More documents, as a list: their vectors follow the single document's."
 FORMAT_HELP = "float: lists of numbers. base64: little-endian float32 bytes, smaller and faster for large batches."
 
-INLINE_CHARACTERS, INLINE_FLOATS = 4_096, 65_536
-"""Up to these sizes the event loop tokenises and encodes by itself (milliseconds); larger work goes to a thread."""
+INLINE_CHARACTERS, INLINE_FLOATS = 4_096, 65_536  # what the event loop does by itself, in milliseconds; more: a thread
 
 
 class Output(BaseModel):  # type: ignore[misc]  # mypy is told not to read cog
@@ -55,8 +53,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         """Load the model and warm it up through predict(). Raises SettingsError, WeightsError."""
         started = time.perf_counter()
         settings = e5.Settings.from_environment()
-        # Read when torch loads: on cores that others use too, OpenMP's waiting in a spin made 6 ms of forward pass 230.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        openmp.spin_shortly()
         load = e5.Embedder.from_settings
         phases = {"import": time.perf_counter() - started}
         self.embedder = await asyncio.get_running_loop().run_in_executor(self.model_thread, load, settings)
@@ -99,13 +96,12 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         embedded = time.perf_counter()
         answer = partial(encode, vectors, len(left), normalize, encoding_format)
         output = await asyncio.to_thread(answer) if vectors.size > INLINE_FLOATS else answer()
-        self.record_metric("texts", len(tokens))
-        self.record_metric("input_tokens", tokens.total)
-        self.record_metric("truncated", tokens.truncated)
-        encoded = time.perf_counter()
         spans = {"tokenize": (started, tokenized), "queued": (tokenized, begun), "model": (begun, done)}
-        for name, (start, end) in {**spans, "encode": (embedded, encoded)}.items():
-            self.record_metric(f"{name}_ms", round((end - start) * 1e3, 3))
+        spans["encode"] = (embedded, time.perf_counter())
+        metrics = {"texts": len(tokens), "input_tokens": tokens.total, "truncated": tokens.truncated}
+        metrics |= {f"{name}_ms": round((end - start) * 1e3, 3) for name, (start, end) in spans.items()}
+        for name, value in metrics.items():
+            self.record_metric(name, value)
         return output
 
     async def _embed(self, tokens: Tokens) -> tuple[Vectors, float, float]:

@@ -115,7 +115,8 @@ def machine() -> Json:
         "gpu": gpu.name if gpu else None,
         "gpu_bytes": gpu.total_memory if gpu else None,
         "threads": torch.get_num_threads(),
-        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+        "spin": f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', '')} "
+        f"GOMP_SPINCOUNT={os.environ.get('GOMP_SPINCOUNT', '')}",
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -127,7 +128,7 @@ def machine_card(found: Json) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items() if version)
     return (
         f"Machine   {found['cpu']}, {found['usable_cores']} of {found['cores']} cores, {gpu}; {found['system']}\n"
-        f"          {found['threads']} threads, OMP_WAIT_POLICY={found['omp_wait_policy']}, "
+        f"          {found['threads']} threads, {found['spin']}, "
         f"load average before: {found['load_before']}\n"
         f"Software  Python {found['python']}, {packages}"
     )

@@ -13,7 +13,6 @@ import argparse
 import importlib.util
 import json
 import logging
-import os
 import sys
 import tempfile
 from functools import cached_property
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import e5
-from e5 import catalog
+from e5 import catalog, openmp
 from e5.errors import SettingsError, WeightsError
 from e5.settings import DTYPES, Settings
 from scripts.bench_report import Json, log, machine, machine_card
@@ -46,8 +45,7 @@ NO_RIVAL = "sentence-transformers is not installed: pip install -e '.[dev]'"
 def main(argv: list[str]) -> int:
     """Print the card and the JSON line. Exit status: 0; 1 the weights cannot be had; 2 wrong arguments."""
     arguments = _arguments(argv)
-    # Read when torch loads. As predict.py has it, and for all engines alike: idle threads shall not spin.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    openmp.spin_shortly()  # as predict.py does it, and for all engines alike
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
         with tempfile.TemporaryDirectory(prefix="e5-benchmark-") as folder:
