@@ -98,7 +98,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         output = await asyncio.to_thread(answer) if vectors.size > INLINE_FLOATS else answer()
         spans = {"tokenize": (started, tokenized), "queued": (tokenized, begun), "model": (begun, done)}
         spans["encode"] = (embedded, time.perf_counter())
-        metrics = {"texts": len(tokens), "input_tokens": tokens.total, "truncated": tokens.truncated}
+        metrics: dict[str, float] = {"texts": len(tokens), "input_tokens": tokens.total, "truncated": tokens.truncated}
         metrics |= {f"{name}_ms": round((end - start) * 1e3, 3) for name, (start, end) in spans.items()}
         for name, value in metrics.items():
             self.record_metric(name, value)

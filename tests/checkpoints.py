@@ -21,6 +21,14 @@ CORPUS = [
     "南瓜的家常做法 清炒南瓜丝 原料 嫩南瓜半个 调料 葱 盐 白糖 鸡精",
     "Ünïcödé ñandú привет мир γειά σου κόσμε مرحبا بالعالم 0123456789 .,;:!?()[]<>/",
 ]
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "initializer_range": 0.2,
+}
+"""The encoders' sizes."""
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -75,15 +83,7 @@ def bert(folder: Path, seed: int = 0) -> Path:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special))
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    config = BertConfig(
-        vocab_size=400,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-    )
+    config = BertConfig(vocab_size=400, max_position_embeddings=512, **SMALL)
     torch.manual_seed(seed)
     BertModel(config).save_pretrained(folder)
     _save(tokenizer, folder, {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"})
@@ -94,13 +94,9 @@ def xlm_roberta(folder: Path, seed: int = 0) -> Path:
     """An XLMRobertaModel with a Unigram tokenizer and positions from padding_idx + 1, as multilingual E5 has them."""
     config = XLMRobertaConfig(
         vocab_size=300,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
+        **SMALL,
         max_position_embeddings=514,
         type_vocab_size=1,
-        initializer_range=0.2,
         pad_token_id=1,
         bos_token_id=0,
         eos_token_id=2,
@@ -113,15 +109,7 @@ def xlm_roberta(folder: Path, seed: int = 0) -> Path:
 
 def multilingual_bert(folder: Path, seed: int = 0) -> Path:
     """A BertModel (two token types, padding_idx 0) with a Unigram tokenizer, as multilingual-e5-small has them."""
-    config = BertConfig(
-        vocab_size=300,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-    )
+    config = BertConfig(vocab_size=300, max_position_embeddings=512, **SMALL)
     torch.manual_seed(seed)
     BertModel(config).save_pretrained(folder)
     _unigram(folder)

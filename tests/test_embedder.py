@@ -23,17 +23,10 @@ import e5.prompts
 import e5.tokens
 from e5 import DEFAULT_TASK, Embedder, InputError, SettingsError, catalog, normalize, scores
 from e5.embedder import Stopped
+from scripts.demo import DOCUMENTS, QUERIES
 from tests import checkpoints
 from tests.reference import Reference, Vectors, centred_cosine, relative_l2
 
-QUERIES = ["how much protein should a female eat", "summit define"]
-DOCUMENTS = [
-    "As a general guideline, the CDC's average requirement of protein for women ages 19 to 70 is 46 grams per day. "
-    "But, as you can see from this chart, you'll need to increase that if you're expecting or training for a marathon. "
-    "Check out the chart below to see how much protein you should be eating each day.",
-    "Definition of summit for English Language Learners. : 1  the highest point of a mountain : the top of a mountain. "
-    ": 2  the highest level. : 3  a meeting or series of meetings between the leaders of two or more governments.",
-]
 TEXTS = [
     "a",
     "ab",
