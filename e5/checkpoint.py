@@ -4,13 +4,13 @@ Covers the layouts in which the family is published: one file, or shards with an
 of a model with a head (`model.`, `bert.`, `roberta.` in front). Does not cover pickled checkpoints, on purpose.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from e5 import weights
 from e5.catalog import CHECKPOINT
 from e5.errors import WeightsError
 
@@ -41,8 +41,7 @@ def shards(folder: Path) -> list[Path]:
         return [single]
     if not index.is_file():
         raise WeightsError(f"{folder} has neither {' nor '.join(CHECKPOINT)}: name the folder that holds the weights")
-    files = json.loads(index.read_text("utf-8"))["weight_map"].values()
-    return [folder / name for name in sorted(set(files))]
+    return [folder / name for name in weights.shards(index)]
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
