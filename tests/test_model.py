@@ -288,9 +288,11 @@ PEAK = """
 import sys, threading, time
 from pathlib import Path
 import torch
-from e5 import catalog
+from e5 import catalog, model as e5_model
 from e5.model import load
 from e5.weights import LocalWeights
+
+e5_model._keep_freed_memory = lambda: None  # which comes after a process's first load, and here the second is measured
 
 def anonymous() -> int:  # bytes: memory of our own, without the mapped pages of the checkpoint's file
     line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("RssAnon"))
@@ -325,7 +327,7 @@ def test_peak_memory_is_the_result_and_little_more(tmp_path: Path, decoder_folde
     size: dict[str, object] = {
         "hidden_size": 512,
         "intermediate_size": 1792,
-        "num_hidden_layers": 24,
+        "num_hidden_layers": 48,
         "num_attention_heads": 8,
         "num_key_value_heads": 2,
         "head_dim": 64,
@@ -336,5 +338,6 @@ def test_peak_memory_is_the_result_and_little_more(tmp_path: Path, decoder_folde
     command = [sys.executable, "-c", PEAK, str(folder), str(decoder_folder)]
     output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=checkpoints.ROOT).stdout
     ratio, result = map(float, output.split())
-    assert result > 160e6
+    assert result > 320e6
+    print(f"peak / weights: {ratio:.3f}")
     assert 0.95 < ratio <= 1.15
