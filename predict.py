@@ -17,7 +17,7 @@ import e5  # its parts load when first used: torch in setup(), so that a tool ma
 from e5 import openmp, wire
 from e5.inputs import check_task, gather
 from e5.tokens import Tokens
-from e5.wire import Vectors
+from e5.vectors import Vectors
 
 TASK = "Given a web search query, retrieve relevant passages that answer the query"
 TASK_HELP = "What the queries look for, in one sentence: goes with each query, never with documents. May be empty."

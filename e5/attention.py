@@ -133,9 +133,8 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, windo
     if not banded and _products_are_faster(q, length):
         return _by_products(q, k, v, causal, scale)
     grouped = q.shape[1] != k.shape[1]
-    if (
-        grouped and q.is_cuda
-    ):  # the memory-efficient kernel takes equal head counts only; without it L × L is written out
+    if grouped and q.is_cuda:
+        # The memory-efficient kernel takes equal head counts only; without it L × L weights are written out.
         k, v = (tensor.repeat_interleave(q.shape[1] // tensor.shape[1], dim=1) for tensor in (k, v))
         grouped = False
     return scaled_dot_product_attention(

@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from e5 import batches, catalog, pooling, prompts, weights
@@ -21,8 +20,7 @@ from e5.model import PackedModel, choose_device, choose_dtype, load, max_positio
 from e5.prompts import DEFAULT_TASK
 from e5.settings import Settings
 from e5.tokens import Tokenizer, Tokens
-
-Vectors = NDArray[np.float32]
+from e5.vectors import Vectors, check_finite
 
 log = logging.getLogger(__name__)
 
@@ -192,12 +190,7 @@ def _collect(vectors: Vectors, batch: tuple[list[int], torch.Tensor] | None) -> 
     if batch is None:
         return
     indices, result = batch[0], batch[1].cpu().numpy()
-    broken = ~np.isfinite(result).all(axis=1)
-    if broken.any():
-        raise FloatingPointError(
-            f"the model gave NaN or infinity for text {min(np.array(indices)[broken]) + 1} of {len(vectors)}: its "
-            "dtype is too narrow for this text (E5_DTYPE=bfloat16 or float32 have the range), or its weights are broken"
-        )
+    check_finite(result, indices, len(vectors))
     vectors[indices] = result
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-Vectors = NDArray[np.float32]
+from e5.vectors import Vectors, check_finite
 
 _POWERS = np.array([10.0**power for power in range(23)])
 """10^0 … 10^22: the powers of ten that float64 holds exactly."""
@@ -37,13 +37,13 @@ def rows(vectors: Vectors) -> Rows:
 
     Raises FloatingPointError for NaN and infinity, which JSON has no number for.
     """
-    _check_finite(vectors)
+    check_finite(vectors)
     return shortest(vectors).view(Rows)
 
 
 def base64_rows(vectors: Vectors) -> list[str]:
     """float32 [N, D] → N strings: base64 of each vector's little-endian float32 bytes. Raises FloatingPointError."""
-    _check_finite(vectors)
+    check_finite(vectors)
     return [base64.b64encode(row.tobytes()).decode("ascii") for row in vectors.astype("<f4", copy=False)]
 
 
@@ -75,12 +75,3 @@ def shortest(values: Vectors) -> NDArray[np.float64]:
         if not open_.any():
             break
     return result
-
-
-def _check_finite(vectors: Vectors) -> None:
-    finite = np.isfinite(vectors).all(axis=-1)
-    if not finite.all():
-        raise FloatingPointError(
-            f"the model gave NaN or infinity for text {int(np.argmin(finite)) + 1} of {len(vectors)}: its dtype is too "
-            "narrow for this text (E5_DTYPE=bfloat16 or float32 have the range), or its weights are broken"
-        )

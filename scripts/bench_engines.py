@@ -23,8 +23,9 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from e5 import DEFAULT_TASK, Settings, catalog, checkpoint, prompts, scores
-from e5.embedder import Embedder, Vectors
+from e5.embedder import Embedder
 from e5.model import choose_dtype, load, max_positions
+from e5.vectors import Vectors
 from e5.weights import LocalWeights
 from scripts.bench_report import log
 from scripts.bench_texts import Pair

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from e5.embedder import Embedder, Vectors
+from e5.embedder import Embedder
+from e5.vectors import Vectors
 from scripts.bench_report import Json, interleaved, log, median, seconds, table
 from scripts.bench_texts import Texts
 

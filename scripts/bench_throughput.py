@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from e5.embedder import Embedder, Vectors
+from e5.embedder import Embedder
+from e5.vectors import Vectors
 from scripts.bench_engines import OURS, RIVAL, Engines, check_same_ids, document_texts
 from scripts.bench_report import Json, Sample, interleaved, log, median, ratio_lines, ratios, seconds, table
 from scripts.bench_texts import Texts

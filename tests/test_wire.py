@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from e5 import wire
+from e5.vectors import Vectors
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.1, 0.5, 1e-45, -1e-45, 1.1754944e-38, 3.4028235e38, -3.4028235e38, 16777216.0, 1e22]
 
 
-def float32(*values: float) -> wire.Vectors:
+def float32(*values: float) -> Vectors:
     return np.array([values], dtype=np.float32)
 
 
