@@ -281,12 +281,17 @@ def test_many_at_once_get_their_own_vectors(client: httpx.Client, embedder: Embe
 
 
 def test_the_server_answers_health_checks_and_refuses_the_65th_while_it_computes(
-    client: httpx.Client, embedder: Embedder
+    server: Server, client: httpx.Client, embedder: Embedder
 ) -> None:
     documents = MANY * 4  # seconds of work: all others must have come before it is done
+    name = f"long-{next(_ids)}"
+    body = {"id": name, "input": {"documents": documents, "encoding_format": "base64"}}
     with ThreadPoolExecutor(80) as pool:
-        long = pool.submit(ask, client, documents=documents, encoding_format="base64")
-        time.sleep(0.2)
+        long = pool.submit(lambda: client.post("/predictions", json=body).json())
+        end = time.monotonic() + 20
+        while not any("Starting" in line and name in line for line in server.log.read_text().splitlines()):
+            assert time.monotonic() < end, "the long request has not started"
+            time.sleep(0.02)
         asked = time.monotonic()
         assert client.get("/health-check").json()["status"] == "READY"
         waited = time.monotonic() - asked
