@@ -1,13 +1,12 @@
 """The front for Cog: its inputs in, the engine's call, its outputs back. What is computed, and how, is in `e5`.
 
 Cog's build reads this file without running it, so inputs and outputs are plain literals (scripts/cog_schema.py refuses
-the rest). One thread runs the model: the event loop answers health checks and cancellations while a batch is computed.
+the rest). Predictions that run at the same time share batches (e5/batcher.py); the event loop answers health checks
+and cancellations meanwhile.
 """
 
 import asyncio
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import cog
@@ -16,7 +15,7 @@ from cog import BaseModel, BasePredictor, Input
 import e5  # its parts load when first used: torch in setup(), so that a tool may import this file at no cost
 from e5 import openmp, wire
 from e5.inputs import check_task, gather
-from e5.tokens import Tokens
+from e5.limits import Limits
 from e5.vectors import Vectors
 
 TASK = "Given a web search query, retrieve relevant passages that answer the query"
@@ -41,22 +40,20 @@ class Output(BaseModel):  # type: ignore[misc]  # mypy is told not to read cog
 
 
 class Predictor(BasePredictor):  # type: ignore[misc]
-    """One loaded model; requests wait for it in the order of their coming."""
-
-    def __init__(self) -> None:
-        # One thread is lock and queue in one: a prediction that is cancelled while it waits never starts, and one
-        # that is cancelled while it runs stops after the batch that is being computed. Two never overlap.
-        self.model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
-        self.forward_failed = False
+    """One loaded model, and the queue in front of it."""
 
     async def setup(self) -> None:
         """Load the model and warm it up through predict(). Raises SettingsError, WeightsError."""
         started = time.perf_counter()
         settings = e5.Settings.from_environment()
         openmp.spin_shortly()
-        load = e5.Embedder.from_settings
+        from e5.batcher import Batcher  # loads torch, which must find the environment as it is now
+
+        self.limits = settings.limits
         phases = {"import": time.perf_counter() - started}
-        self.embedder = await asyncio.get_running_loop().run_in_executor(self.model_thread, load, settings)
+        load = partial(e5.Embedder.from_settings, settings)
+        self.batcher = await Batcher.start(load, settings.limits.queued_tokens)
+        self.embedder = self.batcher.embedder
         loaded = time.perf_counter()
         await self.predict(TASK, "warm", "up", False, None, None, "float")
         phases |= self.embedder.phases | {"warm-up": time.perf_counter() - loaded}
@@ -66,9 +63,9 @@ class Predictor(BasePredictor):  # type: ignore[misc]
 
     async def healthcheck(self) -> bool:
         """Whether the model computes. Asked of the model only after a failure: a broken GPU stays broken."""
-        if self.forward_failed:
-            await self._embed(self.embedder.tokenize(["health"], [], ""))
-        return True
+        if self.batcher.suspect and not self.batcher.dead:
+            await self.batcher.embed(self.batcher.prepare(["health"], [], ""))
+        return not self.batcher.dead
 
     @cog.concurrent(max=64)  # type: ignore[untyped-decorator]
     async def predict(
@@ -82,59 +79,52 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         encoding_format: str = Input(description=FORMAT_HELP, default="float", choices=["float", "base64"]),
     ) -> Output:
         """Embed the texts. Raises InputError, which names the input, the cause and the cure."""
-        left, right = gather_texts(query, document, queries, documents, task)
+        left, right = gather_texts(query, document, queries, documents, task, self.limits)
+        self.limits.check_answer(len(left), len(right), self.embedder.dimensions, encoding_format == "base64")
         if left and not task and self.embedder.uses_task:
             print("Warning: `task` is empty: queries are embedded without the instruction that this model is made for")
         started = time.perf_counter()
-        tokenize = partial(self.embedder.tokenize, left, right, task)
+        prepare = partial(self.batcher.prepare, left, right, task)
         large = sum(map(len, left + right)) + len(task) * len(left) > INLINE_CHARACTERS
-        tokens = await asyncio.to_thread(tokenize) if large else tokenize()
-        if tokens.truncated:
-            print(f"Warning: {tokens.truncated} of {len(tokens)} texts were cut to {max(map(len, tokens.ids))} tokens")
+        prepared = await asyncio.to_thread(prepare) if large else prepare()
+        self.limits.check_tokens(prepared.tokens)
+        if prepared.truncated:
+            print(f"Warning: {prepared.truncated} of {len(prepared.ids)} texts were cut to {prepared.longest} tokens")
         tokenized = time.perf_counter()
-        vectors, begun, done = await self._embed(tokens)
-        embedded = time.perf_counter()
-        answer = partial(encode, vectors, len(left), normalize, encoding_format)
-        output = await asyncio.to_thread(answer) if vectors.size > INLINE_FLOATS else answer()
-        spans = {"tokenize": (started, tokenized), "queued": (tokenized, begun), "model": (begun, done)}
-        spans["encode"] = (embedded, time.perf_counter())
-        metrics: dict[str, float] = {"texts": len(tokens), "input_tokens": tokens.total, "truncated": tokens.truncated}
-        metrics |= {f"{name}_ms": round((end - start) * 1e3, 3) for name, (start, end) in spans.items()}
+        embedded = await self.batcher.embed(prepared)
+        done = time.perf_counter()
+        answer = partial(encode, embedded.vectors, len(left), normalize, encoding_format)
+        output = await asyncio.to_thread(answer) if embedded.vectors.size > INLINE_FLOATS else answer()
+        metrics = {
+            "texts": len(prepared.ids),
+            "input_tokens": prepared.tokens,
+            "truncated": prepared.truncated,
+            "batch_texts": embedded.batch_texts,
+            "tokenize_ms": milliseconds(tokenized - started),
+            "queued_ms": milliseconds(embedded.queued_seconds),
+            "model_ms": milliseconds(embedded.model_seconds),
+            "encode_ms": milliseconds(time.perf_counter() - done),
+        }
         for name, value in metrics.items():
             self.record_metric(name, value)
         return output
 
-    async def _embed(self, tokens: Tokens) -> tuple[Vectors, float, float]:
-        """Vectors [N, D] from the model's thread, and when it began and ended (s, perf_counter)."""
-
-        stop = threading.Event()
-
-        def forward() -> tuple[Vectors, float, float]:
-            begun = time.perf_counter()
-            try:
-                vectors = self.embedder.embed_tokens(tokens, stop=stop)
-            except Exception:
-                self.forward_failed = not stop.is_set()
-                raise
-            self.forward_failed = False
-            return vectors, begun, time.perf_counter()
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.model_thread, forward)
-        except asyncio.CancelledError:
-            stop.set()
-            raise
-
 
 def gather_texts(
-    query: str | None, document: str | None, queries: list[str] | None, documents: list[str] | None, task: str
+    query: str | None,
+    document: str | None,
+    queries: list[str] | None,
+    documents: list[str] | None,
+    task: str,
+    limits: Limits,
 ) -> tuple[list[str], list[str]]:
     """All queries and all documents of a request, checked. Raises InputError."""
-    left = gather("query", query, "queries", queries)
-    right = gather("document", document, "documents", documents)
-    check_task(task)
+    left = gather("query", query, "queries", queries, limits.characters)
+    right = gather("document", document, "documents", documents, limits.characters)
+    check_task(task, limits.characters)
     if not left and not right:
         raise e5.InputError("there is no text: pass at least one of `query`, `document`, `queries`, `documents`")
+    limits.check_texts(left + right)
     return left, right
 
 
@@ -149,3 +139,8 @@ def encode(vectors: Vectors, queries: int, unit_length: bool, encoding_format: s
         score=wire.number(matrix[0, 0]) if matrix.size == 1 else None,
         scores=wire.rows(matrix) if matrix.size else None,
     )
+
+
+def milliseconds(seconds: float) -> float:
+    """Seconds → milliseconds to the microsecond."""
+    return round(seconds * 1e3, 3)

@@ -11,6 +11,7 @@ from itertools import groupby
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -67,7 +68,7 @@ def plan(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return batches
 
 
-def pack(ids: Sequence[Sequence[int]], padding_id: int | None = None) -> PackedBatch:
+def pack(ids: Sequence[Sequence[int] | NDArray[np.int32]], padding_id: int | None = None) -> PackedBatch:
     """One row from the ids of some texts, in the order given.
 
     Positions count each text's tokens from 0. With XLM-R's `padding_id` they count from padding_id + 1, and a padding
@@ -78,7 +79,7 @@ def pack(ids: Sequence[Sequence[int]], padding_id: int | None = None) -> PackedB
     ends = np.cumsum(lengths)
     starts = ends - lengths
     tokens = int(ends[-1])
-    input_ids = np.fromiter((token for text in ids for token in text), dtype=np.int64, count=tokens)
+    input_ids = np.concatenate([np.asarray(text, dtype=np.int64) for text in ids])
     position_ids = np.arange(tokens) - np.repeat(starts, lengths)
     if padding_id is not None:
         counts = input_ids != padding_id

@@ -1,7 +1,6 @@
 """Embedder: composes the steps – prompts, tokens, batches, model, pooling. The one seam that every front calls."""
 
 import logging
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from e5 import batches, catalog, pooling, prompts, weights
@@ -26,10 +26,6 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Default token budget of one forward pass."""
-
-
-class Stopped(Exception):
-    """Raised by `embed_tokens` when it was told to stop; nothing of it remains."""
 
 
 class Embedder:
@@ -145,12 +141,17 @@ class Embedder:
         )
         return self.tokenizer.encode(texts)
 
-    def embed_tokens(
-        self, tokens: Tokens, progress: bool | None = False, stop: threading.Event | None = None
-    ) -> Vectors:
+    def forward(self, ids: Sequence[Sequence[int] | NDArray[np.int32]]) -> torch.Tensor:
+        """One packed pass over the token ids of N texts → float32 [N, D] on the device, not normalised.
+
+        A GPU may still be computing it on return. Longest texts first is fastest: equal lengths should be neighbours.
+        """
+        return self.packed.embed(batches.pack(ids, self.packed.padding_id))
+
+    def embed_tokens(self, tokens: Tokens, progress: bool | None = False) -> Vectors:
         """The pooled vector of each text, not normalised → float32 [N, D], in the order of `tokens`.
 
-        Raises FloatingPointError for a vector with NaN or infinity, Stopped between two batches once `stop` is set.
+        Raises FloatingPointError for a vector with NaN or infinity.
         """
         vectors = np.empty((len(tokens), self.dimensions), dtype=np.float32)
         waiting: tuple[list[int], torch.Tensor] | None = None
@@ -158,10 +159,7 @@ class Embedder:
         quiet, delay = (None, 2) if progress is None else (not progress, 0)
         with tqdm(total=len(tokens), unit="text", delay=delay, disable=quiet) as bar:
             for indices in batches.plan([len(ids) for ids in tokens.ids], self.max_batch_tokens):
-                if stop is not None and stop.is_set():
-                    raise Stopped
-                batch = batches.pack([tokens.ids[index] for index in indices], self.packed.padding_id)
-                running = (indices, self.packed.embed(batch))
+                running = (indices, self.forward([tokens.ids[index] for index in indices]))
                 # A GPU computes this batch while the one before it is fetched: nobody waits in between.
                 _collect(vectors, waiting)
                 waiting = running

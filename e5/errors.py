@@ -14,3 +14,11 @@ class SettingsError(ValueError):
 
 class WeightsError(RuntimeError):
     """Weights that are missing, incomplete, broken or not permitted: says what to do."""
+
+
+class OverloadError(RuntimeError):
+    """Too much is waiting for the model: says how much, and to try again."""
+
+
+class ModelError(RuntimeError):
+    """The model could not compute a text, or has stopped: says which text and why."""

@@ -5,10 +5,17 @@ from collections.abc import Sequence
 from e5.errors import InputError
 
 
-def check_text(name: str, text: object) -> str:
-    """`text` itself, if a model can embed it. Raises InputError that names the input, the cause and the cure."""
+def check_text(name: str, text: object, most: int | None = None) -> str:
+    """`text` itself, if a model can embed it and it has at most `most` characters.
+
+    Raises InputError that names the input, the cause and the cure.
+    """
     if not isinstance(text, str):
         raise InputError(f"`{name}` is {_kind(text)}, not a text: pass a string")
+    if most is not None and len(text) > most:
+        raise InputError(
+            f"`{name}` has {len(text):,} characters, more than the {most:,} of E5_MAX_CHARACTERS: cut it into passages"
+        )
     _check_unicode(name, text)
     if not text.strip():
         state = "empty" if not text else "only white space"
@@ -16,25 +23,27 @@ def check_text(name: str, text: object) -> str:
     return text
 
 
-def check_task(task: object) -> str:
-    """`task` itself; the empty one is allowed and means: no instruction. Raises InputError."""
+def check_task(task: object, most: int | None = None) -> str:
+    """`task` itself, of at most `most` characters; the empty one is allowed and means: no instruction.
+
+    Raises InputError.
+    """
     if not isinstance(task, str):
         raise InputError(f"`task` is {_kind(task)}, not a text: pass a one-sentence instruction")
-    _check_unicode("task", task)
-    return task
+    return task if not task.strip() else check_text("task", task, most)
 
 
-def check_texts(name: str, texts: object) -> list[str]:
+def check_texts(name: str, texts: object, most: int | None = None) -> list[str]:
     """The texts of a list, each checked as `name[i]`. Raises InputError."""
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise InputError(f"`{name}` is {_kind(texts)}, not a list of texts: pass a list, also for a single text")
-    return [check_text(f"{name}[{index}]", text) for index, text in enumerate(texts)]
+    return [check_text(f"{name}[{index}]", text, most) for index, text in enumerate(texts)]
 
 
-def gather(one_name: str, one: object, many_name: str, many: object) -> list[str]:
+def gather(one_name: str, one: object, many_name: str, many: object, most: int | None = None) -> list[str]:
     """The single text (if given) and then the list (if given), all checked. Raises InputError."""
-    first = [] if one is None else [check_text(one_name, one)]
-    return first + ([] if many is None else check_texts(many_name, many))
+    first = [] if one is None else [check_text(one_name, one, most)]
+    return first + ([] if many is None else check_texts(many_name, many, most))
 
 
 def _check_unicode(name: str, text: str) -> None:

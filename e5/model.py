@@ -122,6 +122,17 @@ def _cpu_multiplies_bfloat16() -> bool:
     return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that the device, or the host, has no memory left: CPUs say it in a bare RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def release_memory() -> None:
+    """Give the GPU's cached, unused blocks back, so that a smaller batch can be laid out anew."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _keep_freed_memory() -> None:
     """Tell glibc to reuse large blocks instead of returning them to the kernel.
 

@@ -16,7 +16,12 @@ def check_finite(vectors: Vectors, indices: Sequence[int] | None = None, count: 
     broken = ~np.isfinite(vectors).all(axis=-1)
     if broken.any():
         places = np.arange(len(vectors)) if indices is None else np.array(indices)
-        raise FloatingPointError(
-            f"the model gave NaN or infinity for text {min(places[broken]) + 1} of {count or len(vectors)}: its dtype "
-            "is too narrow for this text (E5_DTYPE=bfloat16 or float32 have the range), or its weights are broken"
-        )
+        raise not_finite(int(min(places[broken])), count or len(vectors))
+
+
+def not_finite(index: int, count: int) -> FloatingPointError:
+    """The error for a text with NaN or infinity: the text at `index` of the `count` of a request."""
+    return FloatingPointError(
+        f"the model gave NaN or infinity for text {index + 1} of {count}: its dtype is too narrow for this text "
+        "(E5_DTYPE=bfloat16 or float32 have the range), or its weights are broken"
+    )

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # before this folder, in which `predict` would be this file
 
 import predict  # noqa: E402
-from e5.errors import InputError, SettingsError, WeightsError  # noqa: E402
+from e5.errors import InputError, ModelError, SettingsError, WeightsError  # noqa: E402
 from e5.settings import Settings  # noqa: E402
 from scripts import cog_schema  # noqa: E402
 from scripts.cog_schema import Json, Signature  # noqa: E402
@@ -34,14 +34,16 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     try:
         inputs = read_inputs(arguments.input, arguments.json, cog_schema.read(ROOT / "predict.py"))
-        predict.gather_texts(*(inputs[name] for name in ("query", "document", "queries", "documents", "task")))
+        limits = Settings.from_environment().limits
+        predict.gather_texts(
+            *(inputs[name] for name in ("query", "document", "queries", "documents", "task")), limits=limits
+        )
         check_target(arguments.output)
-        Settings.from_environment()
         with contextlib.redirect_stdout(sys.stderr):
             text = asyncio.run(answer(inputs))
     except (InputError, SettingsError) as error:
         return complain(parser.prog, error, 2)
-    except (WeightsError, FloatingPointError) as error:
+    except (WeightsError, ModelError, FloatingPointError) as error:
         return complain(parser.prog, error, 1)
     except KeyboardInterrupt:
         return 130

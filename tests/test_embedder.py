@@ -4,7 +4,6 @@
 """
 
 import random
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +21,6 @@ import e5.batches
 import e5.prompts
 import e5.tokens
 from e5 import DEFAULT_TASK, Embedder, InputError, SettingsError, catalog, normalize, scores
-from e5.embedder import Stopped
 from scripts.demo import DOCUMENTS, QUERIES
 from tests import checkpoints
 from tests.reference import Reference, Vectors, centred_cosine, relative_l2
@@ -359,22 +357,6 @@ def test_nan_is_an_error_and_never_a_vector(tiny: Embedder, monkeypatch: pytest.
     with pytest.raises(FloatingPointError, match=r"NaN or infinity for text 2 of 3.*E5_DTYPE=bfloat16 or float32"):
         tiny.embed_documents(["one two three four", "one two", "one"])
     assert tiny.embed_documents(["one"]).shape == (1, 256)
-
-
-def test_work_stops_between_batches(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop = threading.Event()
-    seen = []
-    embed = tiny.packed.embed
-
-    def one_then_stop(batch: e5.batches.PackedBatch) -> torch.Tensor:
-        seen.append(batch)
-        stop.set()
-        return embed(batch)
-
-    monkeypatch.setattr(tiny.packed, "embed", one_then_stop)
-    with pytest.raises(Stopped):
-        tiny.embed_tokens(tiny.tokenize([], ["word " * 3000] * 3, ""), stop=stop)
-    assert len(seen) == 1
 
 
 def test_arrays_of_any_layout_can_be_scored(tiny: Embedder) -> None:

@@ -1,26 +1,22 @@
 """predict.py behind the real server: what requests of every kind get, alone, together and when they go wrong."""
 
-import asyncio
 import base64
 import itertools
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import predict
 from e5 import DEFAULT_TASK, Embedder, Settings, normalize, scores
-from e5.tokens import Tokens
 from scripts import cog_schema, schema
 from scripts import serve as serve_script
 from scripts.local_server import ROOT, Server, free_port, running, stop
@@ -30,8 +26,8 @@ Answer = dict[str, Any]
 QUERY, DOCUMENT = "how tall is the tower?", "The tower is 300 m high."
 MANY = [f"text number {index}" for index in range(3000)]
 # With one thread MANY is seconds of work on any machine: whatever comes after it has to wait.
-SETTINGS = {"E5_DTYPE": "float32", "E5_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
-METRICS = ("texts", "input_tokens", "truncated", "queued_ms", "tokenize_ms", "model_ms", "encode_ms")
+SETTINGS = {"E5_DTYPE": "float32", "E5_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "E5_MAX_TEXTS": "12000"}
+METRICS = ("texts", "input_tokens", "truncated", "batch_texts", "queued_ms", "tokenize_ms", "model_ms", "encode_ms")
 _ids = itertools.count()
 
 
@@ -165,8 +161,8 @@ def test_odd_texts_are_texts(client: httpx.Client, embedder: Embedder, text: str
     assert_close(vectors(ask(client, document=text)), embedder.embed_documents([text]))
 
 
-def test_a_megabyte_is_cut_to_the_model_s_limit(client: httpx.Client) -> None:
-    answer = ask(client, document="some words " * 95_000, encoding_format="base64")
+def test_a_million_characters_are_cut_to_the_model_s_limit(client: httpx.Client) -> None:
+    answer = ask(client, document="some word " * 100_000, encoding_format="base64")
     assert answer["metrics"]["truncated"] == 1
     assert answer["metrics"]["input_tokens"] == 4096
     assert "1 of 1 texts were cut to 4096 tokens" in answer["logs"]
@@ -207,6 +203,44 @@ def test_a_task_that_would_be_multiplied_by_its_queries_is_refused(client: httpx
     assert answer["status"] == "failed"
     assert "InputError: `task` takes 4096 tokens or more of the 4096 that it shares with the query" in answer["error"]
     assert_good(client, embedder)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (
+            {"documents": ["a"] * 12_001},
+            "the request has 12,001 texts, more than the 12,000 of E5_MAX_TEXTS: send them",
+        ),
+        (
+            {"query": "a", "documents": ["b", "c" * 1_000_001]},
+            "`documents[1]` has 1,000,001 characters, more than the 1,000,000 of E5_MAX_CHARACTERS: cut it",
+        ),
+        (
+            {"documents": ["c" * 999_999] * 21},
+            "the texts have 20,999,979 characters together, more than the 20,000,000 th",
+        ),
+        (
+            {"documents": ["a b " * 4000] * 256},
+            "the texts have 1,048,576 tokens together, more than the 1,000,000 of E5_M",
+        ),
+        (
+            {"documents": ["a"] * 8_000},
+            "the answer would have 2,048,000 numbers (2,048,000 of vectors, 0 scores), more",
+        ),
+        (
+            {"queries": ["a"] * 2000, "documents": ["a"] * 2000, "encoding_format": "base64"},
+            "the answer would have 4,000,000 numbers (0 of vectors, 4,000,000 scores), more than the 2,000,000",
+        ),
+    ],
+    ids=["texts", "characters", "all characters", "tokens", "numbers", "scores"],
+)
+def test_a_request_beyond_a_limit_is_refused_with_the_limit_and_the_value(
+    client: httpx.Client, inputs: dict[str, object], message: str
+) -> None:
+    answer = post(client, **inputs).json()
+    assert answer["status"] == "failed"
+    assert f"InputError: {message}" in answer["error"]
 
 
 @pytest.mark.parametrize(
@@ -375,97 +409,3 @@ def test_missing_weights_show_in_health_and_log_and_the_server_ends_when_asked(t
         assert str(tmp_path) in broken.log.read_text()
         assert httpx.post(f"{broken.url}/predictions", json={"input": {"query": "a"}}).status_code == 503
         assert stop(broken.process) == 0
-
-
-# Predictor alone, with a model that does what a test needs
-
-
-class FakeEmbedder:
-    """Counts forward passes, and notices two at once; the first token id of a text says what becomes of it."""
-
-    uses_task = True
-
-    def __init__(self) -> None:
-        self.busy = threading.Lock()
-        self.started: list[int] = []
-        self.stops: list[threading.Event] = []
-        self.release = threading.Event()
-        self.error: Exception | None = None
-
-    def tokenize(self, queries: list[str], documents: list[str], task: str) -> Tokens:
-        return Tokens([[len(self.started)] for _ in [*queries, *documents]], 0)
-
-    def embed_tokens(self, tokens: Tokens, stop: threading.Event) -> NDArray[np.float32]:
-        self.stops.append(stop)
-        assert self.busy.acquire(blocking=False), "two forward passes at once"
-        try:
-            self.started.append(len(tokens))
-            self.release.wait(10)
-            if self.error is not None:
-                raise self.error
-            return np.full((len(tokens), 2), len(tokens), dtype=np.float32)
-        finally:
-            self.busy.release()
-
-
-def predictor(fake: FakeEmbedder) -> predict.Predictor:
-    one = predict.Predictor()
-    one.embedder = cast(Embedder, fake)
-    return one
-
-
-async def embed(one: predict.Predictor, count: int) -> Any:
-    output = await one.predict("task", None, None, False, ["text"] * count, None, "float")
-    return output.embeddings.tolist()
-
-
-def test_cancellation_neither_overlaps_nor_starts_what_waited() -> None:
-    fake = FakeEmbedder()
-    one = predictor(fake)
-
-    async def scenario() -> object:
-        first, second, third = (asyncio.create_task(embed(one, count)) for count in (1, 2, 3))
-        async with asyncio.timeout(20):
-            while not fake.started:
-                await asyncio.sleep(0.01)
-        first.cancel()  # computing: it is told to stop after its batch, and keeps the model until then
-        second.cancel()  # waiting: it must never start
-        await asyncio.sleep(0.05)
-        assert fake.started == [1]
-        assert [stop.is_set() for stop in fake.stops] == [True]
-        fake.release.set()
-        done = await asyncio.gather(first, second, third, return_exceptions=True)
-        assert [type(result) for result in done[:2]] == [asyncio.CancelledError] * 2
-        return done[2]
-
-    assert asyncio.run(scenario()) == [[3.0, 3.0]] * 3
-    assert fake.started == [1, 3]
-    assert not fake.stops[1].is_set()
-
-
-def test_health_asks_the_model_only_after_a_failure_and_until_it_works_again() -> None:
-    fake = FakeEmbedder()
-    fake.release.set()
-    one = predictor(fake)
-
-    async def scenario() -> None:
-        assert await one.healthcheck()
-        assert fake.started == []
-        fake.error = RuntimeError("CUDA error: an illegal memory access was encountered")
-        with pytest.raises(RuntimeError, match="illegal memory access"):
-            await embed(one, 2)
-        with pytest.raises(RuntimeError, match="illegal memory access"):
-            await one.healthcheck()
-        fake.error = None
-        assert await one.healthcheck()
-        assert await one.healthcheck()
-        assert fake.started == [2, 1, 1]
-
-    asyncio.run(scenario())
-
-
-def test_a_model_that_gives_nan_fails_the_prediction() -> None:
-    broken = np.array([[1.0, np.nan]], dtype=np.float32)
-    for encoding_format in ("float", "base64"):
-        with pytest.raises(FloatingPointError, match="NaN or infinity for text 1 of 1"):
-            predict.encode(broken, 1, True, encoding_format)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from e5.errors import SettingsError
+from e5.limits import Limits
 from e5.model import choose_device, choose_dtype
 from e5.settings import Settings
 
@@ -22,9 +23,16 @@ def test_all_variables_are_read(tmp_path: Path) -> None:
         "E5_DEVICE": "cuda:1",
         "E5_DTYPE": "float16",
         "E5_MAX_BATCH_TOKENS": "2048",
+        "E5_MAX_TEXTS": "1",
+        "E5_MAX_CHARACTERS": "2",
+        "E5_MAX_REQUEST_TOKENS": "3",
+        "E5_MAX_QUEUED_TOKENS": "4",
+        "E5_MAX_ANSWER_NUMBERS": "5",
         "PATH": "/bin",
     }
-    assert Settings.from_environment(environ) == Settings("e5-small", tmp_path, "merged", "cuda:1", "float16", 2048)
+    limits = Limits(texts=1, characters=2, request_tokens=3, queued_tokens=4, answer_numbers=5)
+    want = Settings("e5-small", tmp_path, "merged", "cuda:1", "float16", 2048, limits)
+    assert Settings.from_environment(environ) == want
 
 
 @pytest.mark.parametrize(
@@ -38,6 +46,9 @@ def test_all_variables_are_read(tmp_path: Path) -> None:
         ("E5_MAX_BATCH_TOKENS", "4k", "E5_MAX_BATCH_TOKENS=4k .* whole number"),
         ("E5_MAX_BATCH_TOKENS", "0", "E5_MAX_BATCH_TOKENS=0 .* 1 or more"),
         ("E5_MAX_BATCH_TOKENS", "-1", "E5_MAX_BATCH_TOKENS=-1 .* whole number"),
+        ("E5_MAX_TEXTS", "many", "E5_MAX_TEXTS=many .* whole number"),
+        ("E5_MAX_QUEUED_TOKENS", "0", "E5_MAX_QUEUED_TOKENS=0 .* 1 or more"),
+        ("E5_MAX_TEXT", "5", "E5_MAX_TEXT: no such setting; .* E5_MAX_TEXTS"),
         ("E5_WEIGHTS", "/nowhere", "E5_WEIGHTS=/nowhere is not a folder"),
         ("E5_MODLE", "e5-small", "E5_MODLE: no such setting; the settings are E5_MODEL,"),
         ("E5_WEIGHT", "x", "E5_WEIGHT: no such setting"),

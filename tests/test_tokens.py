@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import e5.tokens
 from e5.errors import WeightsError
-from e5.tokens import CHUNK, Tokenizer
+from e5.tokens import CHUNK_CHARACTERS, CHUNK_TEXTS, Tokenizer
 from tests.checkpoints import EMBEDDED
 from tests.reference import decoder_ids, encoder_ids, sentencepiece_model
 
@@ -111,11 +112,26 @@ def test_truncation_keeps_the_frame_and_is_counted() -> None:
 
 
 def test_many_texts_keep_their_order() -> None:
-    texts = [f"number {index}" for index in range(CHUNK + 5)]
+    texts = [f"number {index}" for index in range(CHUNK_TEXTS + 5)]
     ids = _mistral().encode(texts).ids
     assert len(ids) == len(texts)
-    assert ids[0] == decoder_ids("number 0", 99) and ids[-1] == decoder_ids(f"number {CHUNK + 4}", 99)
+    assert ids[0] == decoder_ids("number 0", 99) and ids[-1] == decoder_ids(f"number {CHUNK_TEXTS + 4}", 99)
     assert _mistral().encode([]).ids == []
+
+
+def test_the_tokenizer_is_given_a_bounded_number_of_characters_at_a_time() -> None:
+    long = "word " * (CHUNK_CHARACTERS // 10)  # half of a chunk
+    texts = [long, "a", long, "b", "c"]
+    assert list(map(len, e5.tokens._chunks(texts))) == [3, 2]
+    ids = _mistral().encode(texts).ids
+    assert [ids[1], ids[3], ids[4]] == [decoder_ids(text, 99) for text in "abc"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_few_and_many_characters_are_tokenised_alike(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = _mistral().encode([text])
+    monkeypatch.setattr(e5.tokens, "PARALLEL_CHARACTERS", 0)
+    assert _mistral().encode([text]) == alone
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "Ünïcödé ñandú", "long " * 700, "a <mask> [MASK]</s>[SEP] <pad><pad> it"])
