@@ -79,7 +79,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         encoding_format: str = Input(description=FORMAT_HELP, default="float", choices=["float", "base64"]),
     ) -> Output:
         """Embed the texts. Raises InputError, which names the input, the cause and the cure."""
-        left, right = gather_texts(query, document, queries, documents, task, self.limits)
+        left, right = gather_texts(self.limits, query, document, queries, documents, task)
         self.limits.check_answer(len(left), len(right), self.embedder.dimensions, encoding_format == "base64")
         if left and not task and self.embedder.uses_task:
             print("Warning: `task` is empty: queries are embedded without the instruction that this model is made for")
@@ -111,12 +111,12 @@ class Predictor(BasePredictor):  # type: ignore[misc]
 
 
 def gather_texts(
+    limits: Limits,
     query: str | None,
     document: str | None,
     queries: list[str] | None,
     documents: list[str] | None,
     task: str,
-    limits: Limits,
 ) -> tuple[list[str], list[str]]:
     """All queries and all documents of a request, checked. Raises InputError."""
     left = gather("query", query, "queries", queries, limits.characters)

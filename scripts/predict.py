@@ -35,9 +35,7 @@ def main(argv: list[str]) -> int:
     try:
         inputs = read_inputs(arguments.input, arguments.json, cog_schema.read(ROOT / "predict.py"))
         limits = Settings.from_environment().limits
-        predict.gather_texts(
-            *(inputs[name] for name in ("query", "document", "queries", "documents", "task")), limits=limits
-        )
+        predict.gather_texts(limits, *(inputs[name] for name in ("query", "document", "queries", "documents", "task")))
         check_target(arguments.output)
         with contextlib.redirect_stdout(sys.stderr):
             text = asyncio.run(answer(inputs))
