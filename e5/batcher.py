@@ -1,7 +1,7 @@
 """Requests that come at the same time → shared batches on one device.
 
 One thread owns the device. It takes a batch whenever it is free, of whatever waits then: an idle device makes nobody
-wait, and while a batch is computed the next one gathers. Who comes first is said in e5/turns.py.
+wait, and while a batch is computed the next one gathers. Who comes first is said in e5/schedule.py.
 
 What goes wrong with a text fails the requests that have it, and no others: a batch that fails is computed again in
 halves, down to single texts. Out of memory, the budget of tokens is halved as well, and doubled again after every 16
@@ -23,7 +23,7 @@ import torch
 from e5.embedder import Embedder
 from e5.errors import ModelError, OverloadError
 from e5.model import is_out_of_memory, release_memory
-from e5.turns import Text, Turns
+from e5.schedule import Schedule, Text
 from e5.vectors import Vectors, not_finite
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Batcher:
         self._successes = 0
         self._thread = thread
         self._lock = threading.Lock()  # of the two below, which the event loop and the thread share
-        self._turns: Turns[_Request] = Turns()
+        self._schedule: Schedule[_Request] = Schedule()
         self._working = False
 
     @classmethod
@@ -132,7 +132,7 @@ class Batcher:
         request = _Request(vectors, prepared.tokens, len(vectors), loop, loop.create_future())
         with self._lock:
             self._check(request)
-            self._turns.enter(request, prepared.ids)
+            self._schedule.enter(request, prepared.ids)
             start, self._working = not self._working, True
         if start:
             self._thread.submit(self._work)
@@ -140,12 +140,12 @@ class Batcher:
             return await request.future
         finally:
             with self._lock:
-                self._turns.leave(request)
+                self._schedule.leave(request)
 
     def _check(self, request: _Request) -> None:
         if self.dead:
             raise ModelError(self.dead)
-        waiting = sum(one.tokens for one in self._turns.requests)
+        waiting = sum(one.tokens for one in self._schedule.requests)
         if waiting and waiting + request.tokens > self.max_queued_tokens:
             raise OverloadError(
                 f"the queue is full: {waiting:,} tokens are waiting, and with the {request.tokens:,} of this request "
@@ -160,7 +160,7 @@ class Batcher:
         try:
             while True:
                 with self._lock:
-                    texts = self._turns.take(self.budget)
+                    texts = self._schedule.take(self.budget)
                     if not texts and ahead is None:
                         self._working = False
                         return
@@ -174,7 +174,7 @@ class Batcher:
         except BaseException as error:
             with self._lock:
                 self.dead = f"the model's thread has ended ({_describe(error)}): restart the server"
-                for request in self._turns.requests:
+                for request in self._schedule.requests:
                     self._settle(request, ModelError(self.dead))
             log.critical("%s", self.dead, exc_info=error)
 
@@ -209,7 +209,7 @@ class Batcher:
         with self._lock:
             _account(batch)
             for index, text in enumerate(batch.texts):
-                for request, rows in self._turns.finish(text):
+                for request, rows in self._schedule.finish(text):
                     if index in broken:
                         self._settle(request, not_finite(rows[0], len(request.vectors)))
                         continue
@@ -229,7 +229,7 @@ class Batcher:
             wanted = [text for text in batch.texts if text.rows]
             for text in batch.texts:
                 if not text.rows or len(batch.texts) == 1:
-                    for request, rows in self._turns.finish(text):
+                    for request, rows in self._schedule.finish(text):
                         self.suspect = not batch.out_of_memory
                         self._settle(request, _failure(batch, rows[0], len(request.vectors)))
         if len(batch.texts) > 1:
@@ -241,7 +241,7 @@ class Batcher:
         """Wake the caller, with its vectors or with an error; it waits for nothing any more. Under the lock."""
         queued = time.perf_counter() - request.handed_over - request.model_seconds
         result = Embedded(request.vectors, max(0.0, queued), request.model_seconds, request.batch_texts)
-        self._turns.leave(request)
+        self._schedule.leave(request)
         request.loop.call_soon_threadsafe(_resolve, request.future, result, error)
 
 

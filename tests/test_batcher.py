@@ -142,7 +142,7 @@ def test_a_long_request_does_not_hold_up_a_short_one(gate: Gate) -> None:
         gate.open.set()
         await short
         assert not long.done()
-        assert "short" in gate.batches[1], "its turn is in the next batch"
+        assert "short" in gate.batches[1], "it comes with the next batch"
         await long
 
     run(gate, scenario)
@@ -343,11 +343,8 @@ def test_nothing_is_kept_of_what_is_done(gate: Gate) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await ask(batcher, "last")
-        turns = batcher._turns
         await until(lambda: not batcher._working)
-        assert not turns._texts and not turns._of
-        turns.take(1)
-        assert not turns._turns
+        assert not batcher._schedule._texts and not batcher._schedule.requests
 
     run(gate, scenario)
 
