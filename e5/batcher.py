@@ -22,7 +22,7 @@ import torch
 
 from e5.embedder import Embedder
 from e5.errors import ModelError, OverloadError
-from e5.model import is_out_of_memory, release_memory
+from e5.model import is_out_of_memory, release_memory, trim_memory
 from e5.schedule import Schedule, Text
 from e5.vectors import Vectors, not_finite
 
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 RECOVERY = 16
 """Batches in a row that must succeed before a budget that memory has halved is doubled."""
+TRIM = 256
+"""Batches between two calls of `trim_memory`, of 5 ms each."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Prepared:
     @property
     def longest(self) -> int:
         """The tokens of the longest text."""
-        return max(map(len, self.ids)) // 4
+        return max(map(len, self.ids), default=0) // 4
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Batcher:
         self.dead = ""
         self.suspect = False
         self._successes = 0
+        self._batches = 0
         self._thread = thread
         self._lock = threading.Lock()  # of the two below, which the event loop and the thread share
         self._schedule: Schedule[_Request] = Schedule()
@@ -129,6 +132,8 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         vectors = np.empty((len(prepared.ids), self.embedder.dimensions), dtype=np.float32)
+        if not prepared.ids:
+            return Embedded(vectors, 0.0, 0.0, 0)
         request = _Request(vectors, prepared.tokens, len(vectors), loop, loop.create_future())
         with self._lock:
             self._check(request)
@@ -179,6 +184,9 @@ class Batcher:
             log.critical("%s", self.dead, exc_info=error)
 
     def _launch(self, texts: list[Text[_Request]]) -> _Batch:
+        self._batches += 1
+        if self._batches % TRIM == 0:
+            trim_memory()
         batch = _Batch(texts)
         try:
             batch.result = self.embedder.forward([np.frombuffer(text.ids, dtype=np.int32) for text in texts])

@@ -12,10 +12,7 @@ def check_text(name: str, text: object, most: int | None = None) -> str:
     """
     if not isinstance(text, str):
         raise InputError(f"`{name}` is {_kind(text)}, not a text: pass a string")
-    if most is not None and len(text) > most:
-        raise InputError(
-            f"`{name}` has {len(text):,} characters, more than the {most:,} of E5_MAX_CHARACTERS: cut it into passages"
-        )
+    _check_length(name, text, most)
     _check_unicode(name, text)
     if not text.strip():
         state = "empty" if not text else "only white space"
@@ -30,12 +27,14 @@ def check_task(task: object, most: int | None = None) -> str:
     """
     if not isinstance(task, str):
         raise InputError(f"`task` is {_kind(task)}, not a text: pass a one-sentence instruction")
-    return task if not task.strip() else check_text("task", task, most)
+    _check_length("task", task, most)
+    _check_unicode("task", task)
+    return task
 
 
 def check_texts(name: str, texts: object, most: int | None = None) -> list[str]:
     """The texts of a list, each checked as `name[i]`. Raises InputError."""
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
+    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
         raise InputError(f"`{name}` is {_kind(texts)}, not a list of texts: pass a list, also for a single text")
     return [check_text(f"{name}[{index}]", text, most) for index, text in enumerate(texts)]
 
@@ -44,6 +43,13 @@ def gather(one_name: str, one: object, many_name: str, many: object, most: int |
     """The single text (if given) and then the list (if given), all checked. Raises InputError."""
     first = [] if one is None else [check_text(one_name, one, most)]
     return first + ([] if many is None else check_texts(many_name, many, most))
+
+
+def _check_length(name: str, text: str, most: int | None) -> None:
+    if most is not None and len(text) > most:
+        raise InputError(
+            f"`{name}` has {len(text):,} characters, more than the {most:,} of E5_MAX_CHARACTERS: cut it into passages"
+        )
 
 
 def _check_unicode(name: str, text: str) -> None:

@@ -133,6 +133,15 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def trim_memory() -> None:
+    """Return the pages of freed blocks to the kernel; for servers that keep them (`_keep_freed_memory`) for weeks.
+
+    Batches of ever new sizes fragment the kept memory: it grew by 2 kB a prediction, without an end in sight at 30,000.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _keep_freed_memory() -> None:
     """Tell glibc to reuse large blocks instead of returning them to the kernel.
 

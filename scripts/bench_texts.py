@@ -48,6 +48,11 @@ class Texts:
         random = np.random.default_rng([self.seed, 1])
         return self._documents(random, random.integers(SHORT_TOKENS - 4, SHORT_TOKENS + 5, count).tolist())
 
+    def of_words(self, counts: Sequence[int]) -> list[str]:
+        """One text for each count, of so many words, which are as many tokens besides those of the frame."""
+        random = np.random.default_rng([self.seed, 3])
+        return [self._text(random, count) for count in counts]
+
     def pairs(self, count: int) -> list[Pair]:
         """`count` pairs of a query of 30 tokens, its instruction included, and a document of 80."""
         random = np.random.default_rng([self.seed, 2])

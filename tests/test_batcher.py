@@ -356,3 +356,11 @@ def test_the_default_task_reaches_the_queries(gate: Gate, model: Embedder) -> No
         assert relative_l2(got.vectors, model.embed_queries(["how tall?"])) < 1e-5
 
     run(gate, scenario)
+
+
+def test_no_texts_give_no_vectors(gate: Gate) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        got = await ask(batcher)
+        assert got.vectors.shape == (0, gate.dimensions) and got.batch_texts == 0
+
+    run(gate, scenario)
