@@ -7,6 +7,8 @@ mask function gives no mask, because the layout says it all.
 CUDA, 16-bit: torch's variable-length kernel. Elsewhere: dense attention over runs of equally long texts.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from inspect import signature
 from typing import Any
@@ -16,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from e5.batches import PackedBatch
+from e5.batches import PackedBatch, Run, rounded
 
 NAME = "e5_packed"
-CACHED_WEIGHTS = 2 << 20
-"""Attention weights held at a time by `_by_products`: 4 MB in bfloat16."""
+LONG = 200
+"""Tokens from which a text is worth a computation of its own."""
 
 
 def register() -> None:
@@ -48,17 +50,21 @@ def packed_attention(
         span = (-1 if window is None else window - 1, 0) if causal else (-1, -1)
         return _varlen_kernel(query, key, value, batch.cu_seqlens, batch.max_seqlen, batch, scale, span)
     outputs = []
-    for run in batch.runs:
-        rows = slice(run.start, run.start + run.count * run.length)
-        q, k, v = (_heads_first(tensor[rows], run.count) for tensor in (query, key, value))
-        outputs.append(_dense(q, k, v, causal=causal, scale=scale, window=window).transpose(1, 2).flatten(0, 1))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    for block in _blocks(batch, causal):
+        rows = slice(block.start, block.start + block.count * block.extent)
+        q, k, v = (_heads_first(tensor[rows], block.count) for tensor in (query, key, value))
+        out = _dense(q, k, v, causal=causal, scale=scale, window=window).transpose(1, 2).flatten(0, 1)
+        outputs.append(out[: block.count * block.length])
+    return _joined(outputs, len(query))
 
 
 def last_token_attention(
     query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, *, scale: float, window: int | None = None
 ) -> Tensor:
-    """Causal attention of each text's last token: query [N, H, D], key and value [T, K, D] → [N, H, D]."""
+    """Causal attention of each text's last token: query [N, H, D], key and value [T, K, D] → [N, H, D].
+
+    Rows of `query` beyond the texts are filler; so are theirs of the result.
+    """
     if _has_kernel(query):
         ones = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
         span = (-1, -1) if window is None or window >= batch.max_seqlen else (window - 1, 0)
@@ -72,6 +78,35 @@ def last_token_attention(
         k, v = (_heads_first(tensor[rows], run.count)[:, :, seen] for tensor in (key, value))
         outputs.append(_dense(q, k, v, causal=False, scale=scale).squeeze(2))
         first += run.count
+    return _joined(outputs, len(query))
+
+
+@dataclass(frozen=True)
+class _Block(Run):
+    """A run, or a text of one, over `extent` rows: its `length`, and for a single text some that follow."""
+
+    extent: int
+
+
+def _blocks(batch: PackedBatch, causal: bool) -> Iterator[_Block]:
+    """What to compute at a time: the runs; of long texts, where shapes should be few, each by itself.
+
+    Rows that follow a text make its length one of few: no token of it sees them, and their own results are dropped.
+    """
+    for run in batch.runs:
+        if not (batch.few_shapes and causal and run.length >= LONG):
+            yield _Block(run.start, run.count, run.length, run.length)
+            continue
+        for start in range(run.start, run.start + run.count * run.length, run.length):
+            extent = min(rounded(run.length), len(batch.input_ids) - start)
+            yield _Block(start, 1, run.length, extent)
+
+
+def _joined(outputs: list[Tensor], rows: int) -> Tensor:
+    """All of them in one tensor of so many rows; what no text has is zero."""
+    filler = rows - sum(map(len, outputs))
+    if filler:
+        outputs.append(outputs[0].new_zeros(filler, *outputs[0].shape[1:]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
@@ -152,25 +187,23 @@ def _products_are_faster(q: Tensor, length: int) -> bool:
     """SDPA's CPU kernel multiplies bfloat16 at float32's rate: 145 GFLOP/s on two Zen 4 cores, where matrix products
     that write the weights out reach 260. Below some 200 query rows their overhead, above some 768 keys the memory
     traffic of the weights and the half that a causal kernel skips, turn the comparison round."""
-    rows = q.shape[0] * q.shape[2]
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and 16 <= length <= 768 and rows >= 200
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] >= 200 and length <= 768
 
 
 def _by_products(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
-    """Attention as two matrix products and a softmax, for so many texts at a time that the weights stay in cache."""
+    """Attention as two matrix products and a softmax. One text at a time: the weights stay in cache, and products of
+    a batch of texts would have code generated for each count of them (`batches.rounded`)."""
     count, heads, rows, width = q.shape
     groups, length = k.shape[1], k.shape[2]
     hidden = torch.ones(rows, length, dtype=torch.bool).triu_(1) if causal else None
     bias = q.new_zeros(rows, length).masked_fill_(hidden, float("-inf")) if hidden is not None else None
     out = q.new_empty(count, rows, heads, width).transpose(1, 2)
-    step = max(1, CACHED_WEIGHTS // (heads * rows * length))
-    for first in range(0, count, step):
-        some = slice(first, first + step)
-        grouped = (q[some] * scale).reshape(-1, groups, heads // groups * rows, width)
-        weights = (grouped @ k[some].transpose(-1, -2)).view(-1, heads, rows, length)
+    for text in range(count):
+        grouped = (q[text] * scale).reshape(groups, heads // groups * rows, width)
+        weights = (grouped @ k[text].transpose(-1, -2)).view(heads, rows, length)
         weights = weights.add_(bias) if bias is not None else weights
-        weights = weights.softmax(-1).view(-1, groups, heads // groups * rows, length)
-        out[some] = (weights @ v[some]).view(-1, heads, rows, width)
+        weights = weights.softmax(-1).view(groups, heads // groups * rows, length)
+        out[text] = (weights @ v[text]).view(heads, rows, width)
     return out
 
 

@@ -146,7 +146,7 @@ class Embedder:
 
         A GPU may still be computing it on return. Longest texts first is fastest: equal lengths should be neighbours.
         """
-        return self.packed.embed(batches.pack(ids, self.packed.padding_id))
+        return self.packed.embed(batches.pack(ids, self.packed.padding_id, self.packed.few_shapes))
 
     def embed_tokens(self, tokens: Tokens, progress: bool | None = False) -> Vectors:
         """The pooled vector of each text, not normalised → float32 [N, D], in the order of `tokens`.

@@ -8,15 +8,19 @@ the flagship. The sub-modules are the stock layer's own, and so is the arithmeti
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.models.mistral.modeling_mistral import apply_rotary_pos_emb
 
 from e5.attention import last_token_attention
-from e5.batches import PackedBatch
+from e5.batches import PackedBatch, rounded
 
 
 def keep_last_tokens(layer: Any) -> None:
-    """Give a MistralDecoderLayer a forward pass that maps [1, T, D] to [1, N, D], a row for each text."""
+    """Give a MistralDecoderLayer a forward pass that maps [1, T, D] to [1, N, D], a row for each text.
+
+    Where the batch has filler, rows of filler follow: as few shapes as in the other layers.
+    """
     layer.forward = partial(_forward, layer)
 
 
@@ -24,6 +28,8 @@ def _forward(
     layer: Any, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], packed: PackedBatch, **_: Any
 ) -> Tensor:
     last = packed.cu_seqlens[1:].long() - 1
+    if packed.few_shapes:
+        last = torch.nn.functional.pad(last, (0, rounded(len(last)) - len(last)))
     inputs = layer.input_layernorm(hidden_states)
     hidden = hidden_states[:, last] + _attend(layer.self_attn, inputs, last, position_embeddings, packed)
     output: Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))

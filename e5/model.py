@@ -35,6 +35,8 @@ class PackedModel:
         self.device, self.dtype = module.device, module.dtype
         self.config = module.config
         self.dimensions = int(self.config.hidden_size)
+        # Where each new shape costs time and memory (`batches.rounded`), batches should have few of them.
+        self.few_shapes = self.device.type == "cpu" and self.dtype != torch.float32
         # The decoder's last layer gives pooling the tokens that it reads and no others.
         self._last_only = kind == "last" and self.config.model_type == "mistral"
         if self._last_only:
@@ -48,10 +50,14 @@ class PackedModel:
         """N texts → float32 [N, D] on the device, not normalised."""
         batch = batch.to(self.device)
         hidden = self._forward(batch)
-        return hidden.float() if self._last_only else pooling.pool(self.pooling, hidden, batch.cu_seqlens)
+        return (
+            hidden[: len(batch.cu_seqlens) - 1].float()
+            if self._last_only
+            else pooling.pool(self.pooling, hidden, batch.cu_seqlens)
+        )
 
     def _forward(self, batch: PackedBatch) -> Tensor:
-        """[T, D] in the model's dtype, or [N, D] where the last layer keeps each text's last token alone."""
+        """[T, D] in the model's dtype, or at least [N, D] where the last layer keeps each text's last token alone."""
         row = batch.input_ids.unsqueeze(0)
         extra = {"token_type_ids": torch.zeros_like(row)} if self._typed else self._extra
         output = self.module(input_ids=row, position_ids=batch.position_ids.unsqueeze(0), packed=batch, **extra)
@@ -152,7 +158,7 @@ def _keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc" or any(os.environ.get(name) for name in tuned):
         return
     mallopt = ctypes.CDLL(None).mallopt
-    mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD, bytes
+    mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, bytes: what is larger is rare, and would fragment the rest
     mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD, bytes
 
 

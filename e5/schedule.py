@@ -1,9 +1,8 @@
 """Who comes first: which texts of the waiting requests make the next batch. Plain data, without threads or a device.
 
-1. Half of the budget belongs to the oldest request, whatever else comes: so every request gets on, and is done in the
-   end. Where one text is longer than that half, its request saves up over several batches.
-2. The rest goes to the requests with the fewest tokens left to do: so a short one does not wait for a long one, and of
-   equal ones the first is done first.
+1. Half of the budget goes to the requests in the order of their coming: so none waits more than twice as long as if
+   that were the only rule. Where a text is longer than that half, it is saved up for over several batches.
+2. The other half goes to the requests with the fewest tokens left to do: so a short one does not wait for a long one.
 
 A text that several requests have is computed once.
 """
@@ -36,7 +35,6 @@ class _Work(Generic[R]):
     texts: list[Text[R]]
     waiting: deque[Text[R]]
     tokens: int
-    saved: int = 0
 
     def next(self) -> Text[R] | None:
         while self.waiting and self.waiting[0].taken:  # on behalf of another request
@@ -50,6 +48,7 @@ class Schedule(Generic[R]):
     def __init__(self) -> None:
         self._texts: dict[bytes, Text[R]] = {}  # all in flight: those that wait, and those with the device
         self._work: dict[R, _Work[R]] = {}  # in the order of their coming
+        self._saved = 0  # tokens of rule 1 that a long text waits for
 
     @property
     def requests(self) -> list[R]:
@@ -79,12 +78,13 @@ class Schedule(Generic[R]):
         """The next batch, longest text first: at most `budget` tokens, or one longer text; empty when nothing waits."""
         batch: list[Text[R]] = []
         unfinished = [work for work in self._work.values() if work.next()]
-        if not unfinished:
-            return batch
-        oldest = unfinished[0]
-        oldest.saved += budget // 2
-        taken = self._fill(batch, oldest, budget, oldest.saved)
-        oldest.saved -= taken
+        self._saved = self._saved + budget // 2 if unfinished else 0
+        taken = 0
+        for work in unfinished:
+            taken += self._fill(batch, work, budget - taken, self._saved - taken)
+            if work.next():
+                break
+        self._saved -= taken
         for work in sorted(unfinished, key=lambda work: work.tokens):
             taken += self._fill(batch, work, budget - taken)
         return sorted(batch, key=len, reverse=True)

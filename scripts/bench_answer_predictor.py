@@ -29,12 +29,14 @@ class Predictor(BasePredictor):  # type: ignore[misc]
     async def predict(
         self,
         way: str = Input(description="How to return them.", choices=["list", "float", "base64", "nothing"]),
+        dimensions: int = Input(description="Numbers of each vector.", default=4096),
     ) -> Output:
         """`list` is what a predictor returns that does not know the server; `float` and `base64` are e5.wire's."""
+        vectors = self.vectors[:, :dimensions]
         if way == "list":
-            return Output(embeddings=self.vectors.tolist(), embeddings_base64=None)
+            return Output(embeddings=vectors.tolist(), embeddings_base64=None)
         if way == "float":
-            return Output(embeddings=wire.rows(self.vectors), embeddings_base64=None)
+            return Output(embeddings=wire.rows(vectors), embeddings_base64=None)
         if way == "base64":
-            return Output(embeddings=None, embeddings_base64=wire.base64_rows(self.vectors))
+            return Output(embeddings=None, embeddings_base64=wire.base64_rows(vectors))
         return Output(embeddings=None, embeddings_base64=None)

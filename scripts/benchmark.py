@@ -3,10 +3,11 @@
     python scripts/benchmark.py                                       everything, on the embedded model
     python scripts/benchmark.py --quick --only throughput,latency
     python scripts/benchmark.py --model e5-small --random-weights     a real model's sizes without a download
+    python scripts/benchmark.py --serve                               the server under load, and nothing else
 
 Sections: setup by phase; the cost of an answer in Cog's server; throughput and latency beside sentence-transformers
-(and the model card's loop) on the same weights; scaling. What is compared takes turns within one run, and the figures
-are medians or percentiles of it. Progress goes to standard error.
+(and the model card's loop) on the same weights; scaling; serving. What is compared takes turns within one run, and the
+figures are medians or percentiles of it. Progress goes to standard error.
 """
 
 import argparse
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # torch loads in main(), once the environment is set
     from scripts.bench_engines import Engines
     from scripts.bench_texts import Texts
 
-SECTIONS = ("setup", "answer", "throughput", "latency", "scaling")
+SECTIONS = ("setup", "answer", "throughput", "latency", "scaling", "serve")
 """In the order in which they run: the process of setup must not share a GPU's memory with engines already loaded."""
 TEXTS, QUICK_TEXTS = 256, 24
 ROUNDS, QUICK_ROUNDS = 5, 2
@@ -154,6 +155,18 @@ class Bench:
         result = bench_scaling.measure(self.texts.embedder, self.texts, sizes, self.rounds)
         return result, bench_scaling.card(result)
 
+    def serve(self) -> tuple[Json, str]:
+        if importlib.util.find_spec("cog") is None or importlib.util.find_spec("aiohttp") is None:
+            return _skipped("serve", NO_COG + "; pip install aiohttp")
+        from scripts import bench_serve
+
+        embedder = self.texts.embedder
+        environment = {"E5_MODEL": self.model.name, "E5_DEVICE": str(self.device), "E5_DTYPE": embedder.dtype}
+        if self.weights is not None:
+            environment["E5_WEIGHTS"] = str(self.weights)
+        result = bench_serve.measure(embedder, self.texts, environment, self.quick, self.rounds)
+        return result, bench_serve.card(result)
+
     @cached_property
     def engines(self) -> "Engines":
         """This package and sentence-transformers in each dtype, on one checkpoint."""
@@ -210,6 +223,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     parser.add_argument("--dtypes", type=_dtypes, metavar="LIST", help="default: float32 and the device's own")
     parser.add_argument("--only", type=_sections, default=list(SECTIONS), metavar="LIST", help=",".join(SECTIONS))
+    parser.add_argument("--serve", action="store_const", dest="only", const=["serve"], help="the same as --only serve")
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs, not for figures")
     parser.add_argument(
         "--repeats", type=_positive, metavar="N", help=f"rounds of each measurement (default: {ROUNDS})"

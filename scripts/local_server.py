@@ -69,6 +69,7 @@ def free_port() -> int:
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path, timeout: float) -> dict[str, object]:
+    """Until the server's setup is over; what /health-check says then. Raises RuntimeError with the end of its log."""
     end = time.monotonic() + timeout
     while time.monotonic() < end and process.poll() is None:
         try:

@@ -77,9 +77,9 @@ def prepare(port: int, settings: Settings) -> dict[str, str]:
     # The server runs in the repository's folder: what is relative to this one must be said in full.
     weights = {} if settings.weights is None else {"E5_WEIGHTS": str(settings.weights.resolve())}
     return {
+        "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
         **os.environ,
         **weights,
-        "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
         "COG_MAX_CONCURRENCY": str(signature.concurrency),
         "PORT": str(port),
         # The server starts its worker with the `python` that PATH finds first, not with its own interpreter.

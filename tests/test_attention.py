@@ -14,7 +14,7 @@ from e5.batches import pack
 
 W = tuple[int, int]
 LENGTHS = [7, 7, 7, 5, 3, 3, 1, 1, 130]
-LONGER = [230, 61, 61, 61, 61, 16, 16]
+LONGER = [230, 230, 210, 61, 61, 16, 16]
 
 
 def textbook(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], causal: bool, window: int | None) -> Tensor:
@@ -58,13 +58,12 @@ def test_matches_the_textbook(
     assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < tolerance
 
 
+@pytest.mark.parametrize("few_shapes", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2)])
-@pytest.mark.parametrize("cached", [1, 2 << 20])
 def test_bfloat16_products_match_the_textbook(
-    heads: int, key_heads: int, causal: bool, cached: int, monkeypatch: pytest.MonkeyPatch
+    heads: int, key_heads: int, causal: bool, few_shapes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "CACHED_WEIGHTS", cached)
     called: list[tuple[int, int]] = []
     products = attention._by_products
 
@@ -74,11 +73,17 @@ def test_bfloat16_products_match_the_textbook(
 
     monkeypatch.setattr(attention, "_by_products", spy)
     query, key, value = inputs(heads, key_heads, torch.bfloat16, LONGER)
-    batch = pack([[0] * length for length in LONGER])
-    got = packed_attention(query, key, value, batch, causal=causal, scale=0.25)
+    batch = pack([[0] * length for length in LONGER], few_shapes=few_shapes)
+    filler = len(batch.input_ids) - len(query)
+    assert (filler > 0) == few_shapes
+    q, k, v = (torch.cat([one, torch.full((filler, *one.shape[1:]), 1e4).to(one)]) for one in (query, key, value))
+    got = packed_attention(q, k, v, batch, causal=causal, scale=0.25)
     want = textbook(query, key, value, LONGER, causal, None)
-    assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 2e-2
-    assert called == [(1, 230), (4, 61)], "the way that this test is about"
+    assert len(got) == len(batch.input_ids)
+    assert torch.linalg.norm(got[: len(want)] - want) / torch.linalg.norm(want) < 2e-2
+    # 230 and 210 tokens are 256 and 224 with the rows that follow, where they can be seen by no token of the text.
+    alone = [(1, 256), (1, 256), (1, 224)]
+    assert called == (alone if few_shapes and causal else [(2, 230), (1, 210)]), "the way that this test is about"
 
 
 @pytest.mark.parametrize("window", [None, 4, 7, 4096])

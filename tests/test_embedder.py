@@ -164,7 +164,7 @@ def _order_swapped(patch: pytest.MonkeyPatch) -> None:
     original = e5.batches.plan
     patch.setattr(e5.batches, "plan", lambda *a: [batch[::-1] for batch in original(*a)])
     pack = e5.batches.pack
-    patch.setattr(e5.batches, "pack", lambda ids, padding_id: pack(ids[::-1], padding_id))
+    patch.setattr(e5.batches, "pack", lambda ids, *rest: pack(ids[::-1], *rest))
 
 
 def _task_on_documents(patch: pytest.MonkeyPatch) -> None:
@@ -174,10 +174,8 @@ def _task_on_documents(patch: pytest.MonkeyPatch) -> None:
 def _no_positions(patch: pytest.MonkeyPatch) -> None:
     pack = e5.batches.pack
 
-    def packed(
-        ids: Sequence[Sequence[int]], padding_id: int | None
-    ) -> e5.batches.PackedBatch:  # positions run on through the row
-        batch = pack(ids, padding_id)
+    def packed(ids: Sequence[Sequence[int]], padding_id: int | None, _: bool) -> e5.batches.PackedBatch:
+        batch = pack(ids, padding_id)  # positions run on through the row
         batch.position_ids[:] = torch.arange(len(batch.position_ids)) % 500 + (padding_id or -1) + 1
         return batch
 
@@ -187,7 +185,7 @@ def _no_positions(patch: pytest.MonkeyPatch) -> None:
 def _texts_see_each_other(patch: pytest.MonkeyPatch) -> None:
     pack = e5.batches.pack
 
-    def packed(ids: Sequence[Sequence[int]], padding_id: int | None) -> e5.batches.PackedBatch:
+    def packed(ids: Sequence[Sequence[int]], padding_id: int | None, _: bool) -> e5.batches.PackedBatch:
         batch = pack(ids, padding_id)
         total = len(batch.input_ids)
         runs = (e5.batches.Run(0, 1, total),)

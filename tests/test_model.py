@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, MistralForCausalLM, MistralModel
 
 from e5 import catalog
+from e5.batches import pack
 from e5.errors import WeightsError
 from e5.model import load, max_positions, position_padding
 from e5.weights import LocalWeights
@@ -341,3 +342,24 @@ def test_peak_memory_is_the_result_and_little_more(tmp_path: Path, decoder_folde
     assert result > 320e6
     print(f"peak / weights: {ratio:.3f}")
     assert 0.95 < ratio <= 1.15
+
+
+def test_sixteen_bits_on_a_cpu_multiply_few_shapes_and_give_the_same_vectors(decoder_folder: Path) -> None:
+    """oneDNN generates code for each shape: the linear layers must not see every length that comes."""
+    model, _ = load(FLAGSHIP, weights(decoder_folder), CPU, torch.bfloat16)
+    assert model.few_shapes
+    seen = set()
+    for layer in model.module.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(lambda layer, inputs, output: seen.add((inputs[0].shape, output.shape)))
+    for lengths in ([40], [41], [20, 21], [25, 9, 5], [60, 2], [64], [33], [300], [310], [290, 20]):
+        ids = [[1, *range(5, 3 + length), 2] for length in lengths]
+        got, want = model.embed(pack(ids, few_shapes=True)), model.embed(pack(ids))
+        assert got.shape == (len(lengths), model.dimensions)
+        assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 2e-2
+    rows = {inputs[1] for inputs, _ in seen}
+    assert {32, 64, 320} <= rows
+    seen.clear()
+    for length in range(257, 289):
+        model.embed(pack([[1] * length], few_shapes=True))
+    assert {inputs[1] for inputs, _ in seen} == {288, 32}

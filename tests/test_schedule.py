@@ -14,7 +14,7 @@ def names(batch: list[Text[str]]) -> list[str]:
     return [one.ids.decode().rstrip(".") for one in batch]
 
 
-def test_half_of_a_batch_is_the_oldest_request_s_and_the_rest_theirs_who_have_least_to_do() -> None:
+def test_half_of_a_batch_goes_by_age_and_the_rest_to_those_who_have_least_to_do() -> None:
     schedule: Schedule[str] = Schedule()
     schedule.enter("long", [text(f"l{index}", 4) for index in range(6)])
     schedule.enter("middle", [text("m0", 4), text("m1", 4)])
@@ -31,6 +31,16 @@ def test_of_equal_requests_the_first_is_done_first() -> None:
     for name in "abc":
         schedule.enter(name, [text(f"{name}{index}", 4) for index in range(4)])
     assert [names(schedule.take(16)) for _ in range(3)] == [[f"{name}{index}" for index in range(4)] for name in "abc"]
+
+
+def test_what_the_oldest_leaves_of_its_half_is_the_next_oldest_s() -> None:
+    schedule: Schedule[str] = Schedule()
+    schedule.enter("a", [text("a", 2)])
+    schedule.enter("b", [text("b", 6)])
+    for number in range(14):
+        schedule.enter(f"s{number}", [text(f"s{number}", 1)])
+    assert names(schedule.take(16))[:2] == ["b", "a"], "fourteen shorter ones would fill the batch without b"
+    assert len(schedule.take(16)) == 6
 
 
 def test_a_text_that_does_not_fit_leaves_its_place_to_others() -> None:
