@@ -142,12 +142,15 @@ def encode(vectors: Vectors, queries: int, unit_length: bool, encoding_format: s
     """float32 [N, D], the first `queries` of them queries → the answer."""
     shown = e5.normalize(vectors) if unit_length else vectors
     base64 = encoding_format == "base64"
-    matrix = e5.scores(vectors[:queries], vectors[queries:]) if 0 < queries < len(vectors) else vectors[:0]
+    embeddings = None if base64 else wire.rows(shown)
+    embeddings_base64 = wire.base64_rows(shown) if base64 else None
+    paired = 0 < queries < len(vectors)
+    scores = wire.rows(e5.scores(vectors[:queries], vectors[queries:])) if paired else None
     return Output(
-        embeddings=None if base64 else wire.rows(shown),
-        embeddings_base64=wire.base64_rows(shown) if base64 else None,
-        score=wire.number(matrix[0, 0]) if matrix.size == 1 else None,
-        scores=wire.rows(matrix) if matrix.size else None,
+        embeddings=embeddings,
+        embeddings_base64=embeddings_base64,
+        score=float(scores[0, 0]) if scores is not None and scores.size == 1 else None,
+        scores=scores,
     )
 
 

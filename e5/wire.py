@@ -47,11 +47,6 @@ def base64_rows(vectors: Vectors) -> list[str]:
     return [base64.b64encode(row.tobytes()).decode("ascii") for row in vectors.astype("<f4", copy=False)]
 
 
-def number(value: np.float32) -> float:
-    """One float32 as `rows` would write it. Raises FloatingPointError."""
-    return float(rows(np.array([[value]], dtype=np.float32))[0, 0])
-
-
 def shortest(values: Vectors) -> NDArray[np.float64]:
     """The decimal with the fewest digits that rounds to each float32, as the float64 next to that decimal.
 

@@ -94,7 +94,7 @@ def card(result: Json) -> str:
     ]
     return "\n".join(
         [
-            f"Serving: one query of 30 tokens and one document of 80 to base64, {result['dtype']}; rounds of "
+            f"Serve: one query of 30 tokens and one document of 80 to base64, {result['dtype']}; rounds of "
             f"{result['seconds']:g} s, interleaved: {result['rounds']}",
             table(head, lines),
             "  batch: texts that shared one; the columns after it: median milliseconds of the answers' own metrics",
