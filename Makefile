@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 PIP_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help predict serve test lint benchmark weights clean
+.PHONY: help predict serve test benchmark loadtest weights clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1|\2/' | column -t -s '|'
@@ -25,8 +25,11 @@ test: $(VENV)/dev  ## lint, types and the whole suite
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-benchmark: $(VENV)/dev  ## speed beside sentence-transformers, latency, the answer's cost, setup, scaling
+benchmark: $(VENV)/dev  ## speed beside sentence-transformers, latency, the answer's cost, setup, scaling, serving
 	$(BIN)/python scripts/benchmark.py
+
+loadtest: $(VENV)/dev  ## 10,000 predictions by 64 clients on the real server, every answer checked; then faults
+	$(BIN)/python scripts/loadtest.py
 
 weights: $(VENV)/cog  ## download and verify the weights of E5_MODEL into weights/
 	$(BIN)/python scripts/download_weights.py

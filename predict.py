@@ -70,9 +70,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
 
     async def healthcheck(self) -> bool:
         """Whether the model computes. Asked of the model only after a failure: a broken GPU stays broken."""
-        if self.batcher.suspect and not self.batcher.dead:
-            await self.batcher.embed(self.batcher.prepare(["health"], [], ""))
-        return not self.batcher.dead
+        return await self.batcher.works()
 
     @cog.concurrent(max=64)  # type: ignore[untyped-decorator]
     async def predict(
@@ -134,7 +132,7 @@ def gather_texts(
     check_task(task, limits.characters)
     if not left and not right:
         raise e5.InputError("there is no text: pass at least one of `query`, `document`, `queries`, `documents`")
-    limits.check_texts(left + right)
+    limits.check_texts(left + right, repeated=len(task) * len(left))
     return left, right
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from e5.batches import PackedBatch, Run, rounded
@@ -51,8 +51,9 @@ def packed_attention(
         return _varlen_kernel(query, key, value, batch.cu_seqlens, batch.max_seqlen, batch, scale, span)
     outputs = []
     for block in _blocks(batch, causal):
-        rows = slice(block.start, block.start + block.count * block.extent)
-        q, k, v = (_heads_first(tensor[rows], block.count) for tensor in (query, key, value))
+        rows = slice(block.start, block.start + block.count * block.length)
+        filler = (0, 0, 0, 0, 0, block.extent - block.length)  # after the last row of the first dimension
+        q, k, v = (_heads_first(pad(tensor[rows], filler), block.count) for tensor in (query, key, value))
         out = _dense(q, k, v, causal=causal, scale=scale, window=window).transpose(1, 2).flatten(0, 1)
         outputs.append(out[: block.count * block.length])
     return _joined(outputs, len(query))
@@ -83,7 +84,7 @@ def last_token_attention(
 
 @dataclass(frozen=True)
 class _Block(Run):
-    """A run, or a text of one, over `extent` rows: its `length`, and for a single text some that follow."""
+    """A run, or a text of one, over `extent` rows: its `length`, and for a single text some of filler."""
 
     extent: int
 
@@ -91,15 +92,14 @@ class _Block(Run):
 def _blocks(batch: PackedBatch, causal: bool) -> Iterator[_Block]:
     """What to compute at a time: the runs; of long texts, where shapes should be few, each by itself.
 
-    Rows that follow a text make its length one of few: no token of it sees them, and their own results are dropped.
+    Filler after a text makes its length one of few: no token of it sees the filler, whose own results are dropped.
     """
     for run in batch.runs:
         if not (batch.few_shapes and causal and run.length >= LONG):
             yield _Block(run.start, run.count, run.length, run.length)
             continue
         for start in range(run.start, run.start + run.count * run.length, run.length):
-            extent = min(rounded(run.length), len(batch.input_ids) - start)
-            yield _Block(start, 1, run.length, extent)
+            yield _Block(start, 1, run.length, rounded(run.length))
 
 
 def _joined(outputs: list[Tensor], rows: int) -> Tensor:

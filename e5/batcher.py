@@ -14,15 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
-import torch
 
 from e5.embedder import Embedder
 from e5.errors import ModelError, OverloadError
-from e5.model import is_out_of_memory, release_memory, trim_memory
+from e5.model import Arriving, is_out_of_memory, release_memory, trim_memory
 from e5.schedule import Schedule, Text
 from e5.vectors import Vectors, not_finite
 
@@ -82,7 +82,7 @@ class _Batch:
 
     texts: list[Text[_Request]]
     started: float = field(default_factory=time.perf_counter)
-    result: torch.Tensor | None = None
+    result: Arriving | None = None
     failure: str = ""
     out_of_memory: bool = False
 
@@ -123,6 +123,15 @@ class Batcher:
         tokens = self.embedder.tokenize(queries, documents, task)
         ids = [np.array(text, dtype=np.int32).tobytes() for text in tokens.ids]
         return Prepared(ids, tokens.total, tokens.truncated)
+
+    async def works(self) -> bool:
+        """Whether the device computes: asked of it only after a failure, and when no batch is going to tell.
+
+        Raises what the device raises.
+        """
+        if self.suspect and not self.dead and not self._working:
+            await self.embed(self.prepare([], ["health"], ""))
+        return not self.dead
 
     async def embed(self, prepared: Prepared) -> Embedded:
         """The vectors of a request's texts, computed together with those of others. A cancelled call leaves at once.
@@ -172,7 +181,7 @@ class Batcher:
                 batch = self._launch(texts) if texts else None
                 if ahead is not None:
                     self._complete(ahead)
-                if batch is not None and (batch.result is None or batch.result.device.type == "cpu"):
+                if batch is not None and (batch.result is None or self.embedder.device == "cpu"):
                     self._complete(batch)
                     batch = None
                 ahead = batch  # a GPU computes it while the one before it is fetched and the next one taken
@@ -189,7 +198,7 @@ class Batcher:
             trim_memory()
         batch = _Batch(texts)
         try:
-            batch.result = self.embedder.forward([np.frombuffer(text.ids, dtype=np.int32) for text in texts])
+            batch.result = Arriving(self.embedder.forward([np.frombuffer(text.ids, np.int32) for text in texts]))
         except Exception as error:
             batch.fail(error)
         return batch
@@ -198,7 +207,7 @@ class Batcher:
         vectors = None
         if batch.result is not None:
             try:
-                vectors = batch.result.cpu().numpy()
+                vectors = batch.result.vectors()
             except Exception as error:  # a GPU tells what went wrong when it is asked for the result
                 batch.fail(error)
             batch.result = None
@@ -231,7 +240,7 @@ class Batcher:
         if batch.out_of_memory:
             release_memory()
             self._successes = 0
-            self.budget = max(1, min(self.budget, sum(map(len, batch.texts))) // 2)
+            self.budget = max(1, min(self.budget, sum(map(len, batch.texts)) // 2))
         with self._lock:
             _account(batch)
             wanted = [text for text in batch.texts if text.rows]
@@ -250,7 +259,8 @@ class Batcher:
         queued = time.perf_counter() - request.handed_over - request.model_seconds
         result = Embedded(request.vectors, max(0.0, queued), request.model_seconds, request.batch_texts)
         self._schedule.leave(request)
-        request.loop.call_soon_threadsafe(_resolve, request.future, result, error)
+        with suppress(RuntimeError):  # its loop is closed: nobody waits there any more
+            request.loop.call_soon_threadsafe(_resolve, request.future, result, error)
 
 
 def _account(batch: _Batch) -> None:

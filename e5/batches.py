@@ -41,6 +41,12 @@ class PackedBatch:
     max_seqlen: int
     few_shapes: bool = False
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the texts, without filler."""
+        last = self.runs[-1]
+        return last.start + last.count * last.length
+
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch with its tensors on `device`; to a GPU through pinned memory, without waiting for it."""
         if device.type == "cpu":

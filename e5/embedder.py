@@ -16,7 +16,7 @@ from tqdm import tqdm
 from e5 import batches, catalog, pooling, prompts, weights
 from e5.errors import InputError
 from e5.inputs import check_task, check_texts
-from e5.model import PackedModel, choose_device, choose_dtype, load, max_positions
+from e5.model import Arriving, PackedModel, choose_device, choose_dtype, load, max_positions
 from e5.prompts import DEFAULT_TASK
 from e5.settings import Settings
 from e5.tokens import Tokenizer, Tokens
@@ -154,12 +154,12 @@ class Embedder:
         Raises FloatingPointError for a vector with NaN or infinity.
         """
         vectors = np.empty((len(tokens), self.dimensions), dtype=np.float32)
-        waiting: tuple[list[int], torch.Tensor] | None = None
+        waiting: tuple[list[int], Arriving] | None = None
         # disable=None: tqdm then shows a bar on a terminal only.
         quiet, delay = (None, 2) if progress is None else (not progress, 0)
         with tqdm(total=len(tokens), unit="text", delay=delay, disable=quiet) as bar:
             for indices in batches.plan([len(ids) for ids in tokens.ids], self.max_batch_tokens):
-                running = (indices, self.forward([tokens.ids[index] for index in indices]))
+                running = (indices, Arriving(self.forward([tokens.ids[index] for index in indices])))
                 # A GPU computes this batch while the one before it is fetched: nobody waits in between.
                 _collect(vectors, waiting)
                 waiting = running
@@ -184,10 +184,10 @@ class Embedder:
         return normalize(vectors) if unit_length else vectors
 
 
-def _collect(vectors: Vectors, batch: tuple[list[int], torch.Tensor] | None) -> None:
+def _collect(vectors: Vectors, batch: tuple[list[int], Arriving] | None) -> None:
     if batch is None:
         return
-    indices, result = batch[0], batch[1].cpu().numpy()
+    indices, result = batch[0], batch[1].vectors()
     check_finite(result, indices, len(vectors))
     vectors[indices] = result
 

@@ -23,14 +23,17 @@ class Limits:
     queued_tokens: int = 4_000_000
     answer_numbers: int = 2_000_000
 
-    def check_texts(self, texts: Sequence[str]) -> None:
-        """Refuse too many texts, or too many characters of all together. `characters` is checked text by text."""
+    def check_texts(self, texts: Sequence[str], repeated: int = 0) -> None:
+        """Refuse too many texts, or too many characters of all together. `characters` is checked text by text.
+
+        `repeated`: the characters of the task, which goes with each query. Raises InputError.
+        """
         if len(texts) > self.texts:
             raise InputError(
                 f"the request has {len(texts):,} texts, more than the {self.texts:,} of E5_MAX_TEXTS: "
                 "send them in several requests"
             )
-        total, most = sum(map(len, texts)), CHARACTERS_PER_TOKEN * self.request_tokens
+        total, most = repeated + sum(map(len, texts)), CHARACTERS_PER_TOKEN * self.request_tokens
         if total > most:
             raise InputError(
                 f"the texts have {total:,} characters together, more than the {most:,} that "

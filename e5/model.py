@@ -22,6 +22,7 @@ from e5.adapter import Adapter
 from e5.batches import PackedBatch
 from e5.errors import SettingsError, WeightsError
 from e5.last_layer import keep_last_tokens
+from e5.vectors import Vectors
 from e5.weights import LocalWeights
 
 
@@ -50,11 +51,9 @@ class PackedModel:
         """N texts → float32 [N, D] on the device, not normalised."""
         batch = batch.to(self.device)
         hidden = self._forward(batch)
-        return (
-            hidden[: len(batch.cu_seqlens) - 1].float()
-            if self._last_only
-            else pooling.pool(self.pooling, hidden, batch.cu_seqlens)
-        )
+        if self._last_only:
+            return hidden[: len(batch.cu_seqlens) - 1].float()
+        return pooling.pool(self.pooling, hidden[: batch.tokens], batch.cu_seqlens)
 
     def _forward(self, batch: PackedBatch) -> Tensor:
         """[T, D] in the model's dtype, or at least [N, D] where the last layer keeps each text's last token alone."""
@@ -63,6 +62,27 @@ class PackedModel:
         output = self.module(input_ids=row, position_ids=batch.position_ids.unsqueeze(0), packed=batch, **extra)
         hidden: Tensor = output.last_hidden_state
         return hidden[0]
+
+
+class Arriving:
+    """Vectors on their way from the device to the host; made as soon as they are asked for, before other work is.
+
+    A copy that is asked for later waits on a GPU for all the work that was asked for before it: the next batch's.
+    """
+
+    def __init__(self, result: Tensor) -> None:
+        self._host, self._copied = result, None
+        if result.is_cuda:
+            self._host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+            self._host.copy_(result, non_blocking=True)
+            self._copied = torch.cuda.current_stream(result.device).record_event()
+
+    def vectors(self) -> Vectors:
+        """float32 [N, D], once they are there. Raises what went wrong on the device."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        arrived: Vectors = self._host.numpy()
+        return arrived
 
 
 def load(

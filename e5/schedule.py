@@ -78,13 +78,15 @@ class Schedule(Generic[R]):
         """The next batch, longest text first: at most `budget` tokens, or one longer text; empty when nothing waits."""
         batch: list[Text[R]] = []
         unfinished = [work for work in self._work.values() if work.next()]
-        self._saved = self._saved + budget // 2 if unfinished else 0
+        self._saved += max(1, budget // 2)
         taken = 0
         for work in unfinished:
             taken += self._fill(batch, work, budget - taken, self._saved - taken)
             if work.next():
+                self._saved -= taken
                 break
-        self._saved -= taken
+        else:  # nobody's text is saved up for
+            self._saved = 0
         for work in sorted(unfinished, key=lambda work: work.tokens):
             taken += self._fill(batch, work, budget - taken)
         return sorted(batch, key=len, reverse=True)

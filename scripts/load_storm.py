@@ -94,6 +94,12 @@ def plan(pool: Pool, count: int, seed: int) -> list[Request]:
     return [_request(pool, draw, number) for number in range(count)]
 
 
+async def warm_up(client: Client, pool: Pool, clients: int) -> None:
+    """The longest texts, twice `clients` at once: what the server needs at most it has needed then."""
+    longest = sorted(pool.texts, key=len)[-2 * clients :]
+    await asyncio.gather(*(client.predict({"document": text}) for text in longest))
+
+
 async def run(client: Client, pool: Pool, requests: Sequence[Request], clients: int, server: psutil.Process) -> Outcome:
     """Send all requests, `clients` at a time. The memory is that of the server's processes, from a tenth on."""
     outcome = Outcome()

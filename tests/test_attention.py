@@ -81,7 +81,7 @@ def test_bfloat16_products_match_the_textbook(
     want = textbook(query, key, value, LONGER, causal, None)
     assert len(got) == len(batch.input_ids)
     assert torch.linalg.norm(got[: len(want)] - want) / torch.linalg.norm(want) < 2e-2
-    # 230 and 210 tokens are 256 and 224 with the rows that follow, where they can be seen by no token of the text.
+    # 230 and 210 tokens become 256 and 224 by filler, which no token of a text sees.
     alone = [(1, 256), (1, 256), (1, 224)]
     assert called == (alone if few_shapes and causal else [(2, 230), (1, 210)]), "the way that this test is about"
 

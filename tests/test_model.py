@@ -344,6 +344,19 @@ def test_peak_memory_is_the_result_and_little_more(tmp_path: Path, decoder_folde
     assert 0.95 < ratio <= 1.15
 
 
+@pytest.mark.parametrize("name", ["e5-small", "multilingual-e5-large-instruct"])
+def test_filler_is_no_part_of_an_encoder_s_mean(name: str, bert_folder: Path, xlm_roberta_folder: Path) -> None:
+    folder = bert_folder if name == "e5-small" else xlm_roberta_folder
+    found = LocalWeights("merged", folder, folder / "tokenizer.json", None)
+    model, _ = load(catalog.get(name), found, CPU, torch.bfloat16)
+    assert model.few_shapes
+    for lengths in ([7], [12, 5], [40, 32, 9]):
+        ids = [[0, *range(5, 3 + length), 2] for length in lengths]
+        got, want = model.embed(pack(ids, model.padding_id, few_shapes=True)), model.embed(pack(ids, model.padding_id))
+        assert got.shape == want.shape == (len(lengths), model.dimensions)
+        assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 2e-2
+
+
 def test_sixteen_bits_on_a_cpu_multiply_few_shapes_and_give_the_same_vectors(decoder_folder: Path) -> None:
     """oneDNN generates code for each shape: the linear layers must not see every length that comes."""
     model, _ = load(FLAGSHIP, weights(decoder_folder), CPU, torch.bfloat16)

@@ -33,6 +33,27 @@ def test_of_equal_requests_the_first_is_done_first() -> None:
     assert [names(schedule.take(16)) for _ in range(3)] == [[f"{name}{index}" for index in range(4)] for name in "abc"]
 
 
+def test_nothing_is_saved_up_while_there_is_room_for_all() -> None:
+    schedule: Schedule[str] = Schedule()
+    for number in range(100):
+        schedule.enter(f"s{number}", [text(f"s{number}", 4)])
+        for one in schedule.take(16):
+            schedule.finish(one)
+        schedule.leave(f"s{number}")
+    schedule.enter("bulk", [text(f"b{index}", 4) for index in range(20)])
+    schedule.enter("short", [text("short", 4)])
+    assert "short" in names(schedule.take(16)), "a hundred light batches give a bulky request no claim to whole ones"
+
+
+def test_the_oldest_gets_on_with_a_budget_of_one_token() -> None:
+    schedule: Schedule[str] = Schedule()
+    schedule.enter("old", [text("old", 5)])
+    for number in range(4):
+        schedule.enter(f"s{number}", [text(f"s{number}", 1)])
+    taken = [names(schedule.take(1)) for _ in range(5)]
+    assert taken == [["s0"], ["s1"], ["s2"], ["s3"], ["old"]]
+
+
 def test_what_the_oldest_leaves_of_its_half_is_the_next_oldest_s() -> None:
     schedule: Schedule[str] = Schedule()
     schedule.enter("a", [text("a", 2)])
