@@ -37,7 +37,7 @@ class PackedModel:
         self.config = module.config
         self.dimensions = int(self.config.hidden_size)
         # Where each new shape costs time and memory (`batches.rounded`), batches should have few of them.
-        self.few_shapes = self.device.type == "cpu" and self.dtype != torch.float32
+        self.few_shapes = self.device.type == "cpu"
         # The decoder's last layer gives pooling the tokens that it reads and no others.
         self._last_only = kind == "last" and self.config.model_type == "mistral"
         if self._last_only:

@@ -101,7 +101,7 @@ async def warm_up(client: Client, pool: Pool, clients: int) -> None:
 
 
 async def run(client: Client, pool: Pool, requests: Sequence[Request], clients: int, server: psutil.Process) -> Outcome:
-    """Send all requests, `clients` at a time. The memory is that of the server's processes, from a tenth on."""
+    """Send all requests, `clients` at a time. The memory is that of the server's processes, from a fifth on."""
     outcome = Outcome()
     waiting = iter(requests)
     started = time.perf_counter()
@@ -118,7 +118,7 @@ async def run(client: Client, pool: Pool, requests: Sequence[Request], clients: 
     async def watch() -> None:
         while True:
             used = memory(server)
-            if outcome.counts["sent"] >= len(requests) // 10:
+            if outcome.counts["sent"] >= len(requests) // 5:
                 outcome.warm_bytes = outcome.warm_bytes or used
                 outcome.peak_bytes = max(outcome.peak_bytes, used)
             await asyncio.sleep(0.25)

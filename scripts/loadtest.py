@@ -126,7 +126,7 @@ def _storm_card(figures: Json, outcome: Outcome) -> str:
         f"relative L2 at most {figures['max_relative_l2']:.1e}, cosine at least {figures['min_cosine']:.7f}",
         f"  {figures['requests_per_second']:.0f} requests/s, p50 {figures['p50_milliseconds']:.0f} ms, "
         f"p99 {figures['p99_milliseconds']:.0f} ms; median batch: {figures['median_batch_texts']:.0f} texts",
-        f"  memory of the server after a warm-up and a tenth: {megabytes(figures['warm_bytes'])}; since then "
+        f"  memory of the server after a warm-up and a fifth: {megabytes(figures['warm_bytes'])}; since then "
         f"{figures['growth_bytes'] / 1e6:+.1f} MB, {figures['peak_growth_bytes'] / 1e6:+.1f} MB at the peak",
         *(f"  WRONG: {problem}" for problem in figures["wrong"]),
     ]
