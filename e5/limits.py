@@ -35,8 +35,9 @@ class Limits:
             )
         total, most = repeated + sum(map(len, texts)), CHARACTERS_PER_TOKEN * self.request_tokens
         if total > most:
+            what = "the texts and the task of each query" if repeated else "the texts"
             raise InputError(
-                f"the texts have {total:,} characters together, more than the {most:,} that "
+                f"{what} have {total:,} characters together, more than the {most:,} that "
                 f"E5_MAX_REQUEST_TOKENS={self.request_tokens} allows: send them in several requests"
             )
 

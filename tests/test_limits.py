@@ -18,7 +18,7 @@ def test_characters_are_counted_of_all_texts_together() -> None:
     LIMITS.check_texts(["a" * 10, "b" * 10])
     with pytest.raises(InputError, match=r"21 characters together, more than the 20 that E5_MAX_REQUEST_TOKENS=1 al"):
         LIMITS.check_texts(["a" * 10, "b" * 10, "c"])
-    with pytest.raises(InputError, match="22 characters together"):
+    with pytest.raises(InputError, match="the texts and the task of each query have 22 characters together"):
         LIMITS.check_texts(["a", "b"], repeated=20)
 
 

@@ -200,6 +200,8 @@ def test_a_wrong_text_fails_with_its_name_cause_and_cure(
 
 def test_a_task_that_would_be_multiplied_by_its_queries_is_refused(client: httpx.Client, embedder: Embedder) -> None:
     answer = post(client, task="find " * 20_000, queries=["a"] * 5_000).json()
+    assert "the texts and the task of each query have 500,005,000 characters together" in answer["error"]
+    answer = post(client, task="find " * 20_000, queries=["a"] * 50).json()
     assert answer["status"] == "failed"
     assert "InputError: `task` takes 4096 tokens or more of the 4096 that it shares with the query" in answer["error"]
     assert_good(client, embedder)
