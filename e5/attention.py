@@ -52,8 +52,11 @@ def packed_attention(
     outputs = []
     for block in _blocks(batch, causal):
         rows = slice(block.start, block.start + block.count * block.length)
-        filler = (0, 0, 0, 0, 0, block.extent - block.length)  # after the last row of the first dimension
-        q, k, v = (_heads_first(pad(tensor[rows], filler), block.count) for tensor in (query, key, value))
+        q, k, v = (tensor[rows] for tensor in (query, key, value))
+        if block.extent > block.length:  # pad() copies also where there is nothing to add
+            filler = (0, 0, 0, 0, 0, block.extent - block.length)  # after the last row of the first dimension
+            q, k, v = (pad(tensor, filler) for tensor in (q, k, v))
+        q, k, v = (_heads_first(tensor, block.count) for tensor in (q, k, v))
         out = _dense(q, k, v, causal=causal, scale=scale, window=window).transpose(1, 2).flatten(0, 1)
         outputs.append(out[: block.count * block.length])
     return _joined(outputs, len(query))

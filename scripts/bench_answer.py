@@ -9,7 +9,6 @@ import http.client
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import numpy as np
 
 from scripts import cog_schema, schema
 from scripts.bench_report import Json, interleaved, log, percentile, ratio_lines, ratios, seconds, table
+from scripts.local_server import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 PREDICTOR = ROOT / "scripts" / "bench_answer_predictor.py"
@@ -89,7 +89,7 @@ def running(folder: Path) -> Iterator[int]:
     shutil.copy(PREDICTOR, folder)
     signature = cog_schema.read(PREDICTOR)
     schema.write_atomically(folder / ".cog" / schema.SCHEMA.name, json.dumps(schema.openapi(signature)))
-    port, log_file = _free_port(), folder / "server.log"
+    port, log_file = free_port(), folder / "server.log"
     with log_file.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"],
@@ -123,13 +123,6 @@ def _environment(port: int, concurrency: int) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait(port: int, process: subprocess.Popen[bytes], log_file: Path) -> None:

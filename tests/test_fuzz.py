@@ -33,6 +33,7 @@ from e5 import DEFAULT_TASK, Embedder, InputError, normalize
 from e5.batcher import Batcher, Embedded
 from e5.limits import Limits
 from e5.vectors import Vectors
+from scripts import load_client
 from scripts.local_server import Server, running
 from tests.reference import decoder_ids, relative_l2
 
@@ -210,7 +211,7 @@ def assert_answers(response: schemathesis.Response, case: schemathesis.Case[Any]
     assert answer["status"] == "succeeded", answer
     output = answer["output"]
     vectors = alone(embedder, queries, documents, inputs.get("task", DEFAULT_TASK))
-    assert_equal(received(output), normalize(vectors) if inputs.get("normalize") else vectors)
+    assert_equal(load_client.vectors(output), normalize(vectors) if inputs.get("normalize") else vectors)
     assert (output["embeddings"] is None) == (inputs.get("encoding_format") == "base64")
     assert (output["scores"] is None) == (not queries or not documents)
     if queries and documents:
@@ -225,12 +226,6 @@ def inputs_of(case: schemathesis.Case[Any]) -> dict[str, Any]:
     body: Any = json.loads(case.body) if isinstance(case.body, bytes) else case.body
     inputs: dict[str, Any] | None = body.get("input") if isinstance(body, dict) else body[1]
     return inputs or {}
-
-
-def received(output: dict[str, Any]) -> Vectors:
-    if output["embeddings_base64"] is None:
-        return np.array(output["embeddings"], dtype=np.float32)
-    return np.stack([np.frombuffer(base64.b64decode(row), dtype="<f4") for row in output["embeddings_base64"]])
 
 
 @pytest.mark.parametrize("method", ENDPOINTS)

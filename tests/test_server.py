@@ -1,6 +1,5 @@
 """predict.py behind the real server: what requests of every kind get, alone, together and when they go wrong."""
 
-import base64
 import itertools
 import json
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from e5 import DEFAULT_TASK, Embedder, Settings, normalize, scores
-from scripts import cog_schema, schema
+from scripts import cog_schema, load_client, schema
 from scripts import serve as serve_script
 from scripts.local_server import ROOT, Server, free_port, running, stop
 
@@ -64,10 +63,8 @@ def ask(client: httpx.Client, **inputs: object) -> Answer:
 
 def vectors(answer: Answer) -> NDArray[np.float32]:
     output = answer["output"]
-    if output["embeddings_base64"] is None:
-        return np.array(output["embeddings"], dtype=np.float32)
-    assert output["embeddings"] is None
-    return np.stack([np.frombuffer(base64.b64decode(row), dtype="<f4") for row in output["embeddings_base64"]])
+    assert output["embeddings_base64"] is None or output["embeddings"] is None
+    return load_client.vectors(output)
 
 
 def assert_close(received: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
