@@ -100,7 +100,8 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         done = time.perf_counter()
         answer = partial(encode, embedded.vectors, len(left), normalize, encoding_format)
         output = await asyncio.to_thread(answer) if embedded.vectors.size > INLINE_FLOATS else answer()
-        metrics = {
+        metrics: dict[str, str | int | float] = {
+            "model": self.embedder.model.name,
             "texts": len(prepared.ids),
             "input_tokens": prepared.tokens,
             "truncated": prepared.truncated,

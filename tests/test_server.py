@@ -146,6 +146,7 @@ def test_an_empty_task_embeds_the_query_bare_and_warns(client: httpx.Client, emb
 def test_metrics_count_and_time_the_work(client: httpx.Client, embedder: Embedder) -> None:
     metrics = ask(client, query=QUERY, documents=["a", "word " * 5000])["metrics"]
     assert set(METRICS) < set(metrics)
+    assert metrics["model"] == "e5-mistral-tiny"
     assert metrics["texts"] == 3
     assert metrics["truncated"] == 1
     assert metrics["input_tokens"] == embedder.tokenize([QUERY], ["a", "word " * 5000], DEFAULT_TASK).total

@@ -1,0 +1,43 @@
+"""Counters for Prometheus. Each gateway has its own registry, so that two can live in one process (tests)."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+
+
+class Metrics:
+    """`render()` is the text of GET /metrics."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._counter("requests", "Requests answered", "route", "method", "status")
+        self.seconds = Histogram(
+            "e5_gateway_request_seconds",
+            "From the first byte of a request to the last of its answer",
+            ["route"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.texts = self._counter("texts", "Texts embedded", "api")
+        self.tokens = self._counter("input_tokens", "Tokens of the texts embedded", "api")
+        self.predictions = self._counter("predictions", "Predictions of the Replicate API that ended", "status")
+        self.webhooks = self._counter("webhooks", "Webhook deliveries tried", "outcome")
+        self.waiting = self._gauge("queue_waiting", "Requests that wait for their turn")
+        self.running = self._gauge("queue_running", "Requests that the target computes")
+        self.ready = self._gauge("target_ready", "1 when the target can compute, else 0")
+
+    def embedded(self, api: str, found: dict[str, object]) -> None:
+        """Count what a prediction's own metrics tell: `texts` and `input_tokens`."""
+        for counter, name in ((self.texts, "texts"), (self.tokens, "input_tokens")):
+            value = found.get(name)
+            if isinstance(value, int | float):
+                counter.labels(api).inc(value)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, help_: str, *labels: str) -> Counter:
+        return Counter(f"e5_gateway_{name}", help_, labels, registry=self.registry)
+
+    def _gauge(self, name: str, help_: str) -> Gauge:
+        return Gauge(f"e5_gateway_{name}", help_, registry=self.registry)

@@ -1,0 +1,235 @@
+"""The life of a prediction of the Replicate API: accepted → starting → processing → succeeded, failed or canceled.
+
+Accepted means on disk. From then on it is computed, whatever becomes of its client, of the target (it waits until that
+is back) or of this process (it is taken up again at the next start).
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import sqlite3
+import time
+from dataclasses import dataclass, field
+from typing import Self
+
+import orjson
+
+from gateway.errors import GatewayError, Json, Unavailable, failure
+from gateway.metrics import Metrics
+from gateway.queue import Place
+from gateway.settings import Settings
+from gateway.store import FINAL, Row, Store
+from gateway.target import Answer, Target, new_id
+from gateway.webhooks import END, START, Webhooks
+
+log = logging.getLogger("gateway")
+ATTEMPTS = 3
+"""So often a prediction may meet a server that goes away while it computes it; it may be what makes it go away."""
+PRUNE_SECONDS = 10.0
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, as Replicate's ids: 26 characters, 130 bits
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Where the events START and END of a prediction are told."""
+
+    url: str
+    events: tuple[str, ...]
+
+
+@dataclass(eq=False)
+class Prediction:
+    """One that has not ended, or has just ended. `row` is what is stored; bytes in it are JSON."""
+
+    row: Row
+    task: asyncio.Task[None] | None = None
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def id(self) -> str:
+        return str(self.row["id"])
+
+    @property
+    def final(self) -> bool:
+        return self.row["status"] in FINAL
+
+
+class Predictions:
+    """`async with Predictions(…)`: takes up what was left unfinished; forgets what is old."""
+
+    def __init__(self, target: Target, store: Store, webhooks: Webhooks, metrics: Metrics, settings: Settings) -> None:
+        self.target, self.store, self.webhooks = target, store, webhooks
+        self.metrics, self.settings = metrics, settings
+        self._active: dict[str, Prediction] = {}
+        self._closing = False
+        self.ended = 0  # since this process began
+
+    async def __aenter__(self) -> Self:
+        for row in await self.store.unfinished():
+            prediction = self._active[row["id"]] = Prediction(row | {"status": "starting", "started_at": None})
+            place = self.target.queue.enter(row["size"], accepted=True)
+            prediction.task = asyncio.create_task(self._run(prediction, place))
+        self._pruning = asyncio.create_task(self._prune())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End without a trace in the store: what is unfinished stays so, and is taken up at the next start."""
+        self._closing = True
+        tasks = [self._pruning, *(one.task for one in self._active.values() if one.task)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def create(
+        self, model: str, version: str, inputs: bytes, base: str, hook: Hook | None, wait: float | None
+    ) -> Row:
+        """Accept one; its row when it is on disk, or has ended within `wait` seconds.
+
+        `model`: owner/name. `inputs`: JSON. `base`: the gateway's address as this client knows it. Raises
+        Unavailable and QueueFull, with nothing accepted.
+        """
+        await self.target.check()
+        place = self.target.queue.enter(len(inputs))
+        row: Row = {
+            "id": "".join(secrets.choice(ALPHABET) for _ in range(26)),
+            "model": model,
+            "version": version,
+            "status": "starting",
+            "created_at": time.time(),
+            "input": inputs,
+            "base": base,
+            "webhook": hook.url if hook else None,
+            "webhook_events": ",".join(hook.events) if hook else "",
+            "webhook_due": int(hook is not None and END in hook.events),
+            "size": len(inputs),
+        }
+        stored = asyncio.ensure_future(self.store.insert(row))
+        prediction = Prediction(dict.fromkeys(("started_at", "completed_at", "output", "error", "metrics")) | row)
+        prediction.row |= {"logs": "", "attempts": 0}
+        self._active[prediction.id] = prediction
+        prediction.task = asyncio.create_task(self._run(prediction, place))
+        try:
+            await asyncio.shield(stored)
+        except Exception:
+            self._active.pop(prediction.id)
+            prediction.task.cancel()
+            raise
+        if wait is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(prediction.done.wait(), wait)
+        return prediction.row
+
+    async def get(self, name: str) -> Row | None:
+        active = self._active.get(name)
+        return active.row if active else await self.store.get(name)
+
+    async def page(self, before: tuple[float, str] | None, count: int) -> list[Row]:
+        """The newest, or those older than a (created_at, id)."""
+        rows = await self.store.page(before, count)
+        newer = [self._active[row["id"]].row if row["id"] in self._active else row for row in rows]
+        return [{key: new[key] for key in old} for old, new in zip(rows, newer, strict=True)]
+
+    async def cancel(self, name: str) -> Row | None:
+        """The prediction, which has ended now: canceled, or as it had ended before. None: unknown."""
+        active = self._active.get(name)
+        if active and not active.final and active.task:
+            active.task.cancel()
+            await active.done.wait()
+        return active.row if active else await self.store.get(name)
+
+    async def _run(self, prediction: Prediction, place: Place) -> None:
+        try:
+            while not await self._attempt(prediction, place):
+                await self.target.until_ready()
+                place = self.target.queue.enter(prediction.row["size"], accepted=True)
+        except asyncio.CancelledError:
+            if self._closing:
+                raise
+            await self._end(prediction, {"status": "canceled"})
+        except Exception as error:
+            log.error("bug", extra={"fields": {"prediction": prediction.id, "error": type(error).__name__}})
+            await self._end(prediction, {"status": "failed", "error": "Prediction failed: the gateway has a bug"})
+
+    async def _attempt(self, prediction: Prediction, place: Place) -> bool:
+        """Whether it has ended; False: the target went away, to be tried again."""
+        row = prediction.row
+        try:
+            async with place:
+                row |= {"status": "processing", "started_at": time.time()}
+                if row["webhook"] and START in row["webhook_events"].split(","):
+                    self.webhooks.send_start(dict(row))
+                body = orjson.dumps({"id": new_id(), "input": orjson.Fragment(row["input"])})
+                answer = await self.target.compute(body)
+        except Unavailable as error:
+            return await self._again(prediction, error.message)
+        except GatewayError as error:
+            await self._end(prediction, {"status": "failed", "error": error.message})
+            return True
+        if answer.status != 200:  # 422: what the schema of the server refuses, and the gateway's check did not
+            await self._end(prediction, {"status": "failed", "error": refused(answer)})
+            return True
+        found = answer.json()
+        if found["status"] == "failed" and not failure(found.get("error")).of_the_input:
+            await self.target.ask(fresh=True)
+            if not self.target.ready:
+                return await self._again(prediction, failure(found.get("error")).message)
+        await self._end(prediction, found)
+        return True
+
+    async def _again(self, prediction: Prediction, reason: str) -> bool:
+        row = prediction.row
+        row |= {"attempts": row["attempts"] + 1} if row["status"] == "processing" else {}
+        if row["attempts"] < ATTEMPTS:
+            row |= {"status": "starting", "started_at": None}
+            await self.store.update(prediction.id, attempts=row["attempts"])
+            return False
+        error = f"the server went away {ATTEMPTS} times while it computed this; the last time: {reason}"
+        await self._end(prediction, {"status": "failed", "error": error})
+        return True
+
+    async def _end(self, prediction: Prediction, found: Json) -> None:
+        """Write down the end; tell who waits at once, and the webhook after the write."""
+        row = prediction.row
+        now = time.time()
+        metrics = dict(found.get("metrics") or {}) | {"total_time": round(now - row["created_at"], 6)}
+        output = orjson.dumps(found["output"]) if found["status"] == "succeeded" else None
+        end = {
+            "status": found["status"],
+            "started_at": row["started_at"],
+            "completed_at": now,
+            "output": output,
+            "error": failure(found["error"]).message if found.get("error") else None,
+            "logs": str(found.get("logs") or ""),
+            "metrics": orjson.dumps(metrics),
+            "size": len(row["input"]) + len(output or b""),
+        }
+        row |= end
+        prediction.done.set()
+        self.ended += 1
+        self.metrics.predictions.labels(found["status"]).inc()
+        self.metrics.embedded("replicate", metrics)
+        try:
+            await asyncio.shield(self.store.update(prediction.id, **end))
+        except sqlite3.Error as error:  # a full disk: it is computed again after the next start
+            log.error("not stored", extra={"fields": {"prediction": prediction.id, "error": str(error)}})
+            self._active.pop(prediction.id, None)
+            return
+        self._active.pop(prediction.id, None)
+        if row["webhook_due"]:
+            self.webhooks.finish(prediction.id)
+
+    async def _prune(self) -> None:
+        kept = self.settings
+        while True:
+            await self.store.prune(kept.keep_seconds, kept.keep_predictions, kept.keep_bytes)
+            await asyncio.sleep(PRUNE_SECONDS)
+
+
+def refused(answer: Answer) -> str:
+    """The reason in an answer that is no prediction: coglet's `detail` or `error`, or its status alone."""
+    try:
+        body = answer.json()
+        return f"the server refused it: {str(body.get('detail') or body['error'])[:500]}"
+    except (ValueError, KeyError, AttributeError):
+        return f"the server refused it with HTTP status {answer.status}"

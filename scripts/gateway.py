@@ -1,0 +1,129 @@
+"""OpenAI's and Replicate's APIs, and Cog's own, in front of a Cog server of this model (see gateway/).
+
+    python scripts/gateway.py                                   starts a Cog server too; 127.0.0.1:8000
+    python scripts/gateway.py --target http://10.0.0.5:5000     in front of one that runs
+    GATEWAY_API_KEY=… python scripts/gateway.py --host 0.0.0.0  for other machines, which need the key
+
+SIGTERM and Ctrl+C let requests finish for a while, then end the Cog server that was started here, too. Predictions
+that were accepted and have not ended are taken up at the next start.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from e5.errors import SettingsError as ModelSettingsError  # noqa: E402
+from e5.settings import Settings as ModelSettings  # noqa: E402
+from gateway import app, edge  # noqa: E402
+from gateway.errors import SettingsError  # noqa: E402
+from gateway.settings import KEY_VARIABLE, Settings  # noqa: E402
+from scripts import cog_schema  # noqa: E402
+from scripts.local_server import free_port, stop  # noqa: E402
+from scripts.serve import StartError, listening_host  # noqa: E402
+
+DATABASE = ROOT / ".gateway" / "predictions.sqlite3"
+FINISH_SECONDS = 20  # that requests in flight have after SIGTERM
+
+
+def main(argv: list[str]) -> int:
+    """Serve until a signal; the exit status. One line and status 2 for a wrong option."""
+    parser = argument_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        settings = read_settings(arguments, free_port())
+        listening_host(settings.host, settings.port)
+        if arguments.target is None:
+            ModelSettings.from_environment()  # the Cog server would refuse it, too; here it is one line
+    except (SettingsError, ModelSettingsError, StartError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    return serve(settings, own_server=arguments.target is None)
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="OpenAI's and Replicate's APIs for a Cog server of this model.")
+    parser.add_argument("--target", help="address of a running Cog server (default: start one here, as E5_* say)")
+    parser.add_argument("--host", default=Settings.host, help=f"address to listen on (default: {Settings.host})")
+    parser.add_argument("--port", type=int, default=Settings.port, help=f"port (default: {Settings.port})")
+    parser.add_argument("--model", help="the model's name, should the server not tell it")
+    parser.add_argument("--concurrency", type=int, help="predictions that the server runs at a time (default: its own)")
+    parser.add_argument("--queue", type=int, default=Settings.queue, help="requests beyond that which may wait")
+    parser.add_argument("--database", type=Path, default=DATABASE, help="SQLite file of the predictions' states")
+    parser.add_argument("--log-level", choices=["INFO", "WARNING", "ERROR"], default="INFO", help="INFO: each request")
+    return parser
+
+
+def read_settings(arguments: argparse.Namespace, port: int) -> Settings:
+    """`port`: where a Cog server of our own will listen. Raises SettingsError."""
+    edge.log_to_stderr(arguments.log_level)
+    return Settings(
+        target=arguments.target or f"http://127.0.0.1:{port}",
+        database=arguments.database,
+        host=arguments.host,
+        port=arguments.port,
+        api_key=os.environ.get(KEY_VARIABLE) or None,
+        model=arguments.model,
+        concurrency=arguments.concurrency or cog_schema.read(ROOT / "predict.py").concurrency,
+        queue=arguments.queue,
+    )
+
+
+def serve(settings: Settings, *, own_server: bool) -> int:
+    """Listen until SIGTERM or SIGINT; the exit status."""
+    config = uvicorn.Config(
+        app.create(settings),
+        host=settings.host,
+        port=settings.port,
+        access_log=False,  # gateway/edge.py writes one line a request, without paths
+        log_level="warning",
+        timeout_graceful_shutdown=FINISH_SECONDS,
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
+    if not own_server:
+        return run(server, settings)
+    with cog_server(settings) as process:
+        # Without its own Cog server this process is of no use: it ends with it.
+        def watch() -> None:
+            process.wait()
+            server.should_exit = True
+
+        threading.Thread(target=watch, daemon=True).start()
+        run(server, settings)
+        return 1 if process.poll() else 0
+
+
+def run(server: uvicorn.Server, settings: Settings) -> int:
+    """Listen; the exit status."""
+    key = f"with {KEY_VARIABLE}" if settings.api_key else "for this machine alone"
+    print(f"e5-cog gateway on http://{settings.host}:{settings.port} ({key}) → {settings.target}", file=sys.stderr)
+    server.run()
+    return 0 if server.started else 1
+
+
+@contextmanager
+def cog_server(settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
+    """The Cog server of this repository at the target's address, ended with SIGTERM."""
+    port = settings.target.rpartition(":")[2]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "serve.py"), "--port", port],
+        start_new_session=True,  # Ctrl+C is for the gateway, which lets requests finish first
+    )
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
