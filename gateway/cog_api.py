@@ -108,9 +108,7 @@ def _checked(name: object) -> str:
     if name is None:
         return new_id()
     if not isinstance(name, str) or not ID.fullmatch(name):
-        raise GatewayError(
-            422, "the prediction's id must be 1 to 128 letters, digits, - and _, not beginning with either"
-        )
+        raise GatewayError(422, "the id must be 1 to 128 letters, digits, `-` and `_`, the first a letter or a digit")
     return name
 
 

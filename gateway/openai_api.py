@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from e5 import InputError, tasks
+from e5.limits import Limits
 from gateway.errors import GatewayError, Json, failed
 from gateway.metrics import Metrics
 from gateway.predictions import refused
@@ -27,6 +28,7 @@ from gateway.target import Identity, Target, new_id
 
 FIELDS = ("input", "model", "encoding_format", "dimensions", "user", "input_type", "task", "normalize")
 FORMATS, INPUT_TYPES = ("float", "base64"), ("query", "document")
+MOST_NUMBERS = Limits.answer_numbers  # what the server itself writes at most: it keeps the event loop busy
 TOKENS = (
     "`input` has token ids, which belong to another model's tokenizer: send the texts themselves "
     "(LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
@@ -102,9 +104,12 @@ def parse(body: Json, identity: Identity) -> Embeddings:
         raise _wrong(f"`input_type` is {_shown(input_type)}: choose one of {', '.join(INPUT_TYPES)}", "input_type")
     if input_type == "document" and task is not None:
         raise _wrong("`task` goes with queries alone: set `input_type` to query, or leave `task` out", "task")
-    wanted = body.get("encoding_format", "float")
+    wanted, numbers = body.get("encoding_format", "float"), len(texts) * identity.dimensions
     if wanted not in FORMATS:
         raise _wrong(f"`encoding_format` is {_shown(wanted)}: choose one of {', '.join(FORMATS)}", "encoding_format")
+    if wanted == "float" and numbers > MOST_NUMBERS:
+        message = f"the answer would have {numbers:,} numbers, more than {MOST_NUMBERS:,}: send fewer texts, or ask for"
+        raise _wrong(f"{message} `encoding_format` base64", "encoding_format")
     dimensions = body.get("dimensions", identity.dimensions)
     if type(dimensions) is not int or dimensions != identity.dimensions:
         fixed = f"the vectors of {identity.model} have {identity.dimensions} and cannot be cut: leave it out"

@@ -84,7 +84,8 @@ class Predictions:
     async def create(
         self, model: str, version: str, inputs: bytes, base: str, hook: Hook | None, wait: float | None
     ) -> Row:
-        """Accept one; its row when it is on disk, or has ended within `wait` seconds.
+        """Accept one; its row as it was accepted once that is on disk, or, with `wait`, as it is after those seconds
+        or at its end.
 
         `model`: owner/name. `inputs`: JSON. `base`: the gateway's address as this client knows it. Raises
         Unavailable and QueueFull, with nothing accepted.
@@ -108,16 +109,18 @@ class Predictions:
         prediction = Prediction(dict.fromkeys(("started_at", "completed_at", "output", "error", "metrics")) | row)
         prediction.row |= {"logs": "", "attempts": 0}
         self._active[prediction.id] = prediction
+        accepted = dict(prediction.row)
         prediction.task = asyncio.create_task(self._run(prediction, place))
         try:
             await asyncio.shield(stored)
-        except Exception:
-            self._active.pop(prediction.id)
+        except sqlite3.Error as error:
+            self._active.pop(prediction.id, None)
             prediction.task.cancel()
-            raise
-        if wait is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(prediction.done.wait(), wait)
+            raise GatewayError(503, f"the prediction could not be stored: {error}", retry_after=10) from None
+        if wait is None:
+            return accepted
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(prediction.done.wait(), wait)
         return prediction.row
 
     async def get(self, name: str) -> Row | None:
@@ -135,7 +138,7 @@ class Predictions:
         active = self._active.get(name)
         if active and not active.final and active.task:
             active.task.cancel()
-            await active.done.wait()
+            await asyncio.wait([active.task])
         return active.row if active else await self.store.get(name)
 
     async def _run(self, prediction: Prediction, place: Place) -> None:

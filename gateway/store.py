@@ -20,11 +20,11 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS predictions (
     id TEXT PRIMARY KEY, model TEXT NOT NULL, version TEXT NOT NULL, status TEXT NOT NULL,
     created_at REAL NOT NULL, started_at REAL, completed_at REAL,
-    input BLOB NOT NULL, output BLOB, error TEXT, logs TEXT NOT NULL DEFAULT '', metrics BLOB,
     base TEXT NOT NULL, webhook TEXT, webhook_events TEXT, webhook_due INTEGER NOT NULL DEFAULT 0,
-    attempts INTEGER NOT NULL DEFAULT 0, size INTEGER NOT NULL
+    attempts INTEGER NOT NULL DEFAULT 0, size INTEGER NOT NULL,
+    error TEXT, logs TEXT NOT NULL DEFAULT '', metrics BLOB, input BLOB NOT NULL, output BLOB
 );
-CREATE INDEX IF NOT EXISTS by_completion ON predictions (completed_at);
+CREATE INDEX IF NOT EXISTS by_completion ON predictions (status, completed_at, id, size);
 CREATE INDEX IF NOT EXISTS by_creation ON predictions (created_at);
 CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """

@@ -10,6 +10,7 @@ that were accepted and have not ended are taken up at the next start.
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -106,6 +107,8 @@ def serve(settings: Settings, *, own_server: bool) -> int:
 def run(server: uvicorn.Server, settings: Settings) -> int:
     """Listen; the exit status."""
     key = f"with {KEY_VARIABLE}" if settings.api_key else "for this machine alone"
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # uvicorn raises it again when all is done, which would skip the rest
     print(f"e5-cog gateway on http://{settings.host}:{settings.port} ({key}) → {settings.target}", file=sys.stderr)
     server.run()
     return 0 if server.started else 1

@@ -28,12 +28,14 @@ class Server:
 
 
 @contextmanager
-def running(environment: Mapping[str, str] | None = None, *, timeout: float = 120) -> Iterator[Server]:
-    """Start the server on a free port of 127.0.0.1, wait until setup is over, and end it with SIGTERM.
+def running(
+    environment: Mapping[str, str] | None = None, *, timeout: float = 120, port: int | None = None
+) -> Iterator[Server]:
+    """Start the server on a port of 127.0.0.1, by default a free one, wait until setup is over, end it with SIGTERM.
 
     Raises RuntimeError with the end of its log when it exits early or is not done after `timeout` seconds.
     """
-    port = free_port()
+    port = free_port() if port is None else port
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"

@@ -1,0 +1,42 @@
+"""A web server that takes webhooks: for tests."""
+
+import http.server
+import json
+import threading
+from typing import Self
+
+
+class Receiver:
+    """A web server that notes the webhooks that it gets; `refuse` of them get a 500 first."""
+
+    def __init__(self, refuse: int = 0) -> None:
+        self.seen: list[tuple[str, str]] = []
+        self.requests: list[tuple[dict[str, str], bytes]] = []
+        self.refuse = refuse
+
+    def __enter__(self) -> Self:
+        receiver = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.requests.append((dict(self.headers.items()), body))
+                refused = receiver.refuse > 0
+                receiver.refuse -= refused
+                if not refused:
+                    shown = json.loads(body)
+                    receiver.seen.append((shown["id"], shown["status"]))
+                self.send_response(500 if refused else 200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/hook"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
