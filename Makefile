@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 PIP_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help predict serve test benchmark loadtest weights clean
+.PHONY: help predict serve gateway playground test benchmark loadtest weights clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1|\2/' | column -t -s '|'
@@ -19,13 +19,19 @@ predict: $(VENV)/cog  ## one prediction on the embedded model: no GPU, no downlo
 serve: $(VENV)/cog  ## the Cog server on 127.0.0.1:5000; E5_MODEL and the other settings choose the model
 	$(BIN)/python scripts/serve.py
 
+gateway: $(VENV)/gateway  ## a Cog server and OpenAI's and Replicate's APIs in front of it, on 127.0.0.1:8000
+	@$(BIN)/python scripts/gateway.py
+
+playground: $(VENV)/playground  ## the same with a web page at http://127.0.0.1:8000, which it opens
+	@$(BIN)/python scripts/playground.py
+
 test: $(VENV)/dev  ## lint, types and the whole suite
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-benchmark: $(VENV)/dev  ## speed beside sentence-transformers, latency, the answer's cost, setup, scaling, serving
+benchmark: $(VENV)/dev  ## speed beside sentence-transformers, latency, the answer's cost, setup, scaling, serving, gateway
 	$(BIN)/python scripts/benchmark.py
 
 loadtest: $(VENV)/dev  ## 10,000 predictions by 64 clients on the real server, every answer checked; then faults
@@ -47,6 +53,6 @@ $(VENV)/cog: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cog]'
 	@touch $@
 
-$(VENV)/dev: $(VENV)/cog pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cog,dev]'
+$(VENV)/gateway $(VENV)/playground $(VENV)/dev: $(VENV)/%: $(VENV)/cog pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cog,$*]'
 	@touch $@

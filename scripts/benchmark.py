@@ -6,8 +6,8 @@
     python scripts/benchmark.py --serve                               the server under load, and nothing else
 
 Sections: setup by phase; the cost of an answer in Cog's server; throughput and latency beside sentence-transformers
-(and the model card's loop) on the same weights; scaling; serving. What is compared takes turns within one run, and the
-figures are medians or percentiles of it. Progress goes to standard error.
+(and the model card's loop) on the same weights; scaling; serving; what the gateway adds. What is compared takes turns
+within one run, and the figures are medians or percentiles of it. Progress goes to standard error.
 """
 
 import argparse
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # torch loads in main(), once the environment is set
     from scripts.bench_engines import Engines
     from scripts.bench_texts import Texts
 
-SECTIONS = ("setup", "answer", "throughput", "latency", "scaling", "serve")
+SECTIONS = ("setup", "answer", "throughput", "latency", "scaling", "serve", "gateway")
 """In the order in which they run: the process of setup must not share a GPU's memory with engines already loaded."""
 TEXTS, QUICK_TEXTS = 256, 24
 ROUNDS, QUICK_ROUNDS = 5, 2
@@ -160,12 +160,23 @@ class Bench:
             return _skipped("serve", NO_COG + "; pip install aiohttp")
         from scripts import bench_serve
 
-        embedder = self.texts.embedder
-        environment = {"E5_MODEL": self.model.name, "E5_DEVICE": str(self.device), "E5_DTYPE": embedder.dtype}
-        if self.weights is not None:
-            environment["E5_WEIGHTS"] = str(self.weights)
-        result = bench_serve.measure(embedder, self.texts, environment, self.quick, self.rounds)
+        result = bench_serve.measure(self.texts.embedder, self.texts, self._environment, self.quick, self.rounds)
         return result, bench_serve.card(result)
+
+    def gateway(self) -> tuple[Json, str]:
+        if importlib.util.find_spec("cog") is None or importlib.util.find_spec("fastapi") is None:
+            return _skipped("gateway", "it is not installed: pip install -e '.[cog,gateway]'")
+        from scripts import bench_gateway
+
+        result = bench_gateway.measure(self.model.name, self.texts, self._environment, self.quick, self.rounds)
+        return result, bench_gateway.card(result)
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        """The E5_* variables that make a server run what is measured."""
+        environment = {"E5_MODEL": self.model.name, "E5_DEVICE": str(self.device)}
+        environment["E5_DTYPE"] = self.texts.embedder.dtype
+        return environment | ({} if self.weights is None else {"E5_WEIGHTS": str(self.weights)})
 
     @cached_property
     def engines(self) -> "Engines":
