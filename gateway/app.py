@@ -1,5 +1,6 @@
 """The application: one target, one queue, one store, and the routes of three APIs around them."""
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,7 +12,7 @@ from starlette.responses import Response
 
 from gateway import cog_api, openai_api, replicate_api
 from gateway.edge import Edge
-from gateway.errors import GatewayError, cog_body, openai_body, replicate_body
+from gateway.errors import GatewayError, SettingsError, cog_body, openai_body, replicate_body
 from gateway.metrics import Metrics
 from gateway.predictions import Predictions
 from gateway.settings import Settings
@@ -32,8 +33,12 @@ def create(settings: Settings, *, page: bool = False) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with store, target, webhooks, predictions:
-            yield
+        try:
+            async with store, target, webhooks, predictions:
+                yield
+        except SettingsError as error:
+            print(f"gateway: {error}", file=sys.stderr, flush=True)
+            raise
 
     # FastAPI's own page of documentation loads scripts from elsewhere; /openapi.json is the target's.
     app = FastAPI(title="e5-cog gateway", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
@@ -69,7 +74,8 @@ def create(settings: Settings, *, page: bool = False) -> FastAPI:
     async def gone(_: Request, __: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it; the log shows it
 
-    app.add_middleware(Edge, settings=settings, metrics=metrics, refuse=refuse)
+    app.state.pages = set()
+    app.add_middleware(Edge, settings=settings, metrics=metrics, refuse=refuse, pages=app.state.pages)
     return app
 
 

@@ -3,6 +3,7 @@
 Pure ASGI. Logs and labels have the route's template, never the path or the body: no text of a user gets there.
 """
 
+import asyncio
 import hmac
 import json
 import logging
@@ -28,13 +29,31 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
+Pages = set[asyncio.Task[object]]
+
+
+def close_pages(pages: Pages) -> None:
+    """End what a page at `/` streams."""
+    for task in set(pages):
+        task.cancel()
+
+
 class Edge:
-    """Middleware around the whole application. `refuse` turns an error into the answer that the path's API has."""
+    """Middleware around the whole application. `refuse` turns an error into the answer that the path's API has.
+
+    `pages`: here are the requests of a page at `/` while they run. Some of them stream until the person leaves, which
+    the end of the server need not wait for: close_pages() ends them.
+    """
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, metrics: Metrics, refuse: Callable[[str, GatewayError], Response]
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        metrics: Metrics,
+        refuse: Callable[[str, GatewayError], Response],
+        pages: Pages,
     ) -> None:
-        self.app, self.settings, self.metrics, self.refuse = app, settings, metrics, refuse
+        self.app, self.settings, self.metrics, self.refuse, self.pages = app, settings, metrics, refuse, pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -61,8 +80,15 @@ class Edge:
             return None
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        page = None if scope["path"].startswith(KEYED) else asyncio.current_task()
+        if page:
+            self.pages.add(page)
         try:
             await self.app(scope, receive, sending)
+        except asyncio.CancelledError:
+            if page not in self.pages or not status:
+                raise
+            await send({"type": "http.response.body"})  # close_pages()
         except Exception as error:
             # The message of an exception may quote a user's text: the log has its class and where it came from.
             frames = traceback.extract_tb(error.__traceback__)[-6:]
@@ -73,6 +99,8 @@ class Edge:
                 broken = GatewayError(500, f"the gateway failed; its log has the request id {request_id}")
                 await self.refuse(scope["path"], broken)(scope, receive, sending)
         finally:
+            if page:
+                self.pages.discard(page)
             self._record(scope, status, started, request_id)
 
     def _admit(self, scope: Scope, headers: dict[bytes, bytes]) -> None:

@@ -37,11 +37,10 @@ class Way:
     headers: dict[str, str]
 
     def body(self, pair: Pair, model: str) -> bytes:
-        if self.path == "/v1/embeddings":  # one request has queries or documents: the texts of the same length instead
-            return json.dumps(
-                {"model": model, "input": [pair.query, pair.document], "encoding_format": "base64"}
-            ).encode()
-        inputs = {"query": pair.query, "document": pair.document, "encoding_format": "base64"}
+        base64 = {"encoding_format": "base64"}
+        if self.path == "/v1/embeddings":  # all texts of a request are of one kind there: both are documents
+            return json.dumps({"model": model, "input": [pair.query, pair.document]} | base64).encode()
+        inputs = {"query": pair.query, "document": pair.document} | base64
         return json.dumps({"input": inputs} | ({} if "/v1/" in self.path else {"id": new_id()})).encode()
 
 

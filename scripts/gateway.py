@@ -11,14 +11,16 @@ that were accepted and have not ended are taken up at the next start.
 import argparse
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
@@ -37,8 +39,11 @@ DATABASE = ROOT / ".gateway" / "predictions.sqlite3"
 FINISH_SECONDS = 20  # that requests in flight have after SIGTERM
 
 
-def main(argv: list[str]) -> int:
-    """Serve until a signal; the exit status. One line and status 2 for a wrong option."""
+def main(argv: list[str], serve_with: Callable[[FastAPI, Settings], None] | None = None) -> int:
+    """Serve until a signal; the exit status. One line and status 2 for a wrong option.
+
+    `serve_with` adds a page at `/` to the application (scripts/playground.py).
+    """
     parser = argument_parser()
     arguments = parser.parse_args(argv)
     try:
@@ -48,7 +53,10 @@ def main(argv: list[str]) -> int:
             ModelSettings.from_environment()  # the Cog server would refuse it, too; here it is one line
     except (SettingsError, ModelSettingsError, StartError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    return serve(settings, own_server=arguments.target is None)
+    application = app.create(settings, page=serve_with is not None)
+    if serve_with is not None:
+        serve_with(application, settings)
+    return serve(application, settings, own_server=arguments.target is None)
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -79,18 +87,18 @@ def read_settings(arguments: argparse.Namespace, port: int) -> Settings:
     )
 
 
-def serve(settings: Settings, *, own_server: bool) -> int:
+def serve(application: FastAPI, settings: Settings, *, own_server: bool) -> int:
     """Listen until SIGTERM or SIGINT; the exit status."""
     config = uvicorn.Config(
-        app.create(settings),
+        application,
         host=settings.host,
         port=settings.port,
         access_log=False,  # gateway/edge.py writes one line a request, without paths
-        log_level="warning",
+        log_level="critical",  # what goes wrong in the application is logged there, without texts of users
         timeout_graceful_shutdown=FINISH_SECONDS,
         server_header=False,
     )
-    server = uvicorn.Server(config)
+    server = Server(config)
     if not own_server:
         return run(server, settings)
     with cog_server(settings) as process:
@@ -102,6 +110,14 @@ def serve(settings: Settings, *, own_server: bool) -> int:
         threading.Thread(target=watch, daemon=True).start()
         run(server, settings)
         return 1 if process.poll() else 0
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which would wait for what a page at `/` streams until the person leaves."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        edge.close_pages(self.config.app.state.pages)  # type: ignore[union-attr]  # it is the FastAPI application
+        await super().shutdown(sockets)
 
 
 def run(server: uvicorn.Server, settings: Settings) -> int:
