@@ -9,6 +9,7 @@ that were accepted and have not ended are taken up at the next start.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -16,7 +17,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -108,8 +108,7 @@ def serve(application: FastAPI, settings: Settings, *, own_server: bool) -> int:
             server.should_exit = True
 
         threading.Thread(target=watch, daemon=True).start()
-        run(server, settings)
-        return 1 if process.poll() else 0
+        return run(server, settings) or (1 if process.poll() else 0)
 
 
 class Server(uvicorn.Server):
@@ -126,11 +125,12 @@ def run(server: uvicorn.Server, settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn raises it again when all is done, which would skip the rest
     print(f"e5-cog gateway on http://{settings.host}:{settings.port} ({key}) → {settings.target}", file=sys.stderr)
-    server.run()
-    return 0 if server.started else 1
+    with contextlib.suppress(SystemExit):  # uvicorn's own status, which differs from release to release
+        server.run()
+    return 0 if server.started else 2
 
 
-@contextmanager
+@contextlib.contextmanager
 def cog_server(settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
     """The Cog server of this repository at the target's address, ended with SIGTERM."""
     port = settings.target.rpartition(":")[2]

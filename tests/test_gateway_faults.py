@@ -172,7 +172,7 @@ def test_webhooks_are_tried_again_until_they_are_taken(server: Server, tmp_path:
 
 def test_a_second_gateway_on_the_same_database_is_refused(server: Server, tmp_path: Path) -> None:
     with gateway(server.url, tmp_path) as one:
-        with pytest.raises(RuntimeError, match="exit status: 3"), gateway(server.url, tmp_path):
+        with pytest.raises(RuntimeError, match="exit status: 2"), gateway(server.url, tmp_path):
             pass
         assert "another gateway uses it" in one.log.read_text()
         assert post(one, "/v1/embeddings", bodies("text")["/v1/embeddings"]).status_code == 200
