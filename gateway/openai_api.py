@@ -160,7 +160,8 @@ def describe(identity: Identity) -> Json:
 def as_input(error: GatewayError, single: bool) -> GatewayError:
     """The same refusal in this API's words: `documents[3]` of the prediction is `input[3]` here."""
     error.message, count = _NAMED.subn("`input`" if single else r"`input\1`", error.message)
-    error.param = "input" if count else "task" if "`task`" in error.message else None
+    if error.status == 400:
+        error.param = "task" if "`task`" in error.message and not count else "input"
     return error
 
 

@@ -23,8 +23,7 @@ import uvicorn
 from fastapi import FastAPI
 
 ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # first in any case: in this file's own folder there is a module of the package's name
 
 from e5.errors import SettingsError as ModelSettingsError  # noqa: E402
 from e5.settings import Settings as ModelSettings  # noqa: E402

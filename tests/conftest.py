@@ -1,6 +1,7 @@
-"""Checkpoints that several test files share, made once a session."""
+"""Checkpoints and servers that several test files share, made once a session."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for _name in [name for name in os.environ if name.startswith("E5_")]:
     del os.environ[_name]
 
-from tests import checkpoints  # noqa: E402 – huggingface_hub reads its environment when it is imported
+# huggingface_hub reads its environment when it is imported
+from e5 import Embedder  # noqa: E402
+from tests import checkpoints, gateways  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +34,19 @@ def multilingual_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def xlm_roberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.xlm_roberta(tmp_path_factory.mktemp("xlm_roberta"))
+
+
+@pytest.fixture(scope="session")
+def library() -> Embedder:
+    """The library itself, whose vectors are those that every way through a server has to give."""
+    return Embedder.load(dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def shared_gateway() -> Iterator[gateways.Gateway]:
+    """A gateway with the key `test-key` in front of a Cog server, for tests that leave both as they are.
+
+    One thread and small batches: long work is long on any machine, and ends soon after it is canceled.
+    """
+    with gateways.cog_and_gateway({"OMP_NUM_THREADS": "1", "E5_MAX_BATCH_TOKENS": "8192"}, key="test-key") as one:
+        yield one

@@ -1,33 +1,17 @@
-"""The real gateway – scripts/gateway.py, in front of the real Cog server – started, asked and ended: for the tests."""
+"""The real gateway in front of the real Cog server: for the tests."""
 
-import os
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from gateway.settings import KEY_VARIABLE
-from scripts.local_server import ROOT, Server, free_port, running, stop
+from scripts.local_gateway import Gateway as Gateway
+from scripts.local_gateway import running as gateway
+from scripts.local_server import running
 
 SETTINGS = {"E5_DTYPE": "float32", "E5_DEVICE": "cpu"}
-READY_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Gateway:
-    """A gateway that listens. `server` is the Cog server behind it, where one was started with it."""
-
-    url: str
-    server: Server | None
-    process: subprocess.Popen[bytes]
-    log: Path
-    database: Path
+__all__ = ["Gateway", "cog_and_gateway", "gateway"]
 
 
 @contextmanager
@@ -40,51 +24,3 @@ def cog_and_gateway(
             raise RuntimeError(f"the Cog server is not ready: {server.health}")
         with gateway(server.url, Path(folder), *options, key=key) as one:
             yield replace(one, server=server)
-
-
-@contextmanager
-def gateway(
-    target: str, folder: Path, *options: str, key: str | None = None, port: int | None = None, wait: bool = True
-) -> Iterator[Gateway]:
-    """A gateway in front of `target`, ended with SIGTERM; its log and its database lie in `folder`.
-
-    `wait`: until it knows its model (GET /v1/models answers 200); otherwise only until it listens.
-    A second gateway in the same folder goes on with the same database and log.
-    """
-    port = free_port() if port is None else port
-    url, log, database = f"http://127.0.0.1:{port}", folder / "gateway.log", folder / "predictions.sqlite3"
-    command = [sys.executable, str(ROOT / "scripts" / "gateway.py"), "--target", target, "--port", str(port)]
-    environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            [*command, "--database", str(database), *options],
-            env=environment | ({KEY_VARIABLE: key} if key is not None else {}),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    one = Gateway(url, None, process, log, database)
-    try:
-        _wait(one, key, ready=wait)
-        yield one
-    finally:
-        stop(process)
-
-
-def _wait(one: Gateway, key: str | None, *, ready: bool) -> None:
-    """Until it answers, with a 200 where `ready`. Raises RuntimeError with the end of its log."""
-    request = urllib.request.Request(one.url + ("/v1/models" if ready else "/health-check"))
-    request.add_header("Authorization", f"Bearer {key}")
-    end = time.monotonic() + READY_SECONDS
-    while time.monotonic() < end and one.process.poll() is None:
-        try:
-            with urllib.request.urlopen(request, timeout=5):
-                return
-        except urllib.error.HTTPError as answer:
-            answer.close()
-            if not ready:
-                return
-        except OSError:  # not listening yet
-            pass
-        time.sleep(0.05)
-    tail = one.log.read_text(errors="replace")[-2000:]
-    raise RuntimeError(f"the gateway is not ready (exit status: {one.process.poll()}); its log ends with:\n{tail}")

@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from scripts.local_server import Server, free_port, running
+from scripts.local_server import ROOT, Server, free_port, running
 from tests.gateways import Gateway, gateway
 from tests.rule_predictor import MODEL, RULE, vector
 from tests.webhook_receiver import Receiver
@@ -168,6 +171,14 @@ def test_webhooks_are_tried_again_until_they_are_taken(server: Server, tmp_path:
         assert len(receiver.requests) == 3
         assert len({body for _, body in receiver.requests}) == 1
         assert json.loads(receiver.requests[0][1]) == get(one, name)
+
+
+def test_the_programs_start_whatever_is_on_the_path() -> None:
+    for name in ("gateway", "playground"):
+        command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "--help"]
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "--target" in done.stdout
 
 
 def test_a_second_gateway_on_the_same_database_is_refused(server: Server, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_numbers_have_the_fewest_digits_that_give_the_float32_back() -> None:
         ),
         (True, "InputError: `queries[0]` is empty: pass the text", 400, "`input` is empty: pass the text", "input"),
         (True, "InputError: `task` is too long", 400, "`task` is too long", "task"),
-        (True, "InputError: the request has 3 texts", 400, "the request has 3 texts", None),
+        (True, "InputError: the request has 3 texts", 400, "the request has 3 texts", "input"),
         (True, "OverloadError: 5 tokens wait", 429, "5 tokens wait", None),
         (True, "ModelError: text 1 of 1: NaN", 500, "text 1 of 1: NaN", None),
     ],
