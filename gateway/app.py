@@ -11,10 +11,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from gateway import cog_api, openai_api, replicate_api
-from gateway.edge import Edge
+from gateway.edge import Edge, Open
 from gateway.errors import GatewayError, SettingsError, cog_body, openai_body, replicate_body
 from gateway.metrics import Metrics
 from gateway.predictions import Predictions
+from gateway.requests import Bodies
 from gateway.settings import Settings
 from gateway.store import Store
 from gateway.target import Target
@@ -46,7 +47,7 @@ def create(settings: Settings, *, page: bool = False) -> FastAPI:
     app.include_router(replicate_api.router(target, predictions, settings))
     app.include_router(cog_api.router(target, settings, metrics))
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=["GET", "HEAD"])
     async def render_metrics() -> Response:
         metrics.waiting.set(target.queue.waiting)
         metrics.running.set(target.queue.running)
@@ -62,20 +63,24 @@ def create(settings: Settings, *, page: bool = False) -> FastAPI:
     @app.exception_handler(GatewayError)
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, GatewayError)
-        return refuse(request.url.path, error)
+        return refuse(request.scope["path"], error)
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         what = {404: "no such path", 405: f"{request.method} is not a method of this path"}
-        return refuse(request.url.path, GatewayError(error.status_code, what.get(error.status_code, error.detail)))
+        answer = refuse(
+            request.scope["path"], GatewayError(error.status_code, what.get(error.status_code, error.detail))
+        )
+        answer.headers.update(error.headers or {})  # Allow
+        return answer
 
     @app.exception_handler(ClientDisconnect)
     async def gone(_: Request, __: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it; the log shows it
 
-    app.state.pages = set()
-    app.add_middleware(Edge, settings=settings, metrics=metrics, refuse=refuse, pages=app.state.pages)
+    open_now = app.state.open = Open(Bodies(settings.bodies_bytes))
+    app.add_middleware(Edge, settings=settings, metrics=metrics, refuse=refuse, open_now=open_now, page=page)
     return app
 
 

@@ -5,6 +5,7 @@ Pure ASGI. Logs and labels have the route's template, never the path or the body
 
 import asyncio
 import hmac
+import ipaddress
 import json
 import logging
 import re
@@ -13,36 +14,45 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import GatewayError
 from gateway.metrics import Metrics
+from gateway.requests import Bodies
 from gateway.settings import KEY_VARIABLE, Settings
 
 log = logging.getLogger("gateway")
-OPEN = ("/health-check",)  # for load balancers, which have no key
-KEYED = ("/v1/", "/predictions", "/openapi.json", "/metrics", "/shutdown")
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+OPEN = "/health-check"  # for load balancers, which have no key
+KEYED = ("/v1/", "/predictions", "/openapi.json", "/metrics", "/shutdown")  # where a page at `/` has the other paths
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
-Pages = set[asyncio.Task[object]]
+@dataclass
+class Open:
+    """What the requests of this moment hold.
 
+    `pages`: requests of a page at `/`. Some of them stream until the person leaves; close_pages() ends them, because
+    the end of the server need not wait for that.
+    """
 
-def close_pages(pages: Pages) -> None:
-    """End what a page at `/` streams."""
-    for task in set(pages):
-        task.cancel()
+    bodies: Bodies
+    pages: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def close_pages(self) -> None:
+        for task in set(self.pages):
+            task.cancel()
 
 
 class Edge:
     """Middleware around the whole application. `refuse` turns an error into the answer that the path's API has.
 
-    `pages`: here are the requests of a page at `/` while they run. Some of them stream until the person leaves, which
-    the end of the server need not wait for: close_pages() ends them.
+    `page`: there is one at `/`, whose own paths need no key. Handlers find in `request.state`: `admitted`, whether the
+    key is right or none is needed, and `held`, the bytes of the body that they have taken from `open_now.bodies`.
     """
 
     def __init__(
@@ -51,18 +61,20 @@ class Edge:
         settings: Settings,
         metrics: Metrics,
         refuse: Callable[[str, GatewayError], Response],
-        pages: Pages,
+        open_now: Open,
+        page: bool,
     ) -> None:
-        self.app, self.settings, self.metrics, self.refuse, self.pages = app, settings, metrics, refuse, pages
+        self.app, self.settings, self.metrics, self.refuse = app, settings, metrics, refuse
+        self.open, self.page = open_now, page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
-        started = time.perf_counter()
+        started, status = time.perf_counter(), 0
         headers: dict[bytes, bytes] = dict(scope["headers"])
         request_id = _request_id(headers.get(b"x-request-id", b""))
-        scope.setdefault("state", {})["request_id"] = request_id
-        status = 0
+        state = scope.setdefault("state", {})
+        state |= {"held": 0, "admitted": self._has_key(headers)}
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -71,56 +83,66 @@ class Edge:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
+        refusal = self._refusal(scope["path"], headers, admitted=state["admitted"])
+        if scope["type"] == "websocket":
+            return await (send({"type": "websocket.close"}) if refusal else self.app(scope, receive, send))
         try:
-            self._admit(scope, headers)
-        except GatewayError as error:
-            if scope["type"] == "http":
-                await self.refuse(scope["path"], error)(scope, receive, sending)
-                self._record(scope, status, started, request_id)
-            return None
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        page = None if scope["path"].startswith(KEYED) else asyncio.current_task()
-        if page:
-            self.pages.add(page)
-        try:
-            await self.app(scope, receive, sending)
-        except asyncio.CancelledError:
-            if page not in self.pages or not status:
-                raise
-            await send({"type": "http.response.body"})  # close_pages()
+            if refusal:
+                await self.refuse(scope["path"], refusal)(scope, receive, sending)
+            else:
+                await self._pass(scope, receive, sending)
+        except asyncio.CancelledError:  # the gateway ends
+            if status:
+                await send({"type": "http.response.body"})
+            else:
+                ending = GatewayError(503, "the gateway is being stopped: send the request again", retry_after=5)
+                await self.refuse(scope["path"], ending)(scope, receive, sending)
         except Exception as error:
             # The message of an exception may quote a user's text: the log has its class and where it came from.
             frames = traceback.extract_tb(error.__traceback__)[-6:]
             at = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-            fields = {"request_id": request_id, "error": type(error).__name__, "at": at}
-            log.error("bug", extra={"fields": fields})
+            log.error("bug", extra={"fields": {"request_id": request_id, "error": type(error).__name__, "at": at}})
             if not status:
                 broken = GatewayError(500, f"the gateway failed; its log has the request id {request_id}")
                 await self.refuse(scope["path"], broken)(scope, receive, sending)
         finally:
-            if page:
-                self.pages.discard(page)
+            self.open.bodies.give_back(state["held"])
             self._record(scope, status, started, request_id)
+        return None
 
-    def _admit(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        """Raise GatewayError for a wrong key, and for a name of this machine that a web page may have invented."""
-        key, path = self.settings.api_key, scope["path"]
-        if key is None:
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.current_task()
+        if scope["path"].startswith((*KEYED, OPEN)) or task is None:
+            return await self.app(scope, receive, send)
+        self.open.pages.add(task)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.open.pages.discard(task)
+
+    def _has_key(self, headers: dict[bytes, bytes]) -> bool:
+        if self.settings.api_key is None:
+            return True
+        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+        return kind.lower() in (b"bearer", b"token") and hmac.compare_digest(
+            given.strip(), self.settings.api_key.encode()
+        )
+
+    def _refusal(self, path: str, headers: dict[bytes, bytes], *, admitted: bool) -> GatewayError | None:
+        """For a wrong key; without one, for names of this machine that a web page may have invented."""
+        if self.settings.api_key is None:
             # Without a key the gateway listens on loopback, where pages of the web that are open in a browser of this
-            # machine reach it, too: under a name of their own (DNS rebinding), or with their own Origin.
-            origin = headers.get(b"origin", b"").partition(b"://")[2]
-            if not _is_loopback(headers.get(b"host", b"")) or (origin and not _is_loopback(origin)):
-                raise GatewayError(
-                    403, f"this gateway answers to localhost alone: set {KEY_VARIABLE} to open it to other host names"
-                )
-        elif path.startswith(KEYED) and path not in OPEN:
-            kind, _, given = headers.get(b"authorization", b"").partition(b" ")
-            if kind.lower() not in (b"bearer", b"token") or not hmac.compare_digest(given.strip(), key.encode()):
-                cause = "the API key is wrong" if given else "no API key was sent"
-                raise GatewayError(
-                    401, f"{cause}: send `Authorization: Bearer KEY` with the gateway's key", "invalid_api_key"
-                )
+            # machine reach it, too: under a name of their own (DNS rebinding), or with their own Origin, which is
+            # `null` in a frame without one.
+            origin = headers.get(b"origin")
+            if not _is_loopback(headers.get(b"host", b"")) or not (origin is None or _is_loopback(origin)):
+                words = f"this gateway answers to localhost alone: set {KEY_VARIABLE} to open it to other host names"
+                return GatewayError(403, words)
+        elif not admitted and path != OPEN and (path.startswith(KEYED) or not self.page):
+            cause = "the API key is wrong" if headers.get(b"authorization") else "no API key was sent"
+            words = f"{cause}: send `Authorization: Bearer KEY` with the gateway's key"
+            return GatewayError(401, words, "invalid_api_key")
+        return None
 
     def _record(self, scope: Scope, status: int, started: float, request_id: str) -> None:
         seconds = time.perf_counter() - started
@@ -128,12 +150,16 @@ class Edge:
         self.metrics.requests.labels(route, scope["method"] if route != "unknown" else "any", status).inc()
         self.metrics.seconds.labels(route).observe(seconds)
         fields: dict[str, Any] = {"request_id": request_id, "method": scope["method"], "route": route, "status": status}
-        log.info("request", extra={"fields": fields | {"ms": round(seconds * 1e3, 2)} | scope["state"].get("log", {})})
+        log.info("request", extra={"fields": fields | {"ms": round(seconds * 1e3, 2)}})
 
 
-def _is_loopback(host: bytes) -> bool:
-    name = host.decode("latin-1").lower()
-    return name in LOOPBACK_NAMES or name.rpartition(":")[0] in LOOPBACK_NAMES
+def _is_loopback(address: bytes) -> bool:
+    """Of a Host header, or of an Origin, which has a scheme in front."""
+    try:
+        name = urlsplit(address if b"://" in address else b"http://" + address).hostname or b""
+        return name == b"localhost" or ipaddress.ip_address(name.decode("latin-1")).is_loopback
+    except ValueError:
+        return False
 
 
 def _request_id(given: bytes) -> str:

@@ -38,10 +38,14 @@ class GatewayError(Exception):
 
 
 class Unavailable(GatewayError):
-    """The target does not answer, or not yet. `state` is what its /health-check says, or DOWN."""
+    """The target does not answer, or not yet. `state` is what its /health-check says, or DOWN.
 
-    def __init__(self, state: str, detail: str, retry_after: int = 2) -> None:
+    `reached`: it may have begun with the request, and that may be why it went away.
+    """
+
+    def __init__(self, state: str, detail: str, retry_after: int = 2, *, reached: bool = False) -> None:
         super().__init__(503, f"the model is {state}: {detail}", "model_unavailable", None, retry_after, state)
+        self.reached = reached
 
 
 class QueueFull(GatewayError):
@@ -60,6 +64,7 @@ REPLICATE_TITLES = {
     413: "Request too large",
     422: "Input validation failed",
     429: "Too many requests",
+    502: "Bad gateway",
     503: "Service unavailable",
     504: "Gateway timeout",
 }
@@ -111,6 +116,8 @@ def failed(prediction: Mapping[str, Any]) -> GatewayError:
     found = failure(prediction.get("error"))
     if found.of_the_input:
         return GatewayError(400, found.message)
+    if prediction.get("status") == "canceled":
+        return GatewayError(409, "the prediction was canceled at the server", "canceled")
     if found.kind == "OverloadError":
         return GatewayError(429, found.message, "rate_limit_exceeded", retry_after=1)
     return GatewayError(500, found.message, "prediction_failed")

@@ -21,7 +21,6 @@ from e5 import InputError, tasks
 from e5.limits import Limits
 from gateway.errors import GatewayError, Json, failed
 from gateway.metrics import Metrics
-from gateway.predictions import refused
 from gateway.requests import read_json, unless_gone
 from gateway.settings import Settings
 from gateway.target import Identity, Target, new_id
@@ -37,16 +36,23 @@ _NAMED = re.compile(r"`(?:queries|documents)(\[\d+\])?`")
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """The shape of an answer."""
+
+    model: str
+    base64: bool
+    single: bool
+
+
+@dataclass(frozen=True)
 class Embeddings:
     """One checked request. `task` is None where the server's default holds."""
 
     texts: list[str]
-    single: bool
     query: bool
     task: str | None
-    base64: bool
     normalize: bool
-    model: str
+    wanted: Wanted
 
     def prediction(self) -> bytes:
         """The same as a prediction of the target. base64: a quarter of the bytes, whatever the client wants."""
@@ -61,16 +67,18 @@ def router(target: Target, settings: Settings, metrics: Metrics) -> APIRouter:
 
     @routes.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
-        body = await read_json(request, settings.body_bytes)
-        wanted = parse(body, await target.known())
-        answer = await unless_gone(request, target.predict(wanted.prediction()))
-        if answer.status != 200:
-            raise GatewayError(400 if answer.status < 500 else 502, refused(answer))
-        found = answer.json()
+        identity = await target.known()
+        wanted, content = await read(request, identity)
+        found = await unless_gone(request, target.predict(content, identity.model))
         if found["status"] != "succeeded":
             raise as_input(failed(found), wanted.single)
         metrics.embedded("openai", found["metrics"])
         return Response(render(wanted, found), media_type="application/json")
+
+    async def read(request: Request, identity: Identity) -> tuple[Wanted, bytes]:
+        """Texts as Python's objects take ten times their bytes: while a request waits, only the bytes are kept."""
+        embeddings = parse(await read_json(request, settings.body_bytes), identity)
+        return embeddings.wanted, embeddings.prediction()
 
     @routes.get("/v1/models/{name}")
     async def model(name: str) -> Response:
@@ -115,7 +123,8 @@ def parse(body: Json, identity: Identity) -> Embeddings:
         fixed = f"the vectors of {identity.model} have {identity.dimensions} and cannot be cut: leave it out"
         raise _wrong(f"`dimensions` is {_shown(dimensions)}; {fixed}", "dimensions")
     normalize = given.get("normalize", True)
-    return Embeddings(texts, single, input_type == "query", task, wanted == "base64", normalize, body["model"])
+    shape = Wanted(body["model"], wanted == "base64", single)
+    return Embeddings(texts, input_type == "query", task, normalize, shape)
 
 
 def check_model(name: object, identity: Identity) -> dict[str, Any]:
@@ -132,7 +141,7 @@ def check_model(name: object, identity: Identity) -> dict[str, Any]:
     raise GatewayError(404, f"no model is called {_shown(name)} here: there are {known}", "model_not_found", "model")
 
 
-def render(wanted: Embeddings, prediction: Json) -> bytes:
+def render(wanted: Wanted, prediction: Json) -> bytes:
     """The answer, from a prediction in base64. Numbers have the fewest digits that give the float32 back."""
     vectors: list[Any] = prediction["output"]["embeddings_base64"]
     if not wanted.base64:
@@ -181,7 +190,7 @@ def _texts(given: object) -> tuple[list[str], bool]:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "…"
 
 

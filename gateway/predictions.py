@@ -6,6 +6,7 @@ is back) or of this process (it is taken up again at the next start).
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import secrets
 import sqlite3
@@ -20,13 +21,15 @@ from gateway.metrics import Metrics
 from gateway.queue import Place
 from gateway.settings import Settings
 from gateway.store import FINAL, Row, Store
-from gateway.target import Answer, Target, new_id
+from gateway.target import Target, new_id
 from gateway.webhooks import END, START, Webhooks
 
 log = logging.getLogger("gateway")
 ATTEMPTS = 3
 """So often a prediction may meet a server that goes away while it computes it; it may be what makes it go away."""
-PRUNE_SECONDS = 10.0
+PAUSES = (0.5, 1.0, 4.0, 10.0)
+"""Seconds between tries."""
+PRUNE_SECONDS, STORE_SECONDS = 10.0, 2.0
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, as Replicate's ids: 26 characters, 130 bits
 
 
@@ -45,6 +48,7 @@ class Prediction:
     row: Row
     task: asyncio.Task[None] | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
+    told: bool = False  # the webhook `start` was sent
 
     @property
     def id(self) -> str:
@@ -68,8 +72,7 @@ class Predictions:
     async def __aenter__(self) -> Self:
         for row in await self.store.unfinished():
             prediction = self._active[row["id"]] = Prediction(row | {"status": "starting", "started_at": None})
-            place = self.target.queue.enter(row["size"], accepted=True)
-            prediction.task = asyncio.create_task(self._run(prediction, place))
+            prediction.task = asyncio.create_task(self._run(prediction, None))
         self._pruning = asyncio.create_task(self._prune())
         return self
 
@@ -105,21 +108,22 @@ class Predictions:
             "webhook_due": int(hook is not None and END in hook.events),
             "size": len(inputs),
         }
-        stored = asyncio.ensure_future(self.store.insert(row))
+        try:
+            await self.store.insert(row)
+        except BaseException as error:
+            place.leave()
+            if isinstance(error, sqlite3.Error):
+                message = f"the prediction could not be stored: {error}"
+                raise GatewayError(503, message, retry_after=10) from None
+            raise
         prediction = Prediction(dict.fromkeys(("started_at", "completed_at", "output", "error", "metrics")) | row)
         prediction.row |= {"logs": "", "attempts": 0}
-        self._active[prediction.id] = prediction
         accepted = dict(prediction.row)
+        self._active[prediction.id] = prediction
         prediction.task = asyncio.create_task(self._run(prediction, place))
-        try:
-            await asyncio.shield(stored)
-        except sqlite3.Error as error:
-            self._active.pop(prediction.id, None)
-            prediction.task.cancel()
-            raise GatewayError(503, f"the prediction could not be stored: {error}", retry_after=10) from None
         if wait is None:
             return accepted
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, asyncio.CancelledError):  # the latter: the gateway ends; it is on disk
             await asyncio.wait_for(prediction.done.wait(), wait)
         return prediction.row
 
@@ -138,14 +142,21 @@ class Predictions:
         active = self._active.get(name)
         if active and not active.final and active.task:
             active.task.cancel()
-            await asyncio.wait([active.task])
+            await asyncio.wait([active.task], timeout=STORE_SECONDS)  # until that is on disk, unless the disk is full
         return active.row if active else await self.store.get(name)
 
-    async def _run(self, prediction: Prediction, place: Place) -> None:
+    async def _run(self, prediction: Prediction, place: Place | None) -> None:
+        """`place`: in the queue; None for one that was accepted before and has none."""
+        pauses = iter(PAUSES)
         try:
-            while not await self._attempt(prediction, place):
-                await self.target.until_ready()
-                place = self.target.queue.enter(prediction.row["size"], accepted=True)
+            while True:
+                if place is None:
+                    await self.target.until_ready()
+                    place = self.target.queue.enter(prediction.row["size"], accepted=True)
+                if await self._attempt(prediction, place):
+                    return
+                place = None
+                await asyncio.sleep(next(pauses, PAUSES[-1]))
         except asyncio.CancelledError:
             if self._closing:
                 raise
@@ -159,33 +170,39 @@ class Predictions:
         row = prediction.row
         try:
             async with place:
+                if (identity := await self.target.known()).version != row["version"]:
+                    gone = f"version {row['version']} is no longer served: now it is {identity.version}"
+                    await self._end(prediction, {"status": "failed", "error": f"{gone} of {identity.model}"})
+                    return True
                 row |= {"status": "processing", "started_at": time.time()}
-                if row["webhook"] and START in row["webhook_events"].split(","):
-                    self.webhooks.send_start(dict(row))
+                if row["webhook"] and START in row["webhook_events"].split(",") and not prediction.told:
+                    prediction.told = True
+                    self.webhooks.send_start(prediction.id, row["started_at"])
                 body = orjson.dumps({"id": new_id(), "input": orjson.Fragment(row["input"])})
-                answer = await self.target.compute(body)
+                found = (await self.target.compute(body)).prediction()
+            await self.target.check_model(found, row["model"].partition("/")[2])
+            if found["status"] == "failed" and not failure(found.get("error")).of_the_input:
+                await self.target.ask(fresh=True)
+                if not self.target.ready:
+                    return await self._again(prediction, failure(found.get("error")).message, reached=True)
         except Unavailable as error:
-            return await self._again(prediction, error.message)
+            return await self._again(prediction, error.message, reached=error.reached)
         except GatewayError as error:
+            if error.status in (429, 502):  # of a proxy between, or of a server that is being replaced
+                return await self._again(prediction, error.message, reached=error.status == 502)
             await self._end(prediction, {"status": "failed", "error": error.message})
             return True
-        if answer.status != 200:  # 422: what the schema of the server refuses, and the gateway's check did not
-            await self._end(prediction, {"status": "failed", "error": refused(answer)})
-            return True
-        found = answer.json()
-        if found["status"] == "failed" and not failure(found.get("error")).of_the_input:
-            await self.target.ask(fresh=True)
-            if not self.target.ready:
-                return await self._again(prediction, failure(found.get("error")).message)
         await self._end(prediction, found)
         return True
 
-    async def _again(self, prediction: Prediction, reason: str) -> bool:
+    async def _again(self, prediction: Prediction, reason: str, *, reached: bool) -> bool:
+        """False, to try again; only what may have been computed counts. True: enough, it has ended."""
         row = prediction.row
-        row |= {"attempts": row["attempts"] + 1} if row["status"] == "processing" else {}
+        row |= {"attempts": row["attempts"] + reached, "status": "starting", "started_at": None}
         if row["attempts"] < ATTEMPTS:
-            row |= {"status": "starting", "started_at": None}
-            await self.store.update(prediction.id, attempts=row["attempts"])
+            if reached:
+                with contextlib.suppress(sqlite3.Error):
+                    await self.store.update(prediction.id, attempts=row["attempts"])
             return False
         error = f"the server went away {ATTEMPTS} times while it computed this; the last time: {reason}"
         await self._end(prediction, {"status": "failed", "error": error})
@@ -212,12 +229,13 @@ class Predictions:
         self.ended += 1
         self.metrics.predictions.labels(found["status"]).inc()
         self.metrics.embedded("replicate", metrics)
-        try:
-            await asyncio.shield(self.store.update(prediction.id, **end))
-        except sqlite3.Error as error:  # a full disk: it is computed again after the next start
-            log.error("not stored", extra={"fields": {"prediction": prediction.id, "error": str(error)}})
-            self._active.pop(prediction.id, None)
-            return
+        for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
+            try:
+                await asyncio.shield(self.store.update(prediction.id, **end))
+                break
+            except sqlite3.Error as error:  # a full disk: until there is space it is found in memory
+                log.error("not stored", extra={"fields": {"prediction": prediction.id, "error": str(error)}})
+                await asyncio.sleep(pause)
         self._active.pop(prediction.id, None)
         if row["webhook_due"]:
             self.webhooks.finish(prediction.id)
@@ -225,14 +243,8 @@ class Predictions:
     async def _prune(self) -> None:
         kept = self.settings
         while True:
-            await self.store.prune(kept.keep_seconds, kept.keep_predictions, kept.keep_bytes)
+            try:
+                await self.store.prune(kept.keep_seconds, kept.keep_predictions, kept.keep_bytes)
+            except sqlite3.Error as error:
+                log.error("not pruned", extra={"fields": {"error": str(error)}})
             await asyncio.sleep(PRUNE_SECONDS)
-
-
-def refused(answer: Answer) -> str:
-    """The reason in an answer that is no prediction: coglet's `detail` or `error`, or its status alone."""
-    try:
-        body = answer.json()
-        return f"the server refused it: {str(body.get('detail') or body['error'])[:500]}"
-    except (ValueError, KeyError, AttributeError):
-        return f"the server refused it with HTTP status {answer.status}"

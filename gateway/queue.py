@@ -18,7 +18,7 @@ LONGEST_RETRY = 60
 
 
 class Queue:
-    """`slots` turns at a time; at most `places` requests of together at most `most_bytes` bytes wait for one."""
+    """`slots` turns at a time; at most `places` requests wait for one. All together have at most `most_bytes` bytes."""
 
     def __init__(self, slots: int, places: int, most_bytes: int) -> None:
         self.slots, self.places, self.most_bytes = slots, places, most_bytes
@@ -36,18 +36,19 @@ class Queue:
 
         Raises QueueFull.
         """
+        free = self.running < self.slots and not self._waiting
+        if not accepted:
+            if not free and len(self._waiting) >= self.places:
+                raise QueueFull(f"{len(self._waiting):,} requests", self.retry_after())
+            if self.bytes and self.bytes + size > self.most_bytes:
+                raise QueueFull(f"{self.bytes / 2**20:,.0f} MiB of requests", self.retry_after())
         place = Place(self, size)
-        if self.running < self.slots and not self._waiting:
+        self.bytes += size
+        if free:
             self.running += 1
             place.turn.set_result(None)
-            return place
-        if not accepted:
-            if len(self._waiting) >= self.places:
-                raise QueueFull(f"{len(self._waiting):,} requests", self.retry_after())
-            if self.bytes + size > self.most_bytes:
-                raise QueueFull(f"{self.bytes / 2**20:,.0f} MiB of requests", self.retry_after())
-        self.bytes += size
-        self._waiting.append(place)
+        else:
+            self._waiting.append(place)
         return place
 
     def retry_after(self) -> int:
@@ -64,21 +65,17 @@ class Queue:
             if not place.turn.done():
                 place.turn.set_exception(error)
         self._waiting.clear()
-        self.bytes = 0
 
     def _leave(self, place: "Place") -> None:
-        had_turn = place.turn.done() and not place.turn.cancelled() and place.turn.exception() is None
-        if had_turn:
+        self.bytes -= place.size
+        if place.turn.done() and not place.turn.cancelled() and place.turn.exception() is None:
             self._finished.append(time.monotonic())
             self.running -= 1
-        elif not place.turn.done() or place.turn.cancelled():
-            if place in self._waiting:
-                self._waiting.remove(place)
-                self.bytes -= place.size
+        elif place in self._waiting:
+            self._waiting.remove(place)
             place.turn.cancel()
         while self._waiting and self.running < self.slots:
             following = self._waiting.popleft()
-            self.bytes -= following.size
             if not following.turn.done():
                 self.running += 1
                 following.turn.set_result(None)

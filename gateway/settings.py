@@ -1,7 +1,7 @@
 """The gateway's configuration, checked once: what it stands before, where it listens, and what it lets wait.
 
-The key comes from the environment (GATEWAY_API_KEY), where it does not show up in the list of processes; the rest are
-options of scripts/gateway.py.
+The key comes from the environment (GATEWAY_API_KEY), where it does not show up in the list of processes; scripts/
+gateway.py has options for what operators choose, and the rest is set here.
 """
 
 import ipaddress
@@ -21,6 +21,7 @@ class Settings:
     `concurrency`: predictions that the target computes at a time, `@cog.concurrent(max=…)` of its predict().
     `queue`, `queue_bytes`: requests beyond that which may wait, and the size of them all.
     `model`: the model's name where the target does not tell it (it does, in each prediction's metrics).
+    `bodies_bytes`: the bodies of all requests that are being read or answered.
     `keep_*`: how long, how many and how much of finished predictions GET /v1/predictions/{id} still finds.
     """
 
@@ -34,6 +35,7 @@ class Settings:
     queue: int = 1_000
     queue_bytes: int = 256 * 2**20
     body_bytes: int = 64 * 2**20
+    bodies_bytes: int = 512 * 2**20
     timeout: float = 600.0
     keep_seconds: float = 3_600.0
     keep_predictions: int = 10_000
@@ -45,8 +47,11 @@ class Settings:
             raise SettingsError(f"--target {self.target}: pass the server's address, such as http://127.0.0.1:5000")
         if not 0 < self.port < 65536:
             raise SettingsError(f"--port {self.port}: pass a port from 1 to 65535")
-        if self.api_key is not None and (not self.api_key.isascii() or not self.api_key.isprintable()):
-            raise SettingsError(f"{KEY_VARIABLE} has characters that an HTTP header cannot: use printable ASCII")
+        key = self.api_key
+        if key is not None and (not key.isascii() or not key.isprintable() or key != key.strip() or not key):
+            raise SettingsError(
+                f"{KEY_VARIABLE}: use printable ASCII without blanks at its ends, as an HTTP header can"
+            )
         if self.api_key is None and not self.loopback:
             raise SettingsError(
                 f"--host {self.host} opens the gateway to other machines: set {KEY_VARIABLE} to a secret of yours, "

@@ -76,6 +76,11 @@ class Store:
         """What was accepted and has not ended, oldest first."""
         return await self._select(f"SELECT * FROM predictions WHERE status NOT IN {FINAL} ORDER BY created_at")
 
+    async def webhook(self, name: str) -> str | None:
+        """Where a prediction's events are told."""
+        found = await self._select("SELECT webhook FROM predictions WHERE id = ?", name)
+        return found[0]["webhook"] if found else None
+
     async def webhooks_due(self) -> list[str]:
         """Ids of predictions that have ended and whose last webhook has not been delivered or given up."""
         rows = await self._select(f"SELECT id FROM predictions WHERE webhook_due AND status IN {FINAL}")

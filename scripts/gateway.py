@@ -35,7 +35,6 @@ from scripts.local_server import free_port, stop  # noqa: E402
 from scripts.serve import StartError, listening_host  # noqa: E402
 
 DATABASE = ROOT / ".gateway" / "predictions.sqlite3"
-FINISH_SECONDS = 20  # that requests in flight have after SIGTERM
 
 
 def main(argv: list[str], serve_with: Callable[[FastAPI, Settings], None] | None = None) -> int:
@@ -55,7 +54,7 @@ def main(argv: list[str], serve_with: Callable[[FastAPI, Settings], None] | None
     application = app.create(settings, page=serve_with is not None)
     if serve_with is not None:
         serve_with(application, settings)
-    return serve(application, settings, own_server=arguments.target is None)
+    return serve(application, settings, arguments.grace, own_server=arguments.target is None)
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -66,6 +65,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="the model's name, should the server not tell it")
     parser.add_argument("--concurrency", type=int, help="predictions that the server runs at a time (default: its own)")
     parser.add_argument("--queue", type=int, default=Settings.queue, help="requests beyond that which may wait")
+    parser.add_argument("--grace", type=int, default=20, help="seconds that requests have to finish after SIGTERM")
     parser.add_argument("--database", type=Path, default=DATABASE, help="SQLite file of the predictions' states")
     parser.add_argument("--log-level", choices=["INFO", "WARNING", "ERROR"], default="INFO", help="INFO: each request")
     return parser
@@ -74,6 +74,7 @@ def argument_parser() -> argparse.ArgumentParser:
 def read_settings(arguments: argparse.Namespace, port: int) -> Settings:
     """`port`: where a Cog server of our own will listen. Raises SettingsError."""
     edge.log_to_stderr(arguments.log_level)
+    own = arguments.concurrency
     return Settings(
         target=arguments.target or f"http://127.0.0.1:{port}",
         database=arguments.database,
@@ -81,12 +82,12 @@ def read_settings(arguments: argparse.Namespace, port: int) -> Settings:
         port=arguments.port,
         api_key=os.environ.get(KEY_VARIABLE) or None,
         model=arguments.model,
-        concurrency=arguments.concurrency or cog_schema.read(ROOT / "predict.py").concurrency,
+        concurrency=cog_schema.read(ROOT / "predict.py").concurrency if own is None else own,
         queue=arguments.queue,
     )
 
 
-def serve(application: FastAPI, settings: Settings, *, own_server: bool) -> int:
+def serve(application: FastAPI, settings: Settings, grace: int, *, own_server: bool) -> int:
     """Listen until SIGTERM or SIGINT; the exit status."""
     config = uvicorn.Config(
         application,
@@ -94,10 +95,12 @@ def serve(application: FastAPI, settings: Settings, *, own_server: bool) -> int:
         port=settings.port,
         access_log=False,  # gateway/edge.py writes one line a request, without paths
         log_level="critical",  # what goes wrong in the application is logged there, without texts of users
-        timeout_graceful_shutdown=FINISH_SECONDS,
+        timeout_graceful_shutdown=grace,
         server_header=False,
     )
     server = Server(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
     if not own_server:
         return run(server, settings)
     with cog_server(settings) as process:
@@ -114,15 +117,18 @@ class Server(uvicorn.Server):
     """uvicorn's, which would wait for what a page at `/` streams until the person leaves."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        edge.close_pages(self.config.app.state.pages)  # type: ignore[union-attr]  # it is the FastAPI application
+        self.config.app.state.open.close_pages()  # type: ignore[union-attr]  # it is the FastAPI application
         await super().shutdown(sockets)
+
+
+def _leave(*_: object) -> None:
+    """Before uvicorn takes signals over, and after: it raises them again when all is done."""
+    raise SystemExit(0)
 
 
 def run(server: uvicorn.Server, settings: Settings) -> int:
     """Listen; the exit status."""
     key = f"with {KEY_VARIABLE}" if settings.api_key else "for this machine alone"
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # uvicorn raises it again when all is done, which would skip the rest
     print(f"e5-cog gateway on http://{settings.host}:{settings.port} ({key}) → {settings.target}", file=sys.stderr)
     with contextlib.suppress(SystemExit):  # uvicorn's own status, which differs from release to release
         server.run()

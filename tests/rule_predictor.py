@@ -46,7 +46,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
     """The inputs of predict.py."""
 
     async def setup(self) -> None:
-        """`RULE_SETUP_SECONDS` says how long it takes."""
+        """`RULE_SETUP_SECONDS` says how long it takes, `RULE_MODEL` what it calls itself."""
         await asyncio.sleep(float(os.environ.get("RULE_SETUP_SECONDS", "0")))
 
     @cog.concurrent(max=64)  # type: ignore[untyped-decorator]
@@ -72,7 +72,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
                 raise RuntimeError("broken")
             if "die" in text:
                 os._exit(1)
-        self.record_metric("model", MODEL)
+        self.record_metric("model", os.environ.get("RULE_MODEL", MODEL))
         self.record_metric("texts", len(given))
         self.record_metric("input_tokens", sum(len(text.split()) for text in given))
         vectors = [vector(text) for text in given]

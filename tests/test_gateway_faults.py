@@ -1,11 +1,15 @@
 """What the gateway does when there is too much, when the server goes away, and when it is killed itself."""
 
+import asyncio
 import contextlib
+import http.server
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +19,13 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway import replicate_api, target
+from gateway.errors import GatewayError, Unavailable
+from gateway.metrics import Metrics
+from gateway.predictions import Predictions
+from gateway.settings import Settings
+from gateway.store import Store
+from gateway.webhooks import Webhooks
 from scripts.local_server import ROOT, Server, free_port, running
 from tests.gateways import Gateway, gateway
 from tests.rule_predictor import MODEL, RULE, vector
@@ -138,7 +149,9 @@ def test_accepted_predictions_wait_for_a_server_that_went_away(tmp_path: Path) -
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(running(RULE, port=port))
         one = stack.enter_context(gateway(server.url, tmp_path, "--concurrency", "2"))
-        names = [create(one, f"sleep 1 {'word ' * number}")["id"] for number in range(4)]
+        receiver = stack.enter_context(Receiver())
+        hook = {"webhook": receiver.url}
+        names = [create(one, f"sleep 1 {'word ' * number}", **hook)["id"] for number in range(4)]
         until(lambda: get(one, names[0])["status"] == "processing")
         server.process.kill()
         server.process.wait()
@@ -146,6 +159,83 @@ def test_accepted_predictions_wait_for_a_server_that_went_away(tmp_path: Path) -
         assert post(one, PREDICTIONS, {"input": {"document": "late"}}).status_code == 503  # new ones are not accepted
         with running(RULE, port=port):
             assert [ended(one, name)["status"] for name in names] == ["succeeded"] * 4
+            until(lambda: len(receiver.seen) == 8)
+            assert len(set(receiver.seen)) == 8  # each one's start and end, once
+
+
+def test_restarts_of_the_gateway_without_a_server_cost_no_accepted_prediction(tmp_path: Path) -> None:
+    port = free_port()
+    with running(RULE, port=port) as server, gateway(server.url, tmp_path) as one:
+        names = [create(one, f"sleep 3 {'word ' * number}")["id"] for number in range(3)]
+        one.process.kill()
+    for _ in range(4):
+        with gateway(f"http://127.0.0.1:{port}", tmp_path, wait=False) as one:
+            time.sleep(0.5)
+            assert {get(one, name)["status"] for name in names} == {"starting"}
+    with gateway(f"http://127.0.0.1:{port}", tmp_path, wait=False) as one, running(RULE, port=port):
+        assert [ended(one, name)["status"] for name in names] == ["succeeded"] * 3
+
+
+def test_another_model_behind_the_same_address_is_noticed_and_computes_nothing_under_the_old_name(
+    tmp_path: Path,
+) -> None:
+    port = free_port()
+    embeddings = bodies("text")["/v1/embeddings"]
+    with contextlib.ExitStack() as stack:
+        one = stack.enter_context(gateway(f"http://127.0.0.1:{port}", tmp_path, wait=False))
+        with running(RULE, port=port) as server:
+            until(lambda: post(one, "/v1/embeddings", embeddings).status_code == 200)
+            name = create(one, "sleep 30")["id"]
+            until(lambda: get(one, name)["status"] == "processing")
+            server.process.kill()
+        stack.enter_context(running(RULE | {"RULE_MODEL": "other"}, port=port))
+        found = ended(one, name)
+        assert (found["status"], found["output"]) == ("failed", None)
+        assert "is no longer served" in found["error"]
+        assert post(one, "/v1/embeddings", embeddings).status_code == 404
+        assert post(one, "/v1/embeddings", embeddings | {"model": "other"}).status_code == 200
+
+
+def test_what_answers_but_is_no_cog_server_is_named_and_does_not_keep_the_real_one_out(tmp_path: Path) -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    stranger = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=stranger.serve_forever, daemon=True).start()
+    embeddings = bodies("text")["/v1/embeddings"]
+    with gateway(f"http://127.0.0.1:{stranger.server_port}", tmp_path, wait=False) as one:
+        answer = post(one, "/v1/embeddings", embeddings)
+        stranger.shutdown()
+        stranger.server_close()
+        assert (answer.status_code, "the model is FOREIGN" in answer.text) == (503, True)
+        with running(RULE, port=stranger.server_port):
+            until(lambda: post(one, "/v1/embeddings", embeddings).status_code == 200, 10)
+
+
+def test_a_machine_that_takes_no_connections_costs_no_accepted_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "CONNECT_SECONDS", 0.3)
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1))
+        address = full.getsockname()
+        for _ in range(4):  # nobody accepts them: the next connection gets no answer
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(address)
+
+        async def main() -> None:
+            settings = Settings(target=f"http://127.0.0.1:{address[1]}", database=Path("unused"))
+            async with target.Target(settings) as one:
+                with pytest.raises(Unavailable) as refused:
+                    await one.compute(b"{}")
+                assert (refused.value.state, refused.value.reached) == ("DOWN", False)
+
+        asyncio.run(main())
 
 
 def test_a_prediction_that_ends_the_server_each_time_fails_after_three_times(tmp_path: Path) -> None:
@@ -171,6 +261,79 @@ def test_webhooks_are_tried_again_until_they_are_taken(server: Server, tmp_path:
         assert len(receiver.requests) == 3
         assert len({body for _, body in receiver.requests}) == 1
         assert json.loads(receiver.requests[0][1]) == get(one, name)
+
+
+def test_a_receiver_that_never_answers_holds_up_no_other(server: Server, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=200) as silent, Receiver() as receiver:
+        hook = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        with gateway(server.url, tmp_path) as one:
+            for number in range(50):
+                create(one, f"{number}", webhook=hook)
+            name = create(one, "text", webhook=receiver.url)["id"]
+            until(lambda: receiver.seen == [(name, "processing"), (name, "succeeded")], 8)
+            one.process.kill()
+
+
+def test_a_full_disk_loses_no_result_and_a_creation_that_cannot_be_stored_is_not_computed(
+    server: Server, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        settings = Settings(target=server.url, database=tmp_path / "store.sqlite3")
+        metrics, store = Metrics(), Store(settings.database)
+        hooks = Webhooks(store, metrics, replicate_api.render)
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(store)
+            one = await stack.enter_async_context(target.Target(settings))
+            await stack.enter_async_context(hooks)
+            predictions = await stack.enter_async_context(Predictions(one, store, hooks, metrics, settings))
+            identity = await one.known()
+
+            async def new(text: str) -> dict[str, Any]:
+                inputs = json.dumps({"document": text}).encode()
+                model = f"e5/{identity.model}"
+                return await predictions.create(model, identity.version, inputs, "http://x", None, None)
+
+            async def limit(pages: int) -> None:
+                await store._run(lambda: store._database.execute(f"PRAGMA max_page_count = {pages}").fetchall())
+
+            name = (await new("sleep 1 " + "word " * 100))["id"]
+            await limit(1)  # no page more than there are: what SQLite calls a full disk
+            with pytest.raises(GatewayError, match="could not be stored: database or disk is full"):
+                await new("word " * 20_000)
+            assert (one.queue.running, one.queue.waiting) == (1, 0)  # of the first one alone
+            await asyncio.sleep(1.5)
+            found = await predictions.get(name)
+            assert found is not None
+            assert found["status"] == "succeeded"
+            await limit(10**6)
+            for _ in range(100):
+                stored = await store.get(name)
+                if stored and stored["status"] == "succeeded":
+                    break
+                await asyncio.sleep(0.1)
+            assert stored is not None
+            assert stored["output"] == found["output"]
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_requests_that_take_longer_than_the_end_of_the_gateway_are_told(server: Server, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        with gateway(server.url, tmp_path, "--grace", "1") as one:
+            paths = bodies("sleep 8")
+            cut = {path: pool.submit(post, one, path, body, Prefer="wait") for path, body in paths.items()}
+            time.sleep(0.5)
+            one.process.send_signal(signal.SIGTERM)
+            for path in ("/v1/embeddings", "/predictions"):
+                answer = cut[path].result()
+                assert (answer.status_code, "is being stopped" in answer.text) == (503, True)
+                assert answer.headers["Retry-After"] == "5"
+            accepted = cut[PREDICTIONS].result()
+            assert (accepted.status_code, accepted.json()["status"]) == (202, "starting")
+            assert one.process.wait(10) == 0
+            assert "Traceback" not in one.log.read_text()
+        with gateway(server.url, tmp_path) as one:
+            assert ended(one, accepted.json()["id"])["status"] == "succeeded"
 
 
 def test_the_programs_start_whatever_is_on_the_path() -> None:

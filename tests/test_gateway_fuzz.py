@@ -17,7 +17,7 @@ from scripts.local_server import ROOT
 
 NAME = "e5-mistral-tiny"
 SCHEMA = schema.openapi(cog_schema.read(ROOT / "predict.py"))
-IDENTITY = Identity(NAME, 256, SCHEMA, "0.23.1", catalog.get(NAME), "0" * 64, 0.0)
+IDENTITY = Identity(NAME, 256, SCHEMA, "0.23.1", catalog.get(NAME), "0" * 64, 0.0, "")
 WORDS = st.sampled_from(
     ["", NAME, f"{NAME}:query", f"{NAME}:query:NQ", "query", "document", "float", "base64", "http://x"]
 )

@@ -79,7 +79,9 @@ def test_the_right_key_is_taken_as_bearer_and_as_token(keyed: Gateway) -> None:
     for scheme in ("Bearer", "bearer", "Token"):
         answer = httpx.get(f"{keyed.url}/v1/models", headers={"Authorization": f"{scheme} {KEY}"})
         assert answer.json()["data"][0]["id"] == MODEL
-    assert httpx.get(f"{keyed.url}/health-check").json()["status"] == "READY"  # for load balancers, which have none
+    # Load balancers have none: the state alone is for everyone.
+    assert httpx.get(f"{keyed.url}/health-check").json() == {"status": "READY"}
+    assert "setup" in httpx.get(f"{keyed.url}/health-check", headers=BEARER).json()
 
 
 def test_without_a_key_other_machines_and_pages_of_the_web_stay_outside(
@@ -91,6 +93,7 @@ def test_without_a_key_other_machines_and_pages_of_the_web_stay_outside(
     assert status(Host="localhost:8000") == status(Host="[::1]:8000") == status(Host="127.0.0.1") == 200
     assert status(Origin=local.url) == 200
     assert status(Host="attacker.example:8000") == status(Host="localhost.attacker.example") == 403
+    assert status(Origin="null") == status(Origin="file://") == status(Host="") == 403
     assert status(Origin="https://attacker.example") == status(Origin="http://localhost.attacker.example:80") == 403
     words = "opens the gateway to other machines: set GATEWAY_API_KEY"
     with pytest.raises(RuntimeError, match=words), gateway(server.url, tmp_path, "--host", "0.0.0.0"):
@@ -165,6 +168,23 @@ def test_bodies_that_are_no_json_object_are_refused_in_words(
     assert words in answer.text
 
 
+@pytest.mark.parametrize("path", ["/v1/embeddings", OWN, "/predictions"])
+@pytest.mark.parametrize("depth", [40, 300, 900])
+def test_a_deeply_nested_body_is_refused_in_words(client: httpx.Client, path: str, depth: int) -> None:
+    content = '{"input": ' + "[" * depth + "]" * depth + "}"
+    answer = client.post(path, content=content)
+    assert answer.status_code == 400
+    assert "nested deeper than 32 levels" in answer.text
+
+
+def test_a_million_wrong_items_make_one_short_refusal(client: httpx.Client) -> None:
+    answer = client.post(OWN, json={"input": {"queries": [101] * 1_000_000, "documents": [{}] * 10}})
+    assert answer.status_code == 422
+    fields = [one["field"] for one in answer.json()["invalid_fields"]]
+    assert fields == ["input.queries[0]", "input.documents[0]"]
+    assert len(answer.content) < 1000
+
+
 def test_a_body_beyond_the_limit_is_refused_before_it_is_read(client: httpx.Client) -> None:
     answer = client.post("/v1/embeddings", content=b" " * (64 * 2**20 + 1))
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
@@ -177,6 +197,8 @@ def test_unknown_paths_and_methods_get_the_shape_of_their_api(client: httpx.Clie
     assert client.get("/v1/none").json() == {"title": "Not found", "detail": "no such path", "status": 404}
     assert client.get("/none").json() == {"detail": "no such path"}
     assert client.get("/").json()["target"] == "READY"
+    assert client.get("/v1/embeddings").headers["Allow"] == "POST"
+    assert client.head("/health-check").status_code == client.head("/metrics").status_code == 200
 
 
 # ---- Cog's own
@@ -354,6 +376,9 @@ def test_inputs_that_the_schema_refuses_are_refused_at_creation(
         ({"version": 5}, "the version does not exist here"),
         ({"version": f"e5/{MODEL}", "webhook": "ftp://x"}, "webhook: must be the URL of a web server"),
         ({"version": f"e5/{MODEL}", "webhook": "http://:80"}, "webhook: must be the URL of a web server"),
+        ({"version": f"e5/{MODEL}", "webhook": "http://["}, "webhook: must be the URL of a web server"),
+        ({"version": f"e5/{MODEL}", "webhook": "http://x y/"}, "webhook: must be the URL of a web server"),
+        ({"version": f"e5/{MODEL}", "webhook": "http://a℀b/"}, "webhook: must be the URL of a web server"),
         ({"version": f"e5/{MODEL}", "webhook": "http://x:99999"}, "webhook: must be the URL of a web server"),
         (
             {"version": f"e5/{MODEL}", "webhook": "http://x", "webhook_events_filter": ["end"]},

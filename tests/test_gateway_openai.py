@@ -13,7 +13,7 @@ from gateway.openai_api import as_input, check_model, parse, render
 from gateway.target import Identity
 
 NAME = "e5-mistral-tiny"
-IDENTITY = Identity(NAME, 4, {}, "0.23.1", catalog.get(NAME), "0" * 64, 0.0)
+IDENTITY = Identity(NAME, 4, {}, "0.23.1", catalog.get(NAME), "0" * 64, 0.0, "")
 
 
 def wanted(**fields: Any) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def test_numbers_have_the_fewest_digits_that_give_the_float32_back() -> None:
         "output": {"embeddings_base64": [base64.b64encode(row.tobytes()).decode() for row in vectors]},
         "metrics": {"input_tokens": 7},
     }
-    texts = render(parse({"model": NAME, "input": ["a", "b"]}, IDENTITY), prediction).decode()
+    texts = render(parse({"model": NAME, "input": ["a", "b"]}, IDENTITY).wanted, prediction).decode()
     assert '"embedding":[0.1,0.33333334,-1e-8,30000000000.0]' in texts
     answer = json.loads(texts)
     assert np.array_equal(np.array([one["embedding"] for one in answer["data"]], dtype="<f4"), vectors)
@@ -113,7 +113,7 @@ def test_numbers_have_the_fewest_digits_that_give_the_float32_back() -> None:
     assert (answer["object"], answer["data"][0]["object"], answer["model"]) == ("list", "embedding", NAME)
     assert answer["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
     packed = json.loads(
-        render(parse({"model": NAME, "input": ["a", "b"], "encoding_format": "base64"}, IDENTITY), prediction)
+        render(parse({"model": NAME, "input": "a", "encoding_format": "base64"}, IDENTITY).wanted, prediction)
     )
     assert [one["embedding"] for one in packed["data"]] == prediction["output"]["embeddings_base64"]
 
