@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -22,11 +23,11 @@ import pytest
 from gateway import replicate_api, target
 from gateway.errors import GatewayError, Unavailable
 from gateway.metrics import Metrics
-from gateway.predictions import Predictions
+from gateway.predictions import Prediction, Predictions
 from gateway.settings import Settings
 from gateway.store import Store
 from gateway.webhooks import Webhooks
-from scripts.local_server import ROOT, Server, free_port, running
+from scripts.local_server import ROOT, Server, free_port, running, stop
 from tests.gateways import Gateway, gateway
 from tests.rule_predictor import MODEL, RULE, vector
 from tests.webhook_receiver import Receiver
@@ -161,6 +162,10 @@ def test_accepted_predictions_wait_for_a_server_that_went_away(tmp_path: Path) -
             assert [ended(one, name)["status"] for name in names] == ["succeeded"] * 4
             until(lambda: len(receiver.seen) == 8)
             assert len(set(receiver.seen)) == 8  # each one's start and end, once
+        stop(one.process)
+        with contextlib.closing(sqlite3.connect(one.database)) as database:
+            attempts = dict(database.execute("SELECT id, attempts FROM predictions"))
+        assert [attempts[name] for name in names] == [1, 1, 0, 0]  # what only waited has not been tried
 
 
 def test_restarts_of_the_gateway_without_a_server_cost_no_accepted_prediction(tmp_path: Path) -> None:
@@ -174,6 +179,23 @@ def test_restarts_of_the_gateway_without_a_server_cost_no_accepted_prediction(tm
             assert {get(one, name)["status"] for name in names} == {"starting"}
     with gateway(f"http://127.0.0.1:{port}", tmp_path, wait=False) as one, running(RULE, port=port):
         assert [ended(one, name)["status"] for name in names] == ["succeeded"] * 3
+
+
+def test_only_tries_that_reached_the_server_count(tmp_path: Path) -> None:
+    async def main() -> None:
+        settings = Settings(target="http://127.0.0.1:9", database=tmp_path / "store.sqlite3")
+        metrics, store = Metrics(), Store(settings.database)
+        hooks = Webhooks(store, metrics, replicate_api.render)
+        predictions = Predictions(target.Target(settings), store, hooks, metrics, settings)
+        row = {"id": "x", "attempts": 0, "created_at": 0.0, "input": b"{}", "webhook_due": 0, "status": "processing"}
+        one = Prediction(row)
+        async with store:
+            tries = [await predictions._again(one, "down", reached=False) for _ in range(10)]
+            assert tries == [False] * 10
+            assert [await predictions._again(one, "gone", reached=True) for _ in range(3)] == [False, False, True]
+        assert one.row["error"].endswith("the last time: gone")
+
+    asyncio.run(asyncio.wait_for(main(), 20))
 
 
 def test_another_model_behind_the_same_address_is_noticed_and_computes_nothing_under_the_old_name(
@@ -288,15 +310,15 @@ def test_a_full_disk_loses_no_result_and_a_creation_that_cannot_be_stored_is_not
             predictions = await stack.enter_async_context(Predictions(one, store, hooks, metrics, settings))
             identity = await one.known()
 
-            async def new(text: str) -> dict[str, Any]:
-                inputs = json.dumps({"document": text}).encode()
+            async def new(*texts: str) -> dict[str, Any]:
+                inputs = json.dumps({"documents": texts}).encode()
                 model = f"e5/{identity.model}"
                 return await predictions.create(model, identity.version, inputs, "http://x", None, None)
 
             async def limit(pages: int) -> None:
                 await store._run(lambda: store._database.execute(f"PRAGMA max_page_count = {pages}").fetchall())
 
-            name = (await new("sleep 1 " + "word " * 100))["id"]
+            name = (await new("sleep 1", *["word"] * 5000))["id"]
             await limit(1)  # no page more than there are: what SQLite calls a full disk
             with pytest.raises(GatewayError, match="could not be stored: database or disk is full"):
                 await new("word " * 20_000)
