@@ -16,7 +16,7 @@ from typing import Self
 
 import orjson
 
-from gateway.errors import GatewayError, Json, Unavailable, failure
+from gateway.errors import GatewayError, Json, QueueFull, Unavailable, failure
 from gateway.metrics import Metrics
 from gateway.queue import Place
 from gateway.settings import Settings
@@ -94,7 +94,12 @@ class Predictions:
         Unavailable and QueueFull, with nothing accepted.
         """
         await self.target.check()
-        place = self.target.queue.enter(len(inputs))
+        queue = self.target.queue
+        most = queue.places + queue.slots
+        # Those between two tries have no place in the queue, and count all the same.
+        if len(self._active) >= most and sum(not one.final for one in self._active.values()) >= most:
+            raise QueueFull(f"{most:,} predictions", queue.retry_after())
+        place = queue.enter(len(inputs))
         row: Row = {
             "id": "".join(secrets.choice(ALPHABET) for _ in range(26)),
             "model": model,
@@ -204,7 +209,7 @@ class Predictions:
                 with contextlib.suppress(sqlite3.Error):
                     await self.store.update(prediction.id, attempts=row["attempts"])
             return False
-        error = f"the server went away {ATTEMPTS} times while it computed this; the last time: {reason}"
+        error = f"the server gave no usable answer {ATTEMPTS} times; the last time: {reason}"
         await self._end(prediction, {"status": "failed", "error": error})
         return True
 

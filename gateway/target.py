@@ -7,6 +7,7 @@ was not ready, so that requests go on as soon as it is back. What it runs is ask
 import asyncio
 import base64
 import contextlib
+import errno
 import hashlib
 import itertools
 import logging
@@ -46,6 +47,7 @@ AT_CAPACITY_SECONDS, LONGEST_CAPACITY_SECONDS = 0.01, 0.25
 """Pauses after a 409, doubled each time: coglet 0.23 frees a slot a moment after its answer has left."""
 FINAL_WITHOUT_OUTPUT = ("failed", "canceled")
 JSON_TYPE = {"Content-Type": "application/json"}
+OUT_OF_FILES = "the gateway has as many connections as the system allows: raise `ulimit -n`, or send fewer at a time"
 _numbers = itertools.count()
 _run = secrets.token_hex(4)
 
@@ -177,7 +179,7 @@ class Target:
 
     async def check_model(self, prediction: Json, model: str) -> None:
         """Raise Unavailable when another model computed it: the server behind the address was replaced."""
-        if self._model is None and prediction.get("metrics", {}).get("model", model) != model:
+        if self._model is None and (prediction.get("metrics") or {}).get("model", model) != model:
             self.identity = None
             await self.ask(fresh=True)
             raise Unavailable("REPLACED", "another model answers at its address now: see /v1/models", 1)
@@ -191,7 +193,9 @@ class Target:
         while True:
             try:
                 answer = await self._send_while_alive(method, path, body, headers)
-            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                if _no_more_files(error):
+                    raise Unavailable("OUT OF FILES", OUT_OF_FILES, 1) from None
                 await self.ask(fresh=True)
                 raise self._broken(reached=False) from None
             except TimeoutError:
@@ -253,8 +257,8 @@ class Target:
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
                 state = await self._look()
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
-            state = DOWN
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            state = before if _no_more_files(error) else DOWN
         except TimeoutError:  # a busy server may be slow
             state = "UNRESPONSIVE" if silent or self.identity is None else before
         except (aiohttp.ClientError, OSError):
@@ -273,7 +277,7 @@ class Target:
         self._unready.set()
         if before in READY:
             self.queue.fail_waiting(self.unavailable())
-        if state == "UNRESPONSIVE" or (state == DOWN and silent):
+        if silent:
             for sending in set(self._sending):
                 sending.cancel()
 
@@ -311,7 +315,14 @@ class Target:
         while True:
             await self.ask()
             if self.ready:
+                # Not wait_for(), which in Python 3.11 loses a cancellation that comes with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._unready.wait(), ASK_SECONDS)
+                    async with asyncio.timeout(ASK_SECONDS):
+                        await self._unready.wait()
             else:
                 await asyncio.sleep(ASK_SECONDS_UNREADY)
+
+
+def _no_more_files(error: BaseException) -> bool:
+    """Whether this process has as many files open as it may: nothing is wrong with the target then."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)

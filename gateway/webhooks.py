@@ -73,7 +73,10 @@ class Webhooks:
 
         async def until_delivered() -> None:
             for pause in (*PAUSES, None):
-                if await self._deliver(name, END, {}) or pause is None:
+                with contextlib.suppress(sqlite3.Error):  # the same as not delivered
+                    if await self._deliver(name, END, {}):
+                        break
+                if pause is None:
                     break
                 await asyncio.sleep(pause)
             with contextlib.suppress(sqlite3.Error):  # then it is delivered again after the next start

@@ -29,7 +29,7 @@ Updates = dict[Any, Any]
 async def run(parts: Parts, api: str, form: Form, key: str) -> Updates:
     """One prediction: what the page shows of it, or of what went wrong."""
     try:
-        sent = request(form)
+        sent = await asyncio.to_thread(request, form)
     except FormError as error:
         return _failed(parts, Failure(str(error), error.field))
     reply = await client.predict(api, sent, key)

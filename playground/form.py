@@ -68,13 +68,17 @@ def texts(name: Field, box: str) -> list[str]:
     else:
         found = _json_texts(name, box)
     for index, text in enumerate(found):
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise FormError(
-                name, f"Text {index + 1} has half of a character at position {error.start}: it cannot be sent."
-            ) from None
+        check_characters(name, f"Text {index + 1}", text)
     return found
+
+
+def check_characters(name: Field, what: str, text: str) -> None:
+    """Raise FormError for what no UTF-8 can carry."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        message = f"{what} has half of a character at position {error.start}: it cannot be sent."
+        raise FormError(name, message) from None
 
 
 def request(form: Form) -> Json:
@@ -83,6 +87,7 @@ def request(form: Form) -> Json:
     One text goes as `query` or `document`, several as `queries` or `documents`. The task goes where there is a query
     for it. Raises FormError.
     """
+    check_characters("task", "The task", form.task)
     found = {many: texts(many, form.queries if many == "queries" else form.documents) for _, many in SIDES}
     if not any(found.values()):
         raise FormError("", "There is no text yet: write at least one query or one document.")

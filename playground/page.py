@@ -9,17 +9,20 @@ from typing import Any
 
 import fastapi
 import gradio as gr
+from gradio.state_holder import SessionState
 from starlette.middleware import Middleware
 
 from playground import actions, files
 from playground.actions import Updates
 from playground.client import Served
 from playground.form import Form
+from playground.guard import Guard
 from playground.head import Head
 from playground.layout import TITLE, Parts, layout
 from playground.look import ICON, head, theme
 
 CONCURRENCY = 32  # predictions at a time: they only wait for HTTP
+SESSIONS = 256  # people of whom Gradio remembers the model's name; who is forgotten is told it anew
 WAITING = 256  # and how many may wait for that; more are told so
 
 REGIONS = """() => {
@@ -56,9 +59,14 @@ def mount(app: fastapi.FastAPI, api: str, key_required: bool = False) -> fastapi
         theme=theme(),
         head=head(),
         favicon_path=str(ICON),
-        app_kwargs={"middleware": [Middleware(Head)]},
+        app_kwargs={"middleware": [Middleware(Guard), Middleware(Head)]},
     )
     return mounted
+
+
+# Gradio keeps the last value of every field of every session, for links to a state of the page, which this page does
+# not have: keys and texts of people would stay in memory.
+SessionState._update_value_in_config = lambda *_: None  # type: ignore[method-assign]
 
 
 def build(api: str, key_required: bool) -> gr.Blocks:
@@ -69,6 +77,9 @@ def build(api: str, key_required: bool) -> gr.Blocks:
     ) as blocks:
         parts = layout(key_required)
         _wire(blocks, parts, api, key_required)
+    # Gradio looks where a file comes from only in what it believes to be launched; mounting does not say so (6.31).
+    blocks.has_launched = True
+    blocks.state_session_capacity = SESSIONS
     blocks.queue(default_concurrency_limit=CONCURRENCY, max_size=WAITING)
     return blocks
 

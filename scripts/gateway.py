@@ -19,6 +19,11 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 import uvicorn
 from fastapi import FastAPI
 
@@ -99,6 +104,7 @@ def serve(application: FastAPI, settings: Settings, grace: int, *, own_server: b
         server_header=False,
     )
     server = Server(config)
+    more_files()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     if not own_server:
@@ -119,6 +125,16 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.config.app.state.open.close_pages()  # type: ignore[union-attr]  # it is the FastAPI application
         await super().shutdown(sockets)
+
+
+def more_files() -> None:
+    """Each request takes two connections, and the usual limit is 1,024: take what the system allows."""
+    if resource is not None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = 65_536 if hard == resource.RLIM_INFINITY else hard
+        if soft != resource.RLIM_INFINITY and soft < most:
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _leave(*_: object) -> None:

@@ -7,7 +7,9 @@ The page calls the model by the gateway's HTTP API, as everyone does. Where GATE
 """
 
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -19,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # first in any case: in this file's own folder there is a module of the package's name
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: nothing goes to other servers
+FILES = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="e5-playground-")
+"""The files to download, for this user's eyes: Gradio's own place is one for all users of the machine."""
 
 from fastapi import FastAPI  # noqa: E402
 
@@ -40,7 +44,10 @@ def main(argv: list[str]) -> int:
         if opens:
             threading.Thread(target=open_when_ready, args=(address,), daemon=True).start()
 
-    return gateway.main([option for option in argv if option != NO_BROWSER], add_page)
+    try:
+        return gateway.main([option for option in argv if option != NO_BROWSER], add_page)
+    finally:
+        shutil.rmtree(FILES, ignore_errors=True)
 
 
 def local_address(settings: Settings) -> str:

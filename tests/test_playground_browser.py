@@ -3,6 +3,7 @@
 PLAYGROUND_SCREENSHOTS=folder keeps the screenshots that are taken on the way.
 """
 
+import gc
 import json
 import os
 import re
@@ -20,8 +21,10 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from gradio.state_holder import SessionState
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+import playground.guard
 from e5 import tasks
 from gateway import app as gateway_app
 from gateway.settings import Settings
@@ -123,8 +126,6 @@ def screenshots(tmp_path: Path) -> Path:
 @contextmanager
 def serving(target: str, folder: Path, key: str | None) -> Iterator[str]:
     """The gateway with the page, in a thread of this process, until the model is known."""
-    import playground
-
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     settings = Settings(target=target, database=folder / "predictions.sqlite3", port=port, api_key=key)
@@ -411,6 +412,81 @@ def test_a_server_with_a_key_asks_for_it(browser: Browser, keyed_url: str, scree
         environment = {**os.environ, "GATEWAY_API_KEY": KEY}
         done = subprocess.run(["bash", "-c", copied], capture_output=True, text=True, env=environment, check=True)
         assert json.loads(done.stdout)["status"] == "succeeded"
+
+
+def handler(body: dict[str, Any]) -> dict[str, Any]:
+    """A call of the handler that writes code: it does not queue, and shows what it was given."""
+    return {"fn_index": body["fn_index"], "data": body["data"], "session_hash": "tests"}
+
+
+def index_of_write(url: str) -> int:
+    """The handler that the page calls at each key."""
+    found = httpx.get(f"{url}/config").json()["dependencies"]
+    index: int = next(one["id"] for one in found if len(one["inputs"]) == 7 and len(one["outputs"]) == 6)
+    return index
+
+
+def test_no_file_of_this_machine_is_read_in_the_place_of_a_text(
+    keyed_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("a secret of this machine")
+    values = [None, "", "task", "query", "document", True, "float"]
+    call = handler({"fn_index": index_of_write(keyed_url), "data": values})
+    assert "query" in httpx.post(f"{keyed_url}/gradio_api/run/x", json=call).text  # the handler is the right one
+    for path in (str(secret), "/proc/self/environ", "http://127.0.0.1:1/x"):
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        for text in (file, [file], {"a": file}):
+            bad = call | {"data": [*values[:3], text, *values[4:]]}
+            answer = httpx.post(f"{keyed_url}/gradio_api/run/x", json=bad)
+            assert answer.status_code == 422
+            assert httpx.post(f"{keyed_url}/gradio_api/queue/join", json=bad).status_code == 422
+    assert httpx.get(f"{keyed_url}/gradio_api/file={secret}").status_code == 403
+    # Gradio itself refuses them, too, should something get past the guard.
+    monkeypatch.setattr(playground.guard, "is_plain", lambda _: True)
+    file = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+    answer = httpx.post(f"{keyed_url}/gradio_api/run/x", json=call | {"data": [*values[:3], file, *values[4:]]})
+    assert answer.status_code == 500
+    assert "gradio/" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "upload",
+        "deep_link",
+        "info",
+        "openapi.json",
+        "proxy=http://x",
+        "process_recording",
+        "call/x",
+        "api/x",
+        "stream/x",
+    ],
+)
+def test_what_the_page_does_not_use_of_gradio_is_closed(keyed_url: str, path: str) -> None:
+    url = f"{keyed_url}/gradio_api/{path}"
+    assert httpx.get(url).status_code == 404
+    assert httpx.post(url, content=b"x").status_code == 404
+
+
+def test_more_text_than_a_person_types_is_refused_before_it_is_read(keyed_url: str) -> None:
+    large = handler({"fn_index": 0, "data": ["x" * (playground.guard.MOST_BYTES + 1)]})
+    for path in ("run/x", "queue/join"):
+        assert httpx.post(f"{keyed_url}/gradio_api/{path}", json=large).status_code == 413
+
+
+def test_keys_and_texts_stay_in_no_session(browser: Browser, keyed_url: str) -> None:
+    word = "a text that is nowhere else"
+    with opened(browser, keyed_url) as tab:
+        tab.page.locator("#e5-key input").fill(KEY)
+        tab.fill(queries=word)
+        assert "Done" in tab.run()
+        sessions = [one for one in gc.get_objects() if isinstance(one, SessionState)]
+        assert sessions
+        kept = repr([(one.config_values, one.state_data) for one in sessions])
+        assert KEY not in kept
+        assert word not in kept
 
 
 def test_e5_does_not_know_the_page() -> None:
