@@ -5,6 +5,7 @@ is back) or of this process (it is taken up again at the next start).
 """
 
 import asyncio
+import base64
 import contextlib
 import itertools
 import logging
@@ -30,7 +31,7 @@ ATTEMPTS = 3
 PAUSES = (0.5, 1.0, 4.0, 10.0)
 """Seconds between tries."""
 PRUNE_SECONDS, STORE_SECONDS = 10.0, 2.0
-ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, as Replicate's ids: 26 characters, 130 bits
+CROCKFORD = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", "0123456789abcdefghjkmnpqrstvwxyz")
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Predictions:
             raise QueueFull(f"{most:,} predictions", queue.retry_after())
         place = queue.enter(len(inputs))
         row: Row = {
-            "id": "".join(secrets.choice(ALPHABET) for _ in range(26)),
+            "id": new_prediction_id(),
             "model": model,
             "version": version,
             "status": "starting",
@@ -253,3 +254,8 @@ class Predictions:
             except sqlite3.Error as error:
                 log.error("not pruned", extra={"fields": {"error": str(error)}})
             await asyncio.sleep(PRUNE_SECONDS)
+
+
+def new_prediction_id() -> str:
+    """128 random bits in Crockford's base 32: 26 characters, as Replicate's ids have."""
+    return base64.b32encode(secrets.token_bytes(16)).decode().rstrip("=").translate(CROCKFORD)

@@ -8,7 +8,6 @@ import base64
 import contextlib
 import re
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,6 +34,7 @@ PAGE = 50
 MOST_ERRORS = 20
 _VERSION = re.compile(r"(?:(?P<owner>[^/:]+)/(?P<name>[^/:]+)(?::|$))?(?P<id>[0-9a-f]{64})?")
 _URL = re.compile(r"[\x21-\x7e]{1,2048}")
+_schemas: dict[str, tuple[Json, jsonschema_rs.Validator]] = {}  # by version
 _OWNER = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
@@ -156,7 +156,7 @@ def check_inputs(given: object, identity: Identity) -> Json:
     """What the model's schema takes; null where it may be null is the same as nothing. Raises GatewayError 422."""
     if not isinstance(given, dict):
         raise _invalid("input", "must be an object")
-    properties, validator = _schema(identity.version, orjson.dumps(identity.schema["components"]["schemas"]))
+    properties, validator = _schema(identity)
     kept = {k: v for k, v in given.items() if not (v is None and properties.get(k, {}).get("nullable"))}
     if wrong := _first_errors(kept, properties, validator):
         detail = "".join(f"- {one['field']}: {one['description']}\n" for one in wrong)
@@ -164,12 +164,14 @@ def check_inputs(given: object, identity: Identity) -> Json:
     return kept
 
 
-@lru_cache(maxsize=4)
-def _schema(version: str, components: bytes) -> tuple[Json, jsonschema_rs.Validator]:
+def _schema(identity: Identity) -> tuple[Json, jsonschema_rs.Validator]:
     """The inputs' properties and a validator that refuses others. (The server drops unknown inputs without a word.)"""
-    schemas = orjson.loads(components)
-    schema = schemas["Input"] | {"additionalProperties": False, "components": {"schemas": schemas}}
-    return schemas["Input"]["properties"], jsonschema_rs.validator_for(schema)
+    if identity.version not in _schemas:
+        _schemas.clear()  # one model is served at a time
+        schemas = identity.schema["components"]["schemas"]
+        schema = schemas["Input"] | {"additionalProperties": False, "components": {"schemas": schemas}}
+        _schemas[identity.version] = schemas["Input"]["properties"], jsonschema_rs.validator_for(schema)
+    return _schemas[identity.version]
 
 
 def _first_errors(inputs: Json, properties: Json, validator: jsonschema_rs.Validator) -> list[Json]:
