@@ -94,6 +94,7 @@ class Failure:
 
     kind: str
     message: str
+    of_the_server: bool = False  # its worker has crashed, say: nothing that the predictor raised
 
     @property
     def of_the_input(self) -> bool:
@@ -104,11 +105,15 @@ _FAILURE = re.compile(r"(?:Prediction failed: )?(?:Async prediction failed: )?(?
 
 
 def failure(error: object) -> Failure:
-    """What coglet 0.23 writes in `error`: 'Prediction failed: Async prediction failed: InputError: …'."""
+    """What coglet 0.23 writes in `error`: 'Prediction failed: Async prediction failed: InputError: …'.
+
+    Its own troubles ('Worker crashed', 'Failed to send request: …') come without the first of these.
+    """
     kind, message = _FAILURE.fullmatch(str(error or "")).groups()  # type: ignore[union-attr]  # it matches any text
     if kind and not kind.endswith(("Error", "Exception")):
         kind, message = "", f"{kind}: {message}"
-    return Failure(kind or "", message or "the prediction failed without a reason")
+    of_the_server = bool(error) and not str(error).startswith("Prediction failed: ")
+    return Failure(kind or "", message or "the prediction failed without a reason", of_the_server)
 
 
 def failed(prediction: Mapping[str, Any]) -> GatewayError:

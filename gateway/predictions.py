@@ -186,7 +186,7 @@ class Predictions:
                     self.webhooks.send_start(prediction.id, row["started_at"])
                 body = orjson.dumps({"id": new_id(), "input": orjson.Fragment(row["input"])})
                 found = (await self.target.compute(body)).prediction()
-            await self.target.check_model(found, row["model"].partition("/")[2])
+            await self.target.check_answer(found, row["model"].partition("/")[2])
             if found["status"] == "failed" and not failure(found.get("error")).of_the_input:
                 await self.target.ask(fresh=True)
                 if not self.target.ready:

@@ -22,7 +22,7 @@ import aiohttp
 import orjson
 
 from e5 import catalog
-from gateway.errors import GatewayError, Json, Unavailable
+from gateway.errors import GatewayError, Json, Unavailable, failure
 from gateway.queue import Queue
 from gateway.settings import Settings
 
@@ -174,11 +174,16 @@ class Target:
         await self.check()
         async with self.queue.enter(len(body)):
             found = (await self.compute(body)).prediction()
-        await self.check_model(found, model)
+        await self.check_answer(found, model)
         return found
 
-    async def check_model(self, prediction: Json, model: str) -> None:
-        """Raise Unavailable when another model computed it: the server behind the address was replaced."""
+    async def check_answer(self, prediction: Json, model: str) -> None:
+        """Raise Unavailable when the server broke, or another model computed it: the server was replaced."""
+        why = failure(prediction.get("error"))
+        if prediction["status"] == "failed" and why.of_the_server:
+            await self.ask(fresh=True)
+            state = "CRASHED" if self.ready else self.state  # /health-check may tell it a moment later
+            raise Unavailable(state, why.message, reached=not why.message.startswith("Failed to send"))
         if self._model is None and (prediction.get("metrics") or {}).get("model", model) != model:
             self.identity = None
             await self.ask(fresh=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import http.server
 import json
 import os
@@ -54,10 +55,23 @@ def post(one: Gateway, path: str, body: Json, **headers: str) -> httpx.Response:
 
 
 def create(one: Gateway, text: str, **more: Any) -> Json:
-    answer = post(one, PREDICTIONS, {"input": {"document": text}} | more)
+    def asked() -> httpx.Response | None:
+        """A server that was not ready a moment ago is asked for its state again after .2 s."""
+        answer = post(one, PREDICTIONS, {"input": {"document": text}} | more)
+        return answer if answer.status_code != 503 else None
+
+    answer = until(asked, 5)
     assert answer.status_code == 201, answer.text
     created: Json = answer.json()
     return created
+
+
+def answers(one: Gateway, path: str, body: Json) -> bool:
+    return post(one, path, body).status_code in (200, 201)
+
+
+def is_unhealthy(server: Server) -> bool:
+    return str(httpx.get(f"{server.url}/health-check").json()["status"]) == "UNHEALTHY"
 
 
 def get(one: Gateway, name: str) -> Json:
@@ -120,7 +134,7 @@ def test_a_server_that_is_down_or_starting_gives_503_with_its_state_until_it_is_
             with running(RULE | {"RULE_SETUP_SECONDS": "2"}, port=port):
                 asked.result()
                 for path, body in bodies("text").items():
-                    assert post(one, path, body).status_code in (200, 201)
+                    until(functools.partial(answers, one, path, body), 5)
                 assert httpx.get(f"{one.url}/health-check").json()["status"] == "READY"
         until(lambda: states() == {"the model is DOWN"})
 
@@ -294,9 +308,10 @@ def test_a_prediction_that_ends_the_server_each_time_fails_after_three_times(tmp
         embeddings = bodies("text")["/v1/embeddings"]
         name = ""
         for _ in range(3):
-            with running(RULE, port=port):
+            with running(RULE, port=port) as server:
                 name = name or create(one, "die")["id"]
-                until(lambda: post(one, "/v1/embeddings", embeddings).status_code == 503)
+                until(functools.partial(is_unhealthy, server))  # the prediction has ended it
+                assert post(one, "/v1/embeddings", embeddings).status_code == 503
         found = ended(one, name)
         assert found["status"] == "failed"
         assert found["error"].startswith("the server gave no usable answer 3 times")
