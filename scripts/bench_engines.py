@@ -8,7 +8,6 @@ They share a process, so what this package sets for a process on a CPU (e5.model
 others too: in a process of its own sentence-transformers 6.2 took 1.2 times as long on the embedded model.
 """
 
-import gc
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +23,10 @@ from transformers import AutoConfig
 
 from e5 import DEFAULT_TASK, Settings, catalog, checkpoint, prompts, scores
 from e5.embedder import Embedder
-from e5.model import choose_dtype, load, max_positions
+from e5.model import choose_dtype, max_positions
 from e5.vectors import Vectors
 from e5.weights import LocalWeights
+from scripts import bench_merge
 from scripts.bench_report import log
 from scripts.bench_texts import Pair
 
@@ -45,7 +45,10 @@ def dtypes(device: torch.device) -> list[str]:
 
 @dataclass(frozen=True)
 class Engines:
-    """Both libraries by dtype, loaded from `folder`: the dtype to compare with first, this package's own last."""
+    """Both libraries by dtype, loaded from `folder`: the dtype to compare with first, this package's own last.
+
+    float8 is a way of this package alone: `rivals` lacks it.
+    """
 
     folder: Path
     ours: dict[str, Embedder]
@@ -61,23 +64,33 @@ class Engines:
         return self.dtypes[0]
 
     @property
+    def shared_dtypes(self) -> list[str]:
+        """Those of both libraries."""
+        return list(self.rivals)
+
+    @property
     def default(self) -> Embedder:
-        return self.ours[self.dtypes[-1]]
+        return self.ours[self.shared_dtypes[-1]]
 
 
 def load_ours(model: catalog.Model, folder: Path, device: torch.device, names: Sequence[str]) -> dict[str, Embedder]:
     """This package in each dtype, from a complete checkpoint."""
-    settings = {name: Settings(model.name, folder, "merged", str(device), name) for name in names}
-    return {name: Embedder.from_settings(one) for name, one in settings.items()}
+    return {name: load_one(model, folder, device, name) for name in names}
+
+
+def load_one(model: catalog.Model, folder: Path, device: torch.device, name: str) -> Embedder:
+    """This package in one dtype, from a complete checkpoint."""
+    return Embedder.from_settings(Settings(model.name, folder, "merged", str(device), name))
 
 
 def load_rivals(folder: Path, device: torch.device, names: Sequence[str]) -> dict[str, SentenceTransformer]:
-    """sentence-transformers in each dtype, as its documentation loads a model."""
+    """sentence-transformers in each dtype that torch has, as its documentation loads a model."""
     return {
         name: SentenceTransformer(
             str(folder), device=str(device), local_files_only=True, model_kwargs={"dtype": getattr(torch, name)}
         )
         for name in names
+        if hasattr(torch, name)
     }
 
 
@@ -91,22 +104,18 @@ def shared_checkpoint(model: catalog.Model, found: LocalWeights, device: torch.d
                 (to / name).symlink_to((found.checkpoint / name).resolve())
     else:
         log("merging base and adapter into one checkpoint for all engines …")
-        _save_merged(model, found, device, to)
+        dtype = torch.float32 if model.parameters < SMALL else choose_dtype(None, device)
+        bench_merge.save(found, device, dtype, to)
+    complete(model, found, to)
+    return to
+
+
+def complete(model: catalog.Model, found: LocalWeights, to: Path) -> None:
+    """Put the tokenizer and sentence-transformers' files beside a checkpoint's weights and configuration."""
     config: Any = AutoConfig.from_pretrained(to, local_files_only=True)
     limit = min(model.max_tokens, max_positions(config))
     _write_tokenizer(model, found.tokenizer, to, limit)
     _write_modules(model, to, int(config.hidden_size), limit)
-    return to
-
-
-def _save_merged(model: catalog.Model, found: LocalWeights, device: torch.device, to: Path) -> None:
-    dtype = torch.float32 if model.parameters < SMALL else choose_dtype(None, device)
-    merged, _ = load(model, found, device, dtype)
-    merged.module.config.use_cache = False  # as the published config has it; a cache would slow the others down
-    merged.module.save_pretrained(to)
-    del merged
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def _write_tokenizer(model: catalog.Model, source: Path, to: Path, limit: int) -> None:

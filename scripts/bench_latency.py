@@ -1,4 +1,8 @@
-"""Latency: milliseconds from one query and one document to their score, beside the model card's loop."""
+"""Latency: milliseconds from one query and one document to their score, beside the model card's loop.
+
+Beside these ends, the engine by itself: from token ids that are ready to vectors on the host, which is what the limit
+speaks of, the time in which the device can read the linear layers' weights once.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -6,40 +10,109 @@ from sentence_transformers import SentenceTransformer
 
 from e5 import DEFAULT_TASK
 from e5.embedder import Embedder
+from scripts import bench_variants
+from scripts.bench_counts import Counts
 from scripts.bench_engines import CARD, OURS, RIVAL, Card, Engines, pair_texts, score_ours, score_rival
-from scripts.bench_report import Json, Sample, interleaved, log, percentile, ratio_lines, ratios, seconds, table
+from scripts.bench_report import (
+    Json,
+    Sample,
+    interleaved,
+    log,
+    megabytes,
+    percentile,
+    ratio_lines,
+    ratios,
+    seconds,
+    table,
+)
 from scripts.bench_texts import Pair, Texts
 
 WARM_UP = 3
 """Pairs that are not counted."""
 
+ENGINE, EAGER = "engine alone", "engine, no graphs"
+"""This package's forward pass with the copy back; and the same with every kernel launched by itself."""
+
 Name = tuple[str, str]
 """Engine and dtype."""
 
 
-def measure(engines: Engines, texts: Texts, count: int) -> Json:
-    """`count` different pairs, each through every engine: tokenise, forward, score."""
+def measure(engines: Engines, texts: Texts, count: int, counts: Counts, bytes_per_second: float) -> Json:
+    """`count` different pairs, each through every engine: tokenise, forward, score.
+
+    `bytes_per_second`: how fast the device reads, and `counts` what it has to.
+    """
     model = engines.default.model
     pairs = texts.pairs(WARM_UP + count)
     prompted = [pair_texts(model, pair) for pair in pairs]
     log(f"latency: {WARM_UP} + {count} pairs …")
     actions: dict[Name, Callable[[int], float]] = {}
     for dtype in engines.dtypes:
-        actions[CARD, dtype] = _card(Card(engines.rivals[dtype], model), prompted)
-        actions[RIVAL, dtype] = _rival(engines.rivals[dtype], prompted)
+        if dtype in engines.rivals:
+            actions[CARD, dtype] = _card(Card(engines.rivals[dtype], model), prompted)
+            actions[RIVAL, dtype] = _rival(engines.rivals[dtype], prompted)
         actions[OURS, dtype] = _ours(engines.ours[dtype], pairs)
     samples = interleaved(actions, count, WARM_UP)
+    ids = [engines.default.tokenize([pair.query], [pair.document], DEFAULT_TASK).ids for pair in pairs]
+    alone = interleaved(_engine_actions(engines, ids), count, WARM_UP)
     truth = [sample.value for sample in samples[CARD, engines.reference]]
     rows = [_row(name, samples[name], truth) for name in actions]
     p50 = {(row["engine"], row["dtype"]): row["p50_milliseconds"] for row in rows}
-    lengths = list(map(len, engines.default.tokenize([pairs[0].query], [pairs[0].document], DEFAULT_TASK).ids))
+    limits = {dtype: counts.read_milliseconds(bytes_per_second, weight_bytes(dtype)) for dtype in engines.dtypes}
     return {
         "pairs": count,
-        "query_tokens": lengths[0],
-        "document_tokens": lengths[1],
+        "query_tokens": len(ids[0][0]),
+        "document_tokens": len(ids[0][1]),
         "reference": engines.reference,
         "engines": rows,
-        "ratios": ratios(p50, [((other, dtype), (OURS, dtype)) for dtype in engines.dtypes for other in (CARD, RIVAL)]),
+        "ratios": ratios(
+            p50, [((other, dtype), (OURS, dtype)) for dtype in engines.shared_dtypes for other in (CARD, RIVAL)]
+        ),
+        "engine_alone": [_engine_row(name, alone[name], limits[name[1]]) for name in alone],
+        "graphs": {dtype: capture_cost(engines.ours[dtype]) for dtype in engines.dtypes},
+    }
+
+
+def weight_bytes(dtype: str) -> int:
+    """Bytes of one weight of a linear layer."""
+    return {"float32": 4, bench_variants.FLOAT8: 1}.get(dtype, 2)
+
+
+def capture_cost(embedder: Embedder) -> Json | None:
+    """What the engine's graphs have cost so far; None where it has none."""
+    graphs = bench_variants.graphs(embedder)
+    return None if graphs is None else {"seconds": float(graphs.seconds), "bytes": int(graphs.bytes)}
+
+
+def engine(embedder: Embedder, ids: Sequence[list[list[int]]], graphs: bool = True) -> Callable[[int], float]:
+    """One packed pass over the ids of a pair, until its vectors are on the host."""
+    switch = bench_variants.as_it_is if graphs else bench_variants.without_graphs
+
+    def forward(index: int) -> float:
+        with switch(embedder):
+            return float(embedder.forward(ids[index % len(ids)]).cpu()[0, 0])
+
+    return forward
+
+
+def _engine_actions(engines: Engines, ids: list[list[list[int]]]) -> dict[Name, Callable[[int], float]]:
+    actions: dict[Name, Callable[[int], float]] = {}
+    for dtype, embedder in engines.ours.items():
+        actions[ENGINE, dtype] = engine(embedder, ids)
+        if bench_variants.graphs(embedder) is not None:
+            actions[EAGER, dtype] = engine(embedder, ids, graphs=False)
+    return actions
+
+
+def _engine_row(name: Name, samples: Sequence[Sample[float]], limit: float) -> Json:
+    p50 = percentile(seconds(samples), 50) * 1e3
+    return {
+        "engine": name[0],
+        "dtype": name[1],
+        "p50_milliseconds": p50,
+        "p90_milliseconds": percentile(seconds(samples), 90) * 1e3,
+        "limit_milliseconds": limit,
+        "ratio_to_limit": p50 / limit,
     }
 
 
@@ -77,6 +150,17 @@ def card(result: Json) -> str:
         ]
         for row in result["engines"]
     ]
+    alone = [
+        [
+            row["engine"],
+            row["dtype"],
+            f"{row['p50_milliseconds']:.2f}",
+            f"{row['p90_milliseconds']:.2f}",
+            f"{row['limit_milliseconds']:.2f}",
+            f"{row['ratio_to_limit']:.2f}",
+        ]
+        for row in result["engine_alone"]
+    ]
     return "\n".join(
         [
             f"Latency: one query of {result['query_tokens']} tokens and one document of {result['document_tokens']} to "
@@ -85,5 +169,12 @@ def card(result: Json) -> str:
             "  ratio of p50:",
             *ratio_lines(result["ratios"]),
             f"  The score's difference is to the {CARD}'s loop in {result['reference']}, which scores in that dtype.",
+            "  Token ids to vectors on the host; limit: the linear layers' weights read once at measured bandwidth.",
+            table(["", "dtype", "p50 ms", "p90 ms", "limit ms", "p50 / limit"], alone, text_columns=2),
+            *(
+                f"  Graphs in {dtype}: {cost['seconds']:.2f} s and {megabytes(cost['bytes'])} to capture them"
+                for dtype, cost in result["graphs"].items()
+                if cost
+            ),
         ]
     )

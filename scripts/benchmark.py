@@ -5,9 +5,11 @@
     python scripts/benchmark.py --model e5-small --random-weights     a real model's sizes without a download
     python scripts/benchmark.py --serve                               the server under load, and nothing else
 
-Sections: setup by phase; the cost of an answer in Cog's server; throughput and latency beside sentence-transformers
-(and the model card's loop) on the same weights; scaling; serving; what the gateway adds. What is compared takes turns
-within one run, and the figures are medians or percentiles of it. Progress goes to standard error.
+Sections: the machine's ceilings; setup by phase; the cost of an answer in Cog's server; throughput and latency beside
+sentence-transformers (and the model card's loop) on the same weights; scaling; serving; what the gateway adds. Only
+when they are named: what each part of the engine brings (levers), where its time goes (profile), and how equal its
+vectors are to float32 reference code (equality). What is compared takes turns within one run, and the figures are
+medians or percentiles of it. Progress goes to standard error.
 """
 
 import argparse
@@ -29,11 +31,28 @@ from e5.settings import DTYPES, Settings
 from scripts.bench_report import Json, log, machine, machine_card
 
 if TYPE_CHECKING:  # torch loads in main(), once the environment is set
+    from e5.embedder import Embedder
+    from scripts.bench_ceilings import Ceilings
+    from scripts.bench_counts import Counts
     from scripts.bench_engines import Engines
     from scripts.bench_texts import Texts
 
-SECTIONS = ("setup", "answer", "throughput", "latency", "scaling", "serve", "gateway")
+SECTIONS = (
+    "ceilings",
+    "setup",
+    "answer",
+    "throughput",
+    "latency",
+    "levers",
+    "profile",
+    "equality",
+    "scaling",
+    "serve",
+    "gateway",
+)
 """In the order in which they run: the process of setup must not share a GPU's memory with engines already loaded."""
+WHEN_NAMED = ("levers", "profile", "equality")
+"""Sections about the engine's inside and its accuracy, which `--only` asks for."""
 TEXTS, QUICK_TEXTS = 256, 24
 ROUNDS, QUICK_ROUNDS = 5, 2
 CALLS_PER_ROUND = 10
@@ -91,6 +110,8 @@ class Bench:
         self.rounds: int = arguments.repeats or (QUICK_ROUNDS if self.quick else ROUNDS)
         self.count: int = arguments.texts or (QUICK_TEXTS if self.quick else TEXTS)
         self.dtypes: list[str] | None = arguments.dtypes
+        self.rival_batches: list[int] | None = arguments.rival_batches
+        self.data: Path | None = arguments.data
         self.random: bool = arguments.random_weights
         self.model = catalog.get(arguments.model)
         self.device = model.choose_device(Settings(device=arguments.device).device)
@@ -118,6 +139,14 @@ class Bench:
             },
         }
 
+    def ceilings(self) -> tuple[Json, str]:
+        from e5.model import choose_dtype
+        from scripts import bench_ceilings
+
+        result = bench_ceilings.measure(self.counts, self.device, choose_dtype(None, self.device), self.quick)
+        self.device_ceilings = bench_ceilings.Ceilings.of(result)
+        return result, bench_ceilings.card(result)
+
     def setup(self) -> tuple[Json, str]:
         from scripts import bench_setup
 
@@ -137,7 +166,9 @@ class Bench:
             return _skipped("throughput", NO_RIVAL)
         from scripts import bench_throughput
 
-        result = bench_throughput.measure(self.engines, self.texts, self.count, self.rounds)
+        batches = self.rival_batches or bench_throughput.RIVAL_BATCHES[self.device.type]
+        limit = self.counts.tokens_per_second(self.device_ceilings.flop_per_second)
+        result = bench_throughput.measure(self.engines, self.texts, self.count, self.rounds, batches, limit)
         return result, bench_throughput.card(result)
 
     def latency(self) -> tuple[Json, str]:
@@ -145,8 +176,28 @@ class Bench:
             return _skipped("latency", NO_RIVAL)
         from scripts import bench_latency
 
-        result = bench_latency.measure(self.engines, self.texts, CALLS_PER_ROUND * self.rounds)
+        count, bandwidth = CALLS_PER_ROUND * self.rounds, self.device_ceilings.bytes_per_second
+        result = bench_latency.measure(self.engines, self.texts, count, self.counts, bandwidth)
         return result, bench_latency.card(result)
+
+    def levers(self) -> tuple[Json, str]:
+        from scripts import bench_levers
+
+        result = bench_levers.measure(self.texts, self._load, self.count, self.rounds)
+        return result, bench_levers.card(result)
+
+    def profile(self) -> tuple[Json, str]:
+        from scripts import bench_profile
+
+        result = bench_profile.measure(self.texts)
+        return result, bench_profile.card(result)
+
+    def equality(self) -> tuple[Json, str]:
+        from scripts import bench_equality
+
+        place = bench_equality.Place(self.model, self.found, self.checkpoint, self.device, self.folder / "equality")
+        result = bench_equality.measure(place, self.dtypes, self.data, self.quick, SEED)
+        return result, bench_equality.card(result)
 
     def scaling(self) -> tuple[Json, str]:
         from scripts import bench_scaling
@@ -183,21 +234,44 @@ class Bench:
         """This package and sentence-transformers in each dtype, on one checkpoint."""
         from scripts import bench_engines as engines
 
-        folder = engines.shared_checkpoint(self.model, self.found, self.device, self.folder / "shared")
         dtypes = self.dtypes or engines.dtypes(self.device)
         log(f"loading both libraries in {' and '.join(dtypes)} …")
-        ours = engines.load_ours(self.model, folder, self.device, dtypes)
-        return engines.Engines(folder, ours, engines.load_rivals(folder, self.device, dtypes))
+        ours = engines.load_ours(self.model, self.checkpoint, self.device, dtypes)
+        return engines.Engines(self.checkpoint, ours, engines.load_rivals(self.checkpoint, self.device, dtypes))
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """The complete checkpoint that all engines of a comparison load."""
+        from scripts import bench_engines
+
+        return bench_engines.shared_checkpoint(self.model, self.found, self.device, self.folder / "shared")
+
+    @cached_property
+    def counts(self) -> "Counts":
+        from scripts.bench_counts import Counts
+
+        return Counts.read(self.found.checkpoint)
+
+    @cached_property
+    def device_ceilings(self) -> "Ceilings":
+        """Those that their section has measured (it sets them), else measured now."""
+        from e5.model import choose_dtype
+        from scripts import bench_ceilings
+
+        return bench_ceilings.ceilings(self.device, choose_dtype(None, self.device), self.quick)
+
+    def _load(self, dtype: str | None = None) -> "Embedder":
+        """This package by itself, on the weights as they were found."""
+        from e5.embedder import Embedder
+
+        return Embedder.from_settings(Settings(self.model.name, self.weights, device=str(self.device), dtype=dtype))
 
     @cached_property
     def texts(self) -> "Texts":
         """Texts for the engine that is loaded already, else for one that is loaded now."""
-        from e5.embedder import Embedder
         from scripts.bench_texts import Texts
 
-        if "engines" in vars(self):
-            return Texts(self.engines.default, self.found.tokenizer, SEED)
-        embedder = Embedder.from_settings(Settings(self.model.name, self.weights, device=str(self.device)))
+        embedder = self.engines.default if "engines" in vars(self) else self._load()
         return Texts(embedder, self.found.tokenizer, SEED)
 
     def _draw(self, layers: int | None) -> Path:
@@ -233,19 +307,35 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, metavar="N", help="with --random-weights: N layers instead of all")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     parser.add_argument("--dtypes", type=_dtypes, metavar="LIST", help="default: float32 and the device's own")
-    parser.add_argument("--only", type=_sections, default=list(SECTIONS), metavar="LIST", help=",".join(SECTIONS))
+    parser.add_argument("--only", type=_sections, default=_all(), metavar="LIST", help=",".join(SECTIONS))
     parser.add_argument("--serve", action="store_const", dest="only", const=["serve"], help="the same as --only serve")
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs, not for figures")
     parser.add_argument(
         "--repeats", type=_positive, metavar="N", help=f"rounds of each measurement (default: {ROUNDS})"
     )
     parser.add_argument("--texts", type=_positive, metavar="N", help=f"documents of the throughput (default: {TEXTS})")
+    parser.add_argument(
+        "--rival-batches",
+        type=_positives,
+        metavar="LIST",
+        help="batch sizes of sentence-transformers, of which the best counts (default: 32; on a GPU 32,128)",
+    )
+    parser.add_argument(
+        "--data", type=_folder, metavar="FOLDER", help="for equality: trecqa-dev.csv and stsb-en-dev.csv"
+    )
     arguments = parser.parse_args(argv)
     if arguments.random_weights and arguments.weights:
         parser.error("--random-weights and --weights exclude each other: pass one")
     if arguments.layers is not None and not arguments.random_weights:
         parser.error("--layers is for random weights: pass --random-weights as well")
+    if arguments.dtypes == ["float8"]:
+        parser.error("--dtypes float8 has nothing to be compared with: add another one, as in float16,float8")
     return arguments
+
+
+def _all() -> list[str]:
+    """What runs when nothing is named."""
+    return [name for name in SECTIONS if name not in WHEN_NAMED]
 
 
 def _sections(text: str) -> list[str]:
@@ -261,6 +351,16 @@ def _list(text: str, possible: tuple[str, ...]) -> list[str]:
     if unknown := [name for name in names if name not in possible]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(possible)}")
     return names
+
+
+def _positives(text: str) -> list[int]:
+    return [_positive(part.strip()) for part in text.split(",")]
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a folder")
+    return Path(text)
 
 
 def _positive(text: str) -> int:

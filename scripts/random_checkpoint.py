@@ -2,9 +2,11 @@
 
     python scripts/random_checkpoint.py --model e5-mistral-7b-instruct --to /tmp/random-7b
     python scripts/random_checkpoint.py --model e5-small --to /tmp/random-small --layers 2
+    python scripts/random_checkpoint.py --model e5-mistral-7b-instruct --to /tmp/random-7b --merged
 
 The decoder gets `base/` (bfloat16 shards with an index, keys of a model with a language head, as Mistral-7B-v0.1 has
-them) and `adapter/` (rank 16 on all seven projections); an encoder one file. The tensors are drawn on the GPU if there
+them) and `adapter/` (rank 16 on all seven projections), or `--merged` the complete checkpoint in float16, which every
+library loads; an encoder one file. The tensors are drawn on the GPU if there
 is one and saved shard by shard, so that the host never holds more than one shard (twice, while it is written).
 
 Speed and memory are those of the real model; the vectors mean nothing. The encoders' tokenizers are small ones.
@@ -62,10 +64,12 @@ def build(
     layers: int | None = None,
     seed: int = 0,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    merged: bool = False,
 ) -> Path:
     """Write the checkpoint into `folder`, which `e5.weights.in_folder` then takes for the model's. Returns `folder`.
 
-    `layers`: this many instead of the model's own, for a test. The same seed gives the same weights on one device.
+    `layers`: this many instead of the model's own, for a test. `merged`: a decoder as its authors publish it merged.
+    The same seed gives the same weights on one device.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator(device).manual_seed(seed)
@@ -78,8 +82,14 @@ def build(
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         _save_tokenizer(encoder_tokenizer(model), folder)
         return folder
+    if merged:
+        config.use_cache = False
+        _save_config(config, folder, "MistralModel", torch.float16)
+        _save_shards(shapes(config), folder, generator, max_shard_bytes, torch.float16)
+        shutil.copy(EMBEDDED_BASE / "tokenizer.json", folder / "tokenizer.json")
+        return folder
     _save_config(config, folder / "base", "MistralForCausalLM", torch.bfloat16)
-    _save_shards(decoder_shapes(config), folder / "base", generator, max_shard_bytes)
+    _save_shards(decoder_shapes(config), folder / "base", generator, max_shard_bytes, torch.bfloat16)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(EMBEDDED_BASE / name, folder / "base" / name)
     _save_adapter(shapes(config), folder / "adapter", generator)
@@ -120,7 +130,7 @@ def decoder_shapes(config: Any) -> dict[str, tuple[int, ...]]:
 
 
 def plan_shards(tensors: Shapes, limit: int) -> list[dict[str, tuple[int, ...]]]:
-    """The tensors of each file, in order; at most `limit` bytes of bfloat16 each (a larger tensor goes alone)."""
+    """The tensors of each file, in order; at most `limit` bytes of 16 bits each (a larger tensor goes alone)."""
     files: list[dict[str, tuple[int, ...]]] = []
     room = 0
     for name, shape in tensors.items():
@@ -133,12 +143,12 @@ def plan_shards(tensors: Shapes, limit: int) -> list[dict[str, tuple[int, ...]]]
     return files
 
 
-def _save_shards(tensors: Shapes, folder: Path, generator: torch.Generator, limit: int) -> None:
+def _save_shards(tensors: Shapes, folder: Path, generator: torch.Generator, limit: int, dtype: torch.dtype) -> None:
     files = plan_shards(tensors, limit)
     weight_map: dict[str, str] = {}
     for number, part in enumerate(files, 1):
         name = f"model-{number:05}-of-{len(files):05}.safetensors"
-        save_file(dict(_draw(part, torch.bfloat16, generator)), folder / name, {"format": "pt"})
+        save_file(dict(_draw(part, dtype, generator)), folder / name, {"format": "pt"})
         weight_map |= dict.fromkeys(part, name)
     total = sum(2 * torch.Size(shape).numel() for shape in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -230,8 +240,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--to", required=True, type=Path, metavar="FOLDER")
     parser.add_argument("--layers", type=int, help="this many layers instead of the model's own")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--merged", action="store_true", help="of a decoder: the complete checkpoint, without adapter")
     arguments = parser.parse_args(argv)
-    build(catalog.get(arguments.model), arguments.to, layers=arguments.layers, seed=arguments.seed)
+    model, folder = catalog.get(arguments.model), arguments.to
+    build(model, folder, layers=arguments.layers, seed=arguments.seed, merged=arguments.merged)
     print(f"E5_MODEL={arguments.model} E5_WEIGHTS={arguments.to}")
 
 

@@ -1,0 +1,163 @@
+"""Levers: what each part of the engine brings, by switching it off. One change at a time, on the same texts.
+
+Many texts in tokens a second, tokenising included, and one query and one document in milliseconds from token ids to
+vectors on the host. All take turns in one process. `docs/performance-notes.md` has what each was predicted to bring.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+
+from e5 import DEFAULT_TASK
+from e5.embedder import Embedder
+from e5.tokens import Tokens
+from scripts import bench_variants
+from scripts.bench_report import Json, Sample, interleaved, log, median, percentile, seconds, table
+from scripts.bench_texts import Texts
+
+BUDGETS = (4096, 8192, 16384, 32768)
+PAIRS, CALLS_PER_ROUND = 20, 10
+WARM_UP = 3
+BASE = "as it is"
+
+Switch = Callable[[Embedder], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One thing changed. `ready`: how many texts are tokenised before: none, all (measured), all (not measured)."""
+
+    name: str
+    switch: Switch = bench_variants.as_it_is
+    needs: str = ""
+    ready: str = "none"
+
+
+LEVERS = (
+    Lever(BASE),
+    Lever("torch's operators between products", bench_variants.without_kernels, "kernels"),
+    Lever("no graphs", bench_variants.without_graphs, "graphs"),
+    Lever("attention by dense runs", bench_variants.dense_attention, "attention"),
+    Lever("waiting for each batch", bench_variants.synchronised, "synchronised"),
+    Lever("all texts tokenised first", ready="measured"),
+    Lever("token ids ready", ready="not measured"),
+    *(Lever(f"batches of {size:,} tokens", partial(bench_variants.budget, tokens=size)) for size in BUDGETS),
+)
+PAIR_LEVERS = tuple(
+    lever for lever in LEVERS if lever.needs in ("kernels", "graphs", "attention") or lever.name == BASE
+)
+FLOAT8 = Lever(bench_variants.FLOAT8, needs=bench_variants.FLOAT8)
+
+
+def measure(texts: Texts, load: Callable[[str], Embedder], count: int, rounds: int) -> Json:
+    """`load`: this package in another dtype, for float8, on the same weights."""
+    embedder = texts.embedder
+    documents = texts.mixed(count)
+    tokens = embedder.tokenize([], documents, "")
+    pairs = [embedder.tokenize([pair.query], [pair.document], DEFAULT_TASK).ids for pair in texts.pairs(PAIRS)]
+    skipped = bench_variants.missing(embedder)
+    engines = {lever: embedder for lever in LEVERS if lever.needs not in skipped}
+    if FLOAT8.needs not in skipped:
+        try:
+            engines[FLOAT8] = load(FLOAT8.name)
+        except Exception as error:  # a reason for this row alone; the others are still worth having
+            skipped[FLOAT8.name] = _reason(error)
+    log(f"levers: {len(engines)} on {count} texts, {tokens.total} tokens, {rounds} rounds …")
+    many = {lever.name: _many(lever, engine, documents, tokens) for lever, engine in engines.items()}
+    found = _turns(many, rounds, 1, skipped)
+    one = {
+        lever.name: _pair(lever, engine, pairs)
+        for lever, engine in engines.items()
+        if lever in PAIR_LEVERS or lever is FLOAT8
+    }
+    short = _turns(one, CALLS_PER_ROUND * rounds, WARM_UP, skipped)
+    base = median(seconds(found[BASE]))
+    base_pair = percentile(seconds(short[BASE]), 50)
+    return {
+        "device": embedder.device,
+        "dtype": embedder.dtype,
+        "texts": count,
+        "tokens": tokens.total,
+        "batch_tokens": embedder.max_batch_tokens,
+        "rounds": rounds,
+        "pairs": CALLS_PER_ROUND * rounds,
+        "levers": [
+            {
+                "lever": name,
+                "seconds": seconds(kept),
+                "tokens_per_second": tokens.total / median(seconds(kept)),
+                "ratio": base / median(seconds(kept)),
+            }
+            for name, kept in found.items()
+        ],
+        "pair_levers": [
+            {
+                "lever": name,
+                "p50_milliseconds": percentile(seconds(kept), 50) * 1e3,
+                "p90_milliseconds": percentile(seconds(kept), 90) * 1e3,
+                "ratio": base_pair / percentile(seconds(kept), 50),
+            }
+            for name, kept in short.items()
+        ],
+        "skipped": skipped,
+    }
+
+
+def _turns(
+    actions: Mapping[str, Callable[[int], None]], rounds: int, warm_up: int, skipped: dict[str, str]
+) -> dict[str, list[Sample[None]]]:
+    """Each called in turn; one that fails is left out with its reason, and the rest goes on."""
+    good = {}
+    for name, action in actions.items():
+        try:
+            for number in range(warm_up):
+                action(number)
+            good[name] = action
+        except Exception as error:
+            if name == BASE:
+                raise
+            skipped[name] = _reason(error)
+    return interleaved(good, rounds, warm_up=0)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _many(lever: Lever, embedder: Embedder, documents: list[str], tokens: Tokens) -> Callable[[int], None]:
+    def run(_: int) -> None:
+        with lever.switch(embedder):
+            if lever.ready == "none":
+                embedder.embed_documents(documents, progress=False)
+            else:
+                known = tokens if lever.ready == "not measured" else embedder.tokenize([], documents, "")
+                embedder.embed_tokens(known)
+
+    return run
+
+
+def _pair(lever: Lever, embedder: Embedder, pairs: list[list[list[int]]]) -> Callable[[int], None]:
+    def run(number: int) -> None:
+        with lever.switch(embedder):
+            embedder.forward(pairs[number % len(pairs)]).cpu()
+
+    return run
+
+
+def card(result: Json) -> str:
+    many = [[row["lever"], f"{row['tokens_per_second']:,.0f}", f"{row['ratio']:.3f}"] for row in result["levers"]]
+    pair = [
+        [row["lever"], f"{row['p50_milliseconds']:.3f}", f"{row['p90_milliseconds']:.3f}", f"{row['ratio']:.3f}"]
+        for row in result["pair_levers"]
+    ]
+    return "\n".join(
+        [
+            f"Levers: {result['texts']:,} documents, {result['tokens']:,} tokens in {result['dtype']}, batches of "
+            f"{result['batch_tokens']:,} tokens; interleaved rounds: {result['rounds']}; medians",
+            table(["", "tokens/s", f"÷ {BASE}"], many),
+            f"  One query and one document, token ids to vectors on the host, {result['pairs']} calls each:",
+            table(["", "p50 ms", "p90 ms", f"speed ÷ {BASE}"], pair),
+            *(f"  {name}: not measured, {reason}" for name, reason in result["skipped"].items()),
+        ]
+    )
