@@ -1,0 +1,126 @@
+"""The figures of a run on a GPU against the goals that were set for it: a line each, from the sections' JSON."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from scripts.bench_report import Json
+
+OURS, RIVAL = "this package", "sentence-transformers"
+GOALS = {
+    "share": 0.75,
+    "rival": 1.6,
+    "float8": 1.5,
+    "limit": 1.3,
+    "capture_seconds": 5.0,
+    "capture_bytes": 1e9,
+}
+"""Share of the matrix peak at least; × sentence-transformers at least; float8 × float16 at least; × the memory-read
+limit at most; what capturing graphs may cost."""
+
+
+def lines(results: Mapping[str, Json]) -> list[str]:
+    """From step → its JSON line; what is not there has no line, and what cannot be read says so."""
+    parts: dict[str, Callable[[Any], Iterator[str]]] = {
+        "ceilings": _ceilings,
+        "throughput": _throughput,
+        "latency": _latency,
+        "levers": _levers,
+        "equality": _equality,
+        "merge": _equality,
+        "setup": _setup,
+    }
+    found = []
+    for step, result in results.items():
+        for section, figures in parts.items():
+            if section in result:
+                try:
+                    found += [f"  {step}: {line}" for line in figures(result[section])]
+                except (KeyError, TypeError, ValueError) as error:  # a section that was skipped has other keys
+                    found.append(f"  {step}: {result[section].get('skipped', f'no figure, {error!r}')}")
+    return found
+
+
+def _verdict(good: bool) -> str:
+    return "reached" if good else "MISSED"
+
+
+def _ceilings(section: Json) -> Iterator[str]:
+    yield (
+        f"{section['flop_per_second'] / 1e12:.0f} TFLOP/s, {section['copy_bytes_per_second'] / 1e12:.2f} TB/s copy, "
+        f"{section['read_bytes_per_second'] / 1e12:.2f} read; "
+        f"limits {section['limit_tokens_per_second']:,.0f} tokens/s, {section['limit_read_milliseconds']:.2f} ms"
+    )
+    for kind in dict.fromkeys(row["kind"] for row in section["products"]):
+        most = max(row["tokens"] for row in section["products"])
+        rows = [row for row in section["products"] if row["kind"] == kind and row["tokens"] == most]
+        rates = ", ".join(f"{row['layer']} {row['flop_per_second'] / 1e12:.0f}" for row in rows)
+        yield f"{kind} at {most:,} tokens, TFLOP/s: {rates}"
+    for kind, reason in section["skipped"].items():
+        yield f"{kind}: {reason[:100]}"
+
+
+def _throughput(section: Json) -> Iterator[str]:
+    for row in section["engines"]:
+        if row["engine"] == OURS:
+            goal = _verdict(row["share_of_limit"] >= GOALS["share"])
+            yield (
+                f"{row['dtype']} {row['tokens_per_second']:,.0f} tokens/s = {row['share_of_limit']:.2f} of the peak "
+                f"(goal ≥ {GOALS['share']}: {goal})"
+            )
+    for row in section["ratios"]:
+        if row["to"].startswith(RIVAL) and row["of"].split()[-1] == row["to"].split()[-1]:
+            goal = _verdict(row["ratio"] >= GOALS["rival"])
+            yield f"{row['of']} / {row['to']} {row['ratio']:.2f} (goal ≥ {GOALS['rival']}: {goal})"
+
+
+def _latency(section: Json) -> Iterator[str]:
+    for row in section["engine_alone"]:
+        goal = _verdict(row["ratio_to_limit"] <= GOALS["limit"])
+        yield (
+            f"{row['engine']}, {row['dtype']}: p50 {row['p50_milliseconds']:.2f} ms = {row['ratio_to_limit']:.2f} × "
+            f"the limit of {row['limit_milliseconds']:.2f} (goal ≤ {GOALS['limit']}: {goal})"
+        )
+    for row in section["ratios"]:
+        yield f"{row['of']} / {row['to']} {row['ratio']:.2f}"
+    for dtype, cost in section["graphs"].items():
+        if cost:
+            good = cost["seconds"] <= GOALS["capture_seconds"] and cost["bytes"] <= GOALS["capture_bytes"]
+            yield (
+                f"graphs in {dtype}: {cost['seconds']:.2f} s, {cost['bytes'] / 1e9:.2f} GB "
+                f"(goal ≤ {GOALS['capture_seconds']:.0f} s and 1 GB: {_verdict(good)})"
+            )
+
+
+def _levers(section: Json) -> Iterator[str]:
+    yield ", ".join(f"{row['lever']} {row['ratio']:.2f}" for row in section["levers"])
+    for row in section["levers"]:
+        if row["lever"] == "float8":
+            goal = _verdict(row["ratio"] >= GOALS["float8"])
+            yield f"float8 / {section['dtype']} {row['ratio']:.2f} (goal ≥ {GOALS['float8']}: {goal})"
+    yield "a pair, ms: " + ", ".join(f"{row['lever']} {row['p50_milliseconds']:.2f}" for row in section["pair_levers"])
+    for name, reason in section["skipped"].items():
+        yield f"{name}: not measured, {reason[:100]}"
+
+
+def _equality(section: Json) -> Iterator[str]:
+    for row in section["rows"]:
+        if "failed" in row:
+            yield f"{row['dtype']}: failed, {row['failed'][:100]}"
+        else:
+            yield (
+                f"{row['dtype']} {row['of']} against {row['to']}: relative L2 {row['max_relative_l2']:.1e}, "
+                f"centred cosine {row['min_centred_cosine']:.6f}" + (", same bits" if row["identical"] else "")
+            )
+    for row in section["merge"]:
+        yield f"merged in {row['dtype']}: " + (
+            row.get("failed") or f"{row['different_weights']:,} of {row['weights']:,} weights differ from peft's"
+        )
+    for row in section["quality"]:
+        yield f"quality in {row['dtype']}: " + (
+            row.get("failed") or f"TrecQA MRR {row['trecqa_mrr']:.2f}, STS-B {row['stsb_spearman']:.2f}"
+        )
+
+
+def _setup(section: Json) -> Iterator[str]:
+    phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in section["seconds"].items())
+    yield f"{section['total_seconds']:.1f} s ({phases}); peak {section['peak_to_weights_ratio']:.2f} × weights"
