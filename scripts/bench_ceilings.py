@@ -90,10 +90,12 @@ def measure(counts: Counts, device: torch.device, dtype: torch.dtype, quick: boo
             if kind in skipped:
                 continue
             log(f"products: {one.name}, {kind} …")
-            try:
-                rows += _layer(one, kind, build, sizes, found, dtype)
-            except (RuntimeError, AttributeError) as error:  # an older GPU or torch: the reason is part of the result
-                skipped[kind] = str(error).splitlines()[0]
+            for row in _layer(one, kind, build, sizes, found, dtype):
+                # An older GPU or torch refuses a kind or a size: the first reason is part of the result.
+                if "failed" in row:
+                    skipped.setdefault(f"{kind}, some", f"{one.name}, {row['tokens']} tokens: {row['failed']}")
+                else:
+                    rows.append(row)
             free(device)
     return {
         **asdict(found),
@@ -119,10 +121,14 @@ def _layer(
     weight_bytes = dtype.itemsize if kind == "16 bit" else 1
     copies = max(1, min(MOST_COPIES, ROTATED_BYTES[device.type] // (weight_bytes * one.weights)))
     multiply = build(one, copies, device, dtype)
-    rows = []
+    rows: list[Json] = []
     for tokens in sizes:
         rounds = 5 if device.type == "cpu" else 10 if tokens * copies > 16384 else 20
-        seconds = seconds_each(multiply(tokens), device, rounds)
+        try:
+            seconds = seconds_each(multiply(tokens), device, rounds)
+        except (RuntimeError, AttributeError) as error:
+            rows.append({"tokens": tokens, "failed": (str(error).splitlines() or [""])[0]})
+            continue
         arithmetic = one.flop(tokens) / found.flop_per_second
         memory = one.bytes(tokens, weight_bytes, weight_bytes) / found.bytes_per_second
         rows.append(
@@ -195,7 +201,10 @@ def card(result: Json) -> str:
     cells = {(row["layer"], row["kind"], row["tokens"]): row for row in result["products"]}
 
     def rows(text: Callable[[Json], str]) -> list[list[str]]:
-        return [[*name, *(text(cells[(*name, size)]) for size in sizes)] for name in names]
+        return [
+            [*name, *(text(cells[(*name, size)]) if (*name, size) in cells else "–" for size in sizes)]
+            for name in names
+        ]
 
     head = ["layer", "kind", *(f"{size:,}" for size in sizes)]
     return "\n".join(

@@ -307,7 +307,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, metavar="N", help="with --random-weights: N layers instead of all")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     parser.add_argument("--dtypes", type=_dtypes, metavar="LIST", help="default: float32 and the device's own")
-    parser.add_argument("--only", type=_sections, default=_all(), metavar="LIST", help=",".join(SECTIONS))
+    parser.add_argument("--only", type=_sections, default=unnamed_sections(), metavar="LIST", help=",".join(SECTIONS))
     parser.add_argument("--serve", action="store_const", dest="only", const=["serve"], help="the same as --only serve")
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs, not for figures")
     parser.add_argument(
@@ -333,7 +333,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def _all() -> list[str]:
+def unnamed_sections() -> list[str]:
     """What runs when nothing is named."""
     return [name for name in SECTIONS if name not in WHEN_NAMED]
 

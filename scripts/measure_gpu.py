@@ -80,16 +80,16 @@ def steps(part: int | None, weights: Path, data: Path | None, dry: bool) -> list
         110,
         ("scripts/random_checkpoint.py", "--model", model, "--merged", "--to", str(weights), *draw_options),
     )
-    rivals = ("--rival-batches", "2,4") if dry else ("--texts", "1024", "--repeats", "3")
+    rivals = ("--rival-batches", "2,4") if dry else ("--texts", "768", "--repeats", "3")
     latency = () if dry else ("--repeats", "20")
-    many = () if dry else ("--texts", "512", "--repeats", "3")
+    many = () if dry else ("--texts", "384", "--repeats", "3")
     layers = ("--random-weights", "--layers", "1" if dry else "2")
     parts = {
         1: [
             draw,
             Step("tests", "tests.log", 120, ("-m", "pytest", "-q", "-p", "no:cacheprovider", *_cuda_tests(dry))),
             Step("ceilings", "speed.log", 80, benchmark("ceilings", *drawn), True),
-            Step("throughput", "speed.log", 200, benchmark("throughput", "--dtypes", sixteen, *drawn, *rivals), True),
+            Step("throughput", "speed.log", 230, benchmark("throughput", "--dtypes", sixteen, *drawn, *rivals), True),
             Step("latency", "speed.log", 120, benchmark("latency", "--dtypes", sixteen, *drawn, *latency), True),
         ],
         2: [

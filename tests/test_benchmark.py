@@ -57,8 +57,9 @@ def everything() -> tuple[Json, str]:
 
 def test_every_section_is_on_the_card_and_in_the_json_line(everything: tuple[Json, str]) -> None:
     result, card = everything
-    assert {"benchmark", "version", "machine", "model", "settings", *benchmark.SECTIONS} == set(result)
-    for section in benchmark.SECTIONS:
+    sections = benchmark.unnamed_sections()
+    assert {"benchmark", "version", "machine", "model", "settings", *sections} == set(result)
+    for section in sections:
         assert f"\n\n{section.capitalize()}: " in card
     assert result["machine"]["cpu"] in card and result["machine"]["packages"]["torch"] in card
     assert result["machine"]["threads"] == torch.get_num_threads()
@@ -83,6 +84,37 @@ def test_throughput_is_tokens_over_the_median_time(everything: tuple[Json, str])
     for row in result["ratios"]:
         assert row["ratio"] == pytest.approx(speed[row["of"]] / speed[row["to"]], rel=ROUNDING)
     assert 0 < result["median_tokens"] <= result["longest_tokens"] <= result["tokens"]
+
+
+def test_shares_are_of_the_ceilings_of_the_same_run(everything: tuple[Json, str]) -> None:
+    result = everything[0]
+    found = result["ceilings"]
+    assert found["flop_per_token"] == 2 * found["linear_weights"] == 2 * 3 * (1024 * 256 + 512 * 256 + 3 * 768 * 256)
+    limit = found["flop_per_second"] / found["flop_per_token"]
+    assert found["limit_tokens_per_second"] == pytest.approx(limit, rel=ROUNDING)
+    for row in found["products"]:
+        assert row["share_of_floor"] == pytest.approx(row["floor_microseconds"] / row["microseconds"], rel=ROUNDING)
+    for row in result["throughput"]["engines"]:
+        assert row["share_of_limit"] == pytest.approx(row["tokens_per_second"] / limit, rel=ROUNDING)
+    for row in result["latency"]["engine_alone"]:
+        read = max(found["copy_bytes_per_second"], found["read_bytes_per_second"])
+        size = {"float32": 4, "bfloat16": 2}[row["dtype"]] * found["linear_weights"]
+        assert row["limit_milliseconds"] == pytest.approx(1e3 * size / read, rel=ROUNDING)
+        assert row["ratio_to_limit"] == pytest.approx(row["p50_milliseconds"] / row["limit_milliseconds"], rel=ROUNDING)
+
+
+def test_the_better_batch_of_the_rival_counts_and_one_that_does_not_fit_is_left_out() -> None:
+    def too_large(_: int) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    name = ("sentence-transformers", "float16")
+    actions: dict[Any, Any] = {(name, 32): lambda _: None, (name, 128): too_large}
+    assert bench_throughput._warm_up(actions) == [{"dtype": "float16", "batch_texts": 128}]
+    assert list(actions) == [(name, 32)]
+    with pytest.raises(torch.OutOfMemoryError):
+        bench_throughput._warm_up({(name, 32): too_large})
+    slow, fast = ([bench_report.Sample(time, torch.empty(0).numpy()) for time in times] for times in ((3, 5), (2, 3)))
+    assert bench_throughput._best({(name, 32): slow, (name, 128): fast}) == {name: (name, 128)}
 
 
 def test_both_libraries_give_the_same_vectors(everything: tuple[Json, str]) -> None:
@@ -163,7 +195,9 @@ def test_random_weights_of_an_encoder_go_through_both_libraries() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--only", "speed"], "'speed' is not one of setup, answer, throughput, latency, scaling"),
+        (["--only", "speed"], "'speed' is not one of ceilings, setup, answer, throughput, latency, levers"),
+        (["--rival-batches", "8,x"], "'x' is not a whole number from 1"),
+        (["--data", "nowhere"], "'nowhere' is not a folder"),
         (["--repeats", "0"], "'0' is not a whole number from 1"),
         (["--layers", "2"], "--layers is for random weights"),
         (["--random-weights", "--weights", "."], "exclude each other"),

@@ -1,0 +1,207 @@
+"""What is counted and compared for a GPU, and the command that measures it all; not how fast anything is."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from e5 import Embedder, catalog, weights
+from scripts import (
+    bench_agreement,
+    bench_levers,
+    bench_merge,
+    bench_variants,
+    benchmark,
+    gpu_figures,
+    measure_gpu,
+    random_checkpoint,
+)
+from scripts.bench_counts import Counts, Linear
+from scripts.measure_gpu import Step
+
+
+def test_the_flagship_is_counted_as_by_hand() -> None:
+    counts = Counts.of({**random_checkpoint.MISTRAL_7B, "model_type": "mistral"})
+    assert counts.linears == (
+        Linear("qkv", 6144, 4096),  # 32 heads and 2 × 8 of keys and values, 128 wide
+        Linear("out", 4096, 4096),
+        Linear("gate+up", 28672, 4096),
+        Linear("down", 4096, 14336),
+    )
+    assert counts.weights == 32 * (25_165_824 + 16_777_216 + 117_440_512 + 58_720_256) == 6_979_321_856
+    assert counts.flop_per_token == 13_958_643_712
+    assert counts.tokens_per_second(790e12) == pytest.approx(56_595, abs=1)
+    assert counts.read_milliseconds(4.3e12) == pytest.approx(3.246, abs=1e-3)
+    assert counts.read_milliseconds(4.3e12, weight_bytes=1) == pytest.approx(1.623, abs=1e-3)
+
+
+def test_an_encoder_is_counted_as_by_hand() -> None:
+    config = random_checkpoint.configuration(catalog.get("e5-small")).to_dict()
+    assert Counts.of(config).weights == 12 * (3 * 384 * 384 + 384 * 384 + 2 * 1536 * 384)
+
+
+def test_a_product_moves_its_weights_its_rows_and_its_results() -> None:
+    one = Linear("down", outputs=3, inputs=5)
+    assert one.flop(7) == 2 * 7 * 15
+    assert one.bytes(7, weight_bytes=2) == 2 * 15 + 2 * 7 * 5 + 2 * 7 * 3
+    assert one.bytes(7, weight_bytes=1, row_bytes=1) == 15 + 7 * 5 + 2 * 7 * 3
+
+
+def test_a_centred_cosine_sees_what_a_dominating_dimension_hides() -> None:
+    reference = np.array([[100, 1, 0], [100, -1, 0], [100, 0, 0]], dtype=np.float32)
+    turned = np.array([[100, 0, 1], [100, -1, 0], [100, 0.1, 0]], dtype=np.float32)
+    found = bench_agreement.distance(turned[:2], reference[:2])
+    assert found.min_centred_cosine == pytest.approx(0) and found.max_relative_l2 == pytest.approx(0.014142, abs=1e-5)
+    assert found.median_relative_l2 == pytest.approx(found.max_relative_l2 / 2) and not found.identical
+    assert found.max_score_difference == pytest.approx(0.01, abs=1e-4)  # 100 × (99.98 − 99.99) %
+    assert bench_agreement.distance(reference[:2], reference[:2]).identical
+
+
+def test_ranks_of_equal_values_are_shared() -> None:
+    one, other = np.array([1.0, 2, 2, 3]), np.array([10.0, 30, 20, 40])
+    assert bench_agreement.spearman(one, other) == pytest.approx(0.948683, abs=1e-6)  # scipy.stats.spearmanr
+    assert bench_agreement.spearman(one, -one) == pytest.approx(-1)
+    assert bench_agreement.reciprocal_rank([False, False, True, True]) == pytest.approx(1 / 3)
+
+
+def test_the_merge_is_peft_s_and_a_forgotten_adapter_is_seen(decoder_folder: Path) -> None:
+    found = weights.in_folder(catalog.get(catalog.EMBEDDED), decoder_folder)
+    theirs = bench_merge.by_peft(found, torch.float16)
+    merged = dict(bench_merge.merged(found, torch.device("cpu"), torch.float16))
+    assert merged.keys() == theirs.keys()
+    different = sum(int((merged[name] != theirs[name]).sum()) for name in theirs)
+    assert different <= 5  # where float32's sum lies on the other side of a tie: 0.005 ‰ of the embedded model's
+    bare = weights.LocalWeights("merged", found.checkpoint, found.tokenizer, None)
+    for name, tensor in bench_merge.merged(bare, torch.device("cpu"), torch.float16):
+        assert torch.equal(tensor, theirs[name]) == ("_proj" not in name)
+
+
+def test_a_merged_checkpoint_in_several_files_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_merge, "MAX_SHARD_BYTES", 2_000_000)
+    model = catalog.get(catalog.EMBEDDED)
+    found = weights.locate(model)
+    bench_merge.save(found, torch.device("cpu"), torch.float32, tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(found.tokenizer.read_bytes())
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    texts = ["one text", "and another one"]
+    merged, adapted = (
+        Embedder.load(model.name, folder, source=source, dtype="float32", device="cpu").embed_documents(texts)
+        for folder, source in ((tmp_path, "merged"), (None, "adapter"))
+    )
+    assert np.array_equal(merged, adapted)
+
+
+def test_random_weights_come_merged_as_well(tmp_path: Path) -> None:
+    random_checkpoint.main(["--model", catalog.EMBEDDED, "--to", str(tmp_path), "--merged", "--layers", "1"])
+    embedder = Embedder.load(catalog.EMBEDDED, tmp_path, dtype="float32", device="cpu")
+    assert embedder.source == "merged" and np.isfinite(embedder.embed_documents(["one text"])).all()
+
+
+def test_switches_are_put_back(library: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed: Any = library.packed
+    graphs = SimpleNamespace(seconds=1.0, bytes=2)
+    monkeypatch.setattr(packed, "graphs", graphs, raising=False)
+    with bench_variants.without_graphs(library):
+        assert bench_variants.graphs(library) is None
+    assert bench_variants.graphs(library) is graphs
+    tokens = library.max_batch_tokens
+    with bench_variants.budget(library, 7):
+        assert library.max_batch_tokens == 7
+    assert library.max_batch_tokens == tokens
+    waits: list[int] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: waits.append(1))
+    with bench_variants.synchronised(library), bench_variants.budget(library, 1):
+        library.embed_documents(["one", "two"])
+    library.embed_documents(["one", "two"])
+    assert len(waits) == 2
+
+
+def test_a_lever_that_fails_is_left_out_with_its_reason() -> None:
+    def fails(_: int) -> None:
+        raise ValueError("no such kernel\nat length")
+
+    skipped: dict[str, str] = {}
+    found = bench_levers._turns({bench_levers.BASE: lambda _: None, "bad": fails}, 2, 1, skipped)
+    assert list(found) == [bench_levers.BASE] and skipped == {"bad": "ValueError: no such kernel"}
+
+
+def script(text: str, limit: float = 60, needs_weights: bool = False, name: str = "step") -> Step:
+    return Step(name, "one.log", limit, ("-c", text), needs_weights)
+
+
+def test_a_step_that_fails_or_is_late_does_not_keep_the_next_from_running(tmp_path: Path) -> None:
+    line = json.dumps({"benchmark": "e5-cog", "answer": 42})
+    steps = [
+        script("import sys; print('why'); sys.exit(3)"),
+        script("import time; print('so far', flush=True); time.sleep(60)", limit=3),
+        script(f"print('card'); print({line!r}); print('{{\"benchmark\"')"),
+    ]
+    bad, late, good = measure_gpu.run(steps, tmp_path / "logs", tmp_path, 120)
+    assert (bad.status, bad.last_line) == ("status 3", "why")
+    assert (late.status, late.last_line, late.result) == ("late: over 3 s", "so far", None)
+    assert good.status == "good" and good.result == {"benchmark": "e5-cog", "answer": 42}
+    log = (tmp_path / "logs" / "one.log").read_text("utf-8")
+    assert all(part in log for part in ("why", "so far", "card")) and log.count("=== step: ") == 3
+
+
+def test_what_cannot_be_measured_any_more_is_left_out(tmp_path: Path) -> None:
+    steps = [script("raise SystemExit(1)", name="draw"), script("", needs_weights=True), script("pass")]
+    outcomes = measure_gpu.run(steps, tmp_path, tmp_path, 60)
+    assert [one.status for one in outcomes] == ["status 1", "left out: no weights", "good"]
+    assert [one.status for one in measure_gpu.run(steps[2:], tmp_path, tmp_path, 10)] == ["left out: no time"]
+
+
+def test_a_long_log_keeps_its_head_and_its_tail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_gpu, "LOG_BYTES", 1500)
+    log = tmp_path / "log"
+    log.write_bytes(b"head" + b"." * 5000 + b"tail")
+    measure_gpu._shorten(log)
+    content = log.read_bytes()
+    assert content.startswith(b"head") and content.endswith(b"tail") and len(content) < 1600
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_every_step_is_a_command_that_is_understood(dry: bool, tmp_path: Path) -> None:
+    steps = measure_gpu.steps(None, tmp_path, tmp_path, dry)
+    assert len({step.name for step in steps}) == len(steps) == 10
+    logs = {step.log for step in steps}
+    assert len(logs) <= 7 and all(set(log) <= set("abcdefghijklmnopqrstuvwxyz.") for log in logs)
+    for number in (1, 2, 3):
+        assert measure_gpu.steps(number, tmp_path, tmp_path, dry)
+    for step in steps:
+        if step.command[0] == "scripts/benchmark.py":
+            arguments = benchmark._arguments(list(step.command[1:]))
+            assert arguments.model == (catalog.EMBEDDED if dry else catalog.FLAGSHIP) and arguments.quick == dry
+            assert step.needs_weights == (arguments.weights == tmp_path)
+    tests = next(step for step in steps if step.name == "tests").command
+    assert dry or "tests/test_attention.py" in tests
+
+
+def test_a_dry_run_measures_and_compares(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--dry-run", "--only", "draw,ceilings,levers,equality", "--scratch", str(tmp_path)]
+    status = measure_gpu.main(["--to", str(tmp_path / "out"), *options])
+    output = capfd.readouterr().out
+    assert status == 0, [path.read_text("utf-8")[-2000:] for path in (tmp_path / "out").glob("*.log")]
+    summary = (tmp_path / "out" / "summary.txt").read_text("utf-8")
+    assert summary in output and summary.count("\n") <= 60
+    assert "ceilings: " in summary and "levers: as it is 1.00" in summary
+    assert "equality: float32 engine against float32 reference code: relative L2" in summary
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # the weights are gone
+
+
+def test_figures_say_what_was_reached_and_what_was_not() -> None:
+    engines = [{"engine": "this package", "dtype": "float16", "tokens_per_second": 42_500, "share_of_limit": 0.76}]
+    ratios = [{"of": "this package float16", "to": "sentence-transformers float16", "ratio": 1.55}]
+    found = gpu_figures.lines({"throughput": {"throughput": {"engines": engines, "ratios": ratios}}})
+    assert len(found) == 2 and found[0].endswith("(goal ≥ 0.75: reached)") and found[1].endswith("1.6: MISSED)")
+    assert gpu_figures.lines({"latency": {"latency": {"skipped": "no rival"}}}) == ["  latency: no rival"]
+
+
+def test_this_python_is_the_steps_python(tmp_path: Path) -> None:
+    measure_gpu.run([script("import sys; print(sys.executable)")], tmp_path, tmp_path, 60)
+    assert sys.executable in (tmp_path / "one.log").read_text("utf-8")
