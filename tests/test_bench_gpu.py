@@ -59,7 +59,8 @@ def test_a_centred_cosine_sees_what_a_dominating_dimension_hides() -> None:
     assert found.min_centred_cosine == pytest.approx(0) and found.max_relative_l2 == pytest.approx(0.014142, abs=1e-5)
     assert found.median_relative_l2 == pytest.approx(found.max_relative_l2 / 2) and not found.identical
     assert found.max_score_difference == pytest.approx(0.01, abs=1e-4)  # 100 × (99.98 − 99.99) %
-    assert bench_agreement.distance(reference[:2], reference[:2]).identical
+    same = bench_agreement.distance(reference[:2], reference[:2])
+    assert same.identical and same.min_centred_cosine == pytest.approx(1)
 
 
 def test_ranks_of_equal_values_are_shared() -> None:
