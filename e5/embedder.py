@@ -16,7 +16,7 @@ from tqdm import tqdm
 from e5 import batches, catalog, pooling, prompts, weights
 from e5.errors import InputError
 from e5.inputs import check_task, check_texts
-from e5.model import Arriving, PackedModel, choose_device, choose_dtype, load, max_positions
+from e5.model import Arriving, PackedModel, choose_device, choose_dtype, load
 from e5.prompts import DEFAULT_TASK
 from e5.settings import Settings
 from e5.tokens import Tokenizer, Tokens
@@ -49,7 +49,7 @@ class Embedder:
         self.source = source
         self.dimensions = packed.dimensions
         self.device = str(packed.device)
-        self.dtype = str(packed.dtype).removeprefix("torch.")
+        self.dtype = packed.dtype
         self.max_batch_tokens = max_batch_tokens or MAX_BATCH_TOKENS[packed.device.type]
         self.phases = phases or {}
         self.packed = packed
@@ -97,7 +97,7 @@ class Embedder:
                 model.name,
                 model.dimensions,
             )
-        limit = min(model.max_tokens, max_positions(packed.config))
+        limit = min(model.max_tokens, packed.max_positions)
         return cls(
             model,
             packed,

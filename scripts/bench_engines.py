@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, processors
 from torch import Tensor
@@ -24,7 +25,8 @@ from transformers import AutoConfig
 
 from e5 import DEFAULT_TASK, Settings, catalog, checkpoint, prompts, scores
 from e5.embedder import Embedder
-from e5.model import choose_dtype, load, max_positions
+from e5.encoder import max_positions
+from e5.model import choose_dtype, load
 from e5.vectors import Vectors
 from e5.weights import LocalWeights
 from scripts.bench_report import log
@@ -102,9 +104,14 @@ def shared_checkpoint(model: catalog.Model, found: LocalWeights, device: torch.d
 def _save_merged(model: catalog.Model, found: LocalWeights, device: torch.device, to: Path) -> None:
     dtype = torch.float32 if model.parameters < SMALL else choose_dtype(None, device)
     merged, _ = load(model, found, device, dtype)
-    merged.module.config.use_cache = False  # as the published config has it; a cache would slow the others down
-    merged.module.save_pretrained(to)
-    del merged
+    places = merged.network.places()
+    tensors = {name: place.cpu().clone() for name, place in places.items() if isinstance(place, Tensor)}
+    save_file(tensors, to / "model.safetensors", {"format": "pt"})
+    config = json.loads((found.checkpoint / "config.json").read_text("utf-8"))
+    # As the published config of the merged model has it; a cache would slow the others down.
+    config |= {"architectures": ["MistralModel"], "use_cache": False, "dtype": str(dtype).removeprefix("torch.")}
+    (to / "config.json").write_text(json.dumps(config), "utf-8")
+    del merged, places, tensors
     gc.collect()
     torch.cuda.empty_cache()
 

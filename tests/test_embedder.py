@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ import e5.adapter
 import e5.batches
 import e5.prompts
 import e5.tokens
-from e5 import DEFAULT_TASK, Embedder, InputError, SettingsError, catalog, normalize, scores
+from e5 import DEFAULT_TASK, Embedder, InputError, SettingsError, normalize, scores
+from e5.decoder import Decoder
 from scripts.demo import DOCUMENTS, QUERIES
 from tests import checkpoints
 from tests.reference import Reference, Vectors, centred_cosine, relative_l2
@@ -147,8 +149,26 @@ def _encode(change: Callable[[list[int]], list[int]]) -> Callable[[pytest.Monkey
 
 
 def _mean_on_the_decoder(patch: pytest.MonkeyPatch) -> None:
-    wrong = replace(catalog.get("e5-mistral-7b-instruct"), pooling="mean")
-    patch.setattr(catalog, "get", lambda name: wrong)
+    forward = Embedder.forward
+
+    def mean(self: Embedder, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        # A token sees none after it, so the hidden state of any token is that of the last one of a shorter text.
+        return torch.cat(
+            [forward(self, [text[: n + 1] for n in range(len(text))]).mean(0, keepdim=True) for text in ids]
+        )
+
+    patch.setattr(Embedder, "forward", mean)
+
+
+def _the_token_before_the_last(patch: pytest.MonkeyPatch) -> None:
+    last_layer = Decoder._last_layer
+
+    def early(self: Decoder, hidden: Any, change: Any, turn: Any, batch: e5.batches.PackedBatch) -> torch.Tensor:
+        ends = batch.cu_seqlens.clone()
+        ends[1:] -= 1
+        return last_layer(self, hidden, change, turn, replace(batch, cu_seqlens=ends))
+
+    patch.setattr(Decoder, "_last_layer", early)
 
 
 def _adapter_skipped(patch: pytest.MonkeyPatch) -> None:
@@ -205,6 +225,7 @@ EVERYWHERE = {
 }
 DECODER_ONLY = {
     "mean pooling on the decoder": _mean_on_the_decoder,
+    "the token before the last": _the_token_before_the_last,
     "adapter skipped": _adapter_skipped,
     "alpha ignored": _alpha_ignored,
 }
