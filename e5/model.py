@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -69,22 +69,29 @@ class PackedModel:
     @torch.inference_mode()
     def embed(self, batch: PackedBatch) -> Tensor:
         """N texts → float32 [N, D] on the device, not normalised."""
-        if self.graphs is not None:
-            vectors = self.graphs.run(batch)
-            if vectors is not None:
-                return vectors
-        batch = batch.to(self.device)
-        hidden = self.network.forward(batch)
-        if self.network.pools_last_token:
-            return hidden[: len(batch.cu_seqlens) - 1].float()
-        return pooling.pool(self.pooling, hidden[: batch.tokens], batch.cu_seqlens)
+        with _current(self.device):
+            if self.graphs is not None:
+                vectors = self.graphs.run(batch)
+                if vectors is not None:
+                    return vectors
+            batch = batch.to(self.device)
+            hidden = self.network.forward(batch)
+            if self.network.pools_last_token:
+                return hidden[: len(batch.cu_seqlens) - 1].float()
+            return pooling.pool(self.pooling, hidden[: batch.tokens], batch.cu_seqlens)
 
     @torch.inference_mode()
     def record_graphs(self) -> None:
         """Record passes for small batches, where the attention is that of the variable-length kernel: it takes the
         texts' lengths from the device. Elsewhere nothing is done."""
         if self.network.pools_last_token and attention.has_kernel(self.device, self.network.dtype):
-            self.graphs = graphs.record(self.network.forward, self.device)
+            with _current(self.device):
+                self.graphs = graphs.record(self.network.forward, self.device)
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device, and graphs record on it, wherever the tensors lie."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class Arriving:
@@ -157,8 +164,13 @@ def _compiling(network: Network) -> Iterator[None]:
     if network.device.type != "cuda" or not isinstance(network, decoder.Decoder):
         yield
         return
+
+    def compile_kernels() -> None:
+        with _current(network.device):
+            network.compile_kernels()
+
     with ThreadPoolExecutor(1) as thread:
-        compiled = thread.submit(network.compile_kernels)
+        compiled = thread.submit(compile_kernels)
         yield
         compiled.result()
 

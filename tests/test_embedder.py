@@ -4,6 +4,7 @@
 """
 
 import random
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import AutoModel
 
 import e5.adapter
 import e5.batches
+import e5.embedder
 import e5.prompts
 import e5.tokens
 from e5 import DEFAULT_TASK, Embedder, InputError, SettingsError, normalize, scores
@@ -347,6 +349,62 @@ def test_bad_texts_are_refused_and_the_next_call_works(tiny: Embedder) -> None:
         tiny.embed_queries(["a"], task=None)  # type: ignore[arg-type]
     assert tiny.embed_documents(["a"]).shape == (1, 256)
     assert tiny.embed_documents([]).shape == (0, 256)
+
+
+@pytest.mark.parametrize("count", [4, 5, 69])
+def test_windows_for_a_gpu_change_nothing(
+    tiny: Embedder, count: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = [f"{index} and {'more ' * (index % 7)}" for index in range(count)]
+    texts[-1] = "very " * 5000
+    want = tiny.embed_documents(texts)
+    caplog.clear()
+    monkeypatch.setattr(e5.embedder, "WINDOW", 64)  # the first one has 4
+    monkeypatch.setattr(tiny, "device", "cuda")
+    got = tiny.embed_documents(texts)
+    assert relative_l2(got, want) < 1e-5
+    assert caplog.messages == [f"1 of {count} texts were cut to 4096 tokens"]
+
+
+def test_the_next_window_is_tokenised_while_one_is_computed(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(e5.embedder, "WINDOW", 32)
+    monkeypatch.setattr(tiny, "device", "cuda")
+    tokenized = [threading.Event() for _ in range(3)]
+    calls = iter(tokenized)
+    tokenize, forward = Embedder.tokenize, Embedder.forward
+    computed: list[int] = []
+
+    def told(self: Embedder, *inputs: Any) -> e5.tokens.Tokens:
+        tokens = tokenize(self, *inputs)
+        next(calls).set()
+        return tokens
+
+    def waits(self: Embedder, ids: Any) -> torch.Tensor:
+        window = len(computed)
+        computed.append(len(ids))
+        assert tokenized[min(window + 1, 2)].wait(20), "the one after it is not begun"
+        return forward(self, ids)
+
+    monkeypatch.setattr(Embedder, "tokenize", told)
+    monkeypatch.setattr(Embedder, "forward", waits)
+    assert len(tiny.embed_documents([f"text {index}" for index in range(40)])) == 40
+    assert computed == [2, 32, 6]
+
+
+def test_an_error_in_a_later_window_reaches_the_caller(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(e5.embedder, "WINDOW", 32)
+    monkeypatch.setattr(tiny, "device", "cuda")
+    calls = iter(range(9))
+    tokenize = Embedder.tokenize
+
+    def fails(self: Embedder, *inputs: Any) -> e5.tokens.Tokens:
+        if next(calls) == 2:
+            raise InputError("of the third window")
+        return tokenize(self, *inputs)
+
+    monkeypatch.setattr(Embedder, "tokenize", fails)
+    with pytest.raises(InputError, match="of the third window"):
+        tiny.embed_documents(["text"] * 99)
 
 
 def test_truncation_is_counted_and_said(tiny: Embedder, caplog: pytest.LogCaptureFixture) -> None:
