@@ -146,7 +146,7 @@ def _add_rms_norm(
     _store(out, scale, row, columns, mask, values, WIDTH, FLOAT8, MAX, SMALLEST)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["count"])  # type: ignore[untyped-decorator]  # of three counts, one kernel is enough
 def _rotate(
     heads: tl.tensor,
     turn: tl.tensor,
