@@ -1,8 +1,4 @@
-"""Packed attention: every text of a packed row attends to itself alone. Called by stock transformers modules.
-
-`register()` makes it known to transformers as the attention implementation `e5_packed`. The modules of Mistral, BERT
-and XLM-R hand their forward keyword arguments on to it, so the batch's layout arrives as `packed=PackedBatch`; the
-mask function gives no mask, because the layout says it all.
+"""Packed attention: every text of a packed row attends to itself alone.
 
 CUDA, 16-bit: torch's variable-length kernel. Elsewhere: dense attention over runs of equally long texts.
 """
@@ -10,25 +6,15 @@ CUDA, 16-bit: torch's variable-length kernel. Elsewhere: dense attention over ru
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from inspect import signature
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from e5.batches import PackedBatch, Run, rounded
 
-NAME = "e5_packed"
 LONG = 200
 """Tokens from which a text is worth a computation of its own."""
-
-
-def register() -> None:
-    """Make `attn_implementation="e5_packed"` known to transformers. Calling it again changes nothing."""
-    AttentionInterface.register(NAME, _attention_interface)
-    AttentionMaskInterface.register(NAME, _no_mask)
 
 
 def packed_attention(
@@ -113,23 +99,19 @@ def _joined(outputs: list[Tensor], rows: int) -> Tensor:
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
+def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether attention runs in torch's variable-length kernel."""
+    return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and _is_ampere(device)
+
+
 def _has_kernel(query: Tensor) -> bool:
-    return query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and _is_ampere(query.device)
+    return has_kernel(query.device, query.dtype)
 
 
 @cache
 def _is_ampere(device: torch.device) -> bool:
     """FlashAttention, which is behind the variable-length kernel, needs compute capability 8.0 or newer."""
     return torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-@cache
-def _varlen() -> tuple[Any, dict[str, Any]]:
-    """torch's function and what it wants to be told about fewer key heads than query heads."""
-    from torch.nn.attention.varlen import varlen_attn  # torch ≥ 2.10; builds without CUDA may lack its operator
-
-    # torch 2.11 groups heads by itself and has no such argument; 2.13 refuses unequal head counts without it.
-    return varlen_attn, {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
 
 def _varlen_kernel(
@@ -142,8 +124,9 @@ def _varlen_kernel(
     scale: float,
     window_size: tuple[int, int],
 ) -> Tensor:
-    varlen_attn, grouped = _varlen()
-    out = varlen_attn(
+    # What torch.nn.attention.varlen.varlen_attn (torch 2.11 to 2.13) calls, without what it adds: an operator written
+    # in Python, and zeros made on the device for each call, which is one launch in ten of a layer.
+    output: Tensor = torch.ops.aten._flash_attention_forward(
         query,
         key,
         value,
@@ -151,12 +134,14 @@ def _varlen_kernel(
         batch.cu_seqlens,
         max_seqlen_q,
         batch.max_seqlen,
+        0.0,  # dropout
+        window_size == (-1, 0),
+        False,  # no mask for debugging
         scale=scale,
-        window_size=window_size,
-        **grouped,
-    )
-    assert isinstance(out, Tensor)  # a tuple only where auxiliary outputs are asked for
-    return out
+        window_size_left=window_size[0],
+        window_size_right=window_size[1],
+    )[0]
+    return output
 
 
 def _heads_first(rows: Tensor, count: int) -> Tensor:
@@ -214,32 +199,3 @@ def _band(length: int, window: int, device: torch.device) -> Tensor:
     """Boolean [length, length]: True where a query may see a key of its window."""
     allowed = torch.ones(length, length, dtype=torch.bool, device=device)
     return allowed.tril().triu(1 - window)
-
-
-def _attention_interface(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    packed: PackedBatch,
-    scaling: float,
-    sliding_window: int | None = None,
-    **_: Any,  # dropout, position_ids, …: what else transformers hands to every implementation
-) -> tuple[Tensor, None]:
-    """transformers' side: query [1, H, T, D], key and value [1, K, T, D] → ([1, T, H, D], None)."""
-    out = packed_attention(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-        packed,
-        causal=bool(module.is_causal),
-        scale=scaling,
-        window=sliding_window,
-    )
-    return out.unsqueeze(0), None
-
-
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None

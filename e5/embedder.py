@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from e5 import batches, catalog, pooling, prompts, weights
 from e5.errors import InputError
 from e5.inputs import check_task, check_texts
-from e5.model import Arriving, PackedModel, choose_device, choose_dtype, load, max_positions
+from e5.model import Arriving, PackedModel, choose_device, choose_dtype, load
 from e5.prompts import DEFAULT_TASK
 from e5.settings import Settings
 from e5.tokens import Tokenizer, Tokens
@@ -26,6 +27,10 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Default token budget of one forward pass."""
+WINDOW = 4096
+"""Texts that are sorted by length together for a GPU: a second of the flagship's time or more, some 40 batches."""
+
+Tokenize = Callable[[Sequence[str]], Tokens]
 
 
 class Embedder:
@@ -49,7 +54,7 @@ class Embedder:
         self.source = source
         self.dimensions = packed.dimensions
         self.device = str(packed.device)
-        self.dtype = str(packed.dtype).removeprefix("torch.")
+        self.dtype = packed.dtype
         self.max_batch_tokens = max_batch_tokens or MAX_BATCH_TOKENS[packed.device.type]
         self.phases = phases or {}
         self.packed = packed
@@ -97,7 +102,7 @@ class Embedder:
                 model.name,
                 model.dimensions,
             )
-        limit = min(model.max_tokens, max_positions(packed.config))
+        limit = min(model.max_tokens, packed.max_positions)
         return cls(
             model,
             packed,
@@ -120,15 +125,18 @@ class Embedder:
         `progress`: a bar on stderr; None shows it on a terminal when the work takes longer than two seconds.
         Raises InputError for a text or task that cannot be embedded.
         """
-        tokens = self.tokenize(check_texts("queries", texts), [], check_task(task))
-        return self._vectors(tokens, normalize, progress)
+        check_task(task)
+        return self._embed(
+            check_texts("queries", texts), lambda some: self.tokenize(some, [], task), normalize, progress
+        )
 
     def embed_documents(
         self, texts: Sequence[str], *, normalize: bool = False, progress: bool | None = None
     ) -> Vectors:
         """Embed texts as documents, without an instruction → float32 [N, D]. Otherwise as `embed_queries`."""
-        tokens = self.tokenize([], check_texts("documents", texts), "")
-        return self._vectors(tokens, normalize, progress)
+        return self._embed(
+            check_texts("documents", texts), lambda some: self.tokenize([], some, ""), normalize, progress
+        )
 
     def tokenize(self, queries: Sequence[str], documents: Sequence[str], task: str) -> Tokens:
         """Prompt and tokenise checked texts: all queries, then all documents. Raises InputError for too long a task."""
@@ -153,17 +161,24 @@ class Embedder:
 
         Raises FloatingPointError for a vector with NaN or infinity.
         """
-        vectors = np.empty((len(tokens), self.dimensions), dtype=np.float32)
+        return self._compute(_one(tokens), len(tokens), progress)
+
+    def _compute(self, windows: Iterable[Tokens], count: int, progress: bool | None) -> Vectors:
+        """The vectors of `count` texts, whose tokens come in some windows, one after the other."""
+        vectors = np.empty((count, self.dimensions), dtype=np.float32)
         waiting: tuple[list[int], Arriving] | None = None
+        first = 0
         # disable=None: tqdm then shows a bar on a terminal only.
         quiet, delay = (None, 2) if progress is None else (not progress, 0)
-        with tqdm(total=len(tokens), unit="text", delay=delay, disable=quiet) as bar:
-            for indices in batches.plan([len(ids) for ids in tokens.ids], self.max_batch_tokens):
-                running = (indices, Arriving(self.forward([tokens.ids[index] for index in indices])))
-                # A GPU computes this batch while the one before it is fetched: nobody waits in between.
-                _collect(vectors, waiting)
-                waiting = running
-                bar.update(len(indices))
+        with tqdm(total=count, unit="text", delay=delay, disable=quiet) as bar:
+            for tokens in windows:
+                for indices in batches.plan([len(ids) for ids in tokens.ids], self.max_batch_tokens):
+                    result = Arriving(self.forward([tokens.ids[index] for index in indices]))
+                    # A GPU computes this batch while the one before it is fetched: nobody waits in between.
+                    _collect(vectors, waiting)
+                    waiting = [first + index for index in indices], result
+                    bar.update(len(indices))
+                first += len(tokens)
             _collect(vectors, waiting)
         return vectors
 
@@ -175,13 +190,43 @@ class Embedder:
                 "pass an instruction of one sentence, and the text itself as query"
             )
 
-    def _vectors(self, tokens: Tokens, unit_length: bool, progress: bool | None) -> Vectors:
-        if tokens.truncated:
-            log.warning(
-                "%d of %d texts were cut to %d tokens", tokens.truncated, len(tokens), self.tokenizer.max_tokens
-            )
-        vectors = self.embed_tokens(tokens, progress)
+    def _embed(self, texts: Sequence[str], tokenize: Tokenize, unit_length: bool, progress: bool | None) -> Vectors:
+        truncated = 0
+
+        def counted() -> Iterator[Tokens]:
+            nonlocal truncated
+            for tokens in self._windows(texts, tokenize):
+                truncated += tokens.truncated
+                yield tokens
+
+        vectors = self._compute(counted(), len(texts), progress)
+        if truncated:
+            log.warning("%d of %d texts were cut to %d tokens", truncated, len(texts), self.tokenizer.max_tokens)
         return normalize(vectors) if unit_length else vectors
+
+    def _windows(self, texts: Sequence[str], tokenize: Tokenize) -> Iterator[Tokens]:
+        """The tokens of all texts; for a GPU in windows, each tokenised while the one before it is computed.
+
+        A CPU has no cores to spare meanwhile, and gains by equal lengths side by side: one window.
+        """
+        first = WINDOW // 16  # until it is tokenised the GPU has nothing to do
+        if self.device == "cpu" or len(texts) <= first:
+            yield tokenize(texts)
+            return
+        starts = [0, *range(first, len(texts), WINDOW), len(texts)]
+        present: Future[Tokens] | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="tokenize") as thread:
+            for start, stop in pairwise(starts):
+                coming = thread.submit(tokenize, texts[start:stop])
+                if present is not None:
+                    yield present.result()
+                present = coming
+            assert present is not None  # there are two windows at least
+            yield present.result()
+
+
+def _one(tokens: Tokens) -> Iterator[Tokens]:
+    yield tokens
 
 
 def _collect(vectors: Vectors, batch: tuple[list[int], Arriving] | None) -> None:

@@ -6,62 +6,92 @@ plus one tensor and its change in float32.
 """
 
 import ctypes
+import json
 import os
 import platform
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PreTrainedModel
-from transformers.initialization import no_init_weights
 
-from e5 import attention, catalog, checkpoint, pooling
+from e5 import attention, catalog, checkpoint, decoder, graphs, pooling
 from e5.adapter import Adapter
 from e5.batches import PackedBatch
 from e5.errors import SettingsError, WeightsError
-from e5.last_layer import keep_last_tokens
+from e5.linear import FLOAT8, Place
 from e5.vectors import Vectors
 from e5.weights import LocalWeights
 
 
-class PackedModel:
-    """A bare transformer that maps packed batches to one pooled vector a text."""
+class Network(Protocol):
+    """A transformer without a head: `e5.decoder.Decoder` or `e5.encoder.Encoder`.
 
-    def __init__(self, module: PreTrainedModel, kind: catalog.Pooling) -> None:
-        self.module = module
+    `forward` gives a row for each token, or for each text where `pools_last_token` says so; rows of filler may follow.
+    `position_padding`: XLM-R's padding token, after which its positions begin; None where positions begin at 0.
+    """
+
+    pools_last_token: bool
+    device: torch.device
+    dtype: torch.dtype
+    dimensions: int
+    max_positions: int
+    position_padding: int | None
+
+    def places(self) -> dict[str, Place]: ...
+
+    def forward(self, batch: PackedBatch) -> Tensor: ...
+
+
+class PackedModel:
+    """A network that maps packed batches to one pooled vector a text.
+
+    `dtype`: as in E5_DTYPE. `graphs`: recorded passes for small batches, on CUDA; without them everything is launched
+    anew.
+    """
+
+    def __init__(self, network: Network, kind: catalog.Pooling, dtype: torch.dtype) -> None:
+        self.network = network
         self.pooling = kind
-        self.padding_id = position_padding(module.config)
-        self.device, self.dtype = module.device, module.dtype
-        self.config = module.config
-        self.dimensions = int(self.config.hidden_size)
+        self.device = network.device
+        self.dtype = "float8" if dtype == FLOAT8 else str(dtype).removeprefix("torch.")
+        self.padding_id = network.position_padding
+        self.dimensions, self.max_positions = network.dimensions, network.max_positions
         # Where each new shape costs time and memory (`batches.rounded`), batches should have few of them.
         self.few_shapes = self.device.type == "cpu"
-        # The decoder's last layer gives pooling the tokens that it reads and no others.
-        self._last_only = kind == "last" and self.config.model_type == "mistral"
-        if self._last_only:
-            keep_last_tokens(module.layers[-1])
-        # BERT and XLM-R add a token type; given none, they look one up by position, which costs a gather a pass.
-        self._typed = hasattr(self.config, "type_vocab_size")
-        self._extra: dict[str, Any] = {} if self._typed else {"use_cache": False}
+        self.weights_bytes = sum(place.nbytes for place in network.places().values())
+        self.graphs: graphs.Graphs | None = None
 
     @torch.inference_mode()
     def embed(self, batch: PackedBatch) -> Tensor:
         """N texts → float32 [N, D] on the device, not normalised."""
-        batch = batch.to(self.device)
-        hidden = self._forward(batch)
-        if self._last_only:
-            return hidden[: len(batch.cu_seqlens) - 1].float()
-        return pooling.pool(self.pooling, hidden[: batch.tokens], batch.cu_seqlens)
+        with _current(self.device):
+            if self.graphs is not None:
+                vectors = self.graphs.run(batch)
+                if vectors is not None:
+                    return vectors
+            batch = batch.to(self.device)
+            hidden = self.network.forward(batch)
+            if self.network.pools_last_token:
+                return hidden[: len(batch.cu_seqlens) - 1].float()
+            return pooling.pool(self.pooling, hidden[: batch.tokens], batch.cu_seqlens)
 
-    def _forward(self, batch: PackedBatch) -> Tensor:
-        """[T, D] in the model's dtype, or at least [N, D] where the last layer keeps each text's last token alone."""
-        row = batch.input_ids.unsqueeze(0)
-        extra = {"token_type_ids": torch.zeros_like(row)} if self._typed else self._extra
-        output = self.module(input_ids=row, position_ids=batch.position_ids.unsqueeze(0), packed=batch, **extra)
-        hidden: Tensor = output.last_hidden_state
-        return hidden[0]
+    @torch.inference_mode()
+    def record_graphs(self) -> None:
+        """Record passes for small batches, where the attention is that of the variable-length kernel: it takes the
+        texts' lengths from the device. Elsewhere nothing is done."""
+        if self.network.pools_last_token and attention.has_kernel(self.device, self.network.dtype):
+            with _current(self.device):
+                self.graphs = graphs.record(self.network.forward, self.device)
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device, and graphs record on it, wherever the tensors lie."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class Arriving:
@@ -88,32 +118,69 @@ class Arriving:
 def load(
     model: catalog.Model, weights: LocalWeights, device: torch.device, dtype: torch.dtype
 ) -> tuple[PackedModel, dict[str, float]]:
-    """Build, fill and merge. Returns the model and the seconds spent to `load` and to `merge`. Raises WeightsError."""
+    """Build, fill and merge; on CUDA compile kernels and record graphs.
+
+    Returns the model and the seconds spent to `load`, to `merge` and, where there are any, to record `graphs`. Raises
+    WeightsError, and SettingsError for a dtype that model or device cannot have.
+    """
     started = time.perf_counter()
-    config = AutoConfig.from_pretrained(weights.checkpoint, local_files_only=True)
-    if config.model_type not in model.architectures:
-        raise WeightsError(
-            f"{weights.checkpoint} holds a {config.model_type} model, {model.name} is a {model.architecture} one: "
-            "set E5_MODEL to the model that the folder holds"
-        )
-    module = _empty(config, device, dtype)
+    network = _empty(model, weights.checkpoint, device, dtype)
     adapter = Adapter(weights.adapter) if weights.adapter else None
-    merge_seconds = _fill(module, weights.checkpoint, adapter)
+    with _compiling(network):
+        merge_seconds = _fill(network.places(), weights.checkpoint, adapter)
     if device.type == "cpu":
         _keep_freed_memory()  # not before: what loading frees should go back
-    packed = PackedModel(module, model.pooling)
-    return packed, {"load": time.perf_counter() - started - merge_seconds, "merge": merge_seconds}
+    packed = PackedModel(network, model.pooling, dtype)
+    seconds = {"load": time.perf_counter() - started - merge_seconds, "merge": merge_seconds}
+    packed.record_graphs()
+    if packed.graphs is not None:
+        seconds["graphs"] = packed.graphs.seconds
+    return packed, seconds
 
 
-def position_padding(config: Any) -> int | None:
-    """XLM-R's padding token, after which its positions begin; None for models whose positions begin at 0."""
-    return int(config.pad_token_id) if config.model_type == "xlm-roberta" else None
+def _empty(model: catalog.Model, folder: Path, device: torch.device, dtype: torch.dtype) -> Network:
+    kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+    if kind not in model.architectures:
+        raise WeightsError(
+            f"{folder} holds a {kind} model, {model.name} is a {model.architecture} one: "
+            "set E5_MODEL to the model that the folder holds"
+        )
+    if kind == "mistral":
+        if dtype == FLOAT8:
+            _check_float8(device)
+            # The only dtype that the product of float8 rows, each with its own scale, gives back on Hopper.
+            return decoder.Decoder(decoder.Config.read(folder / "config.json"), device, torch.bfloat16, float8=True)
+        return decoder.Decoder(decoder.Config.read(folder / "config.json"), device, dtype)
+    if dtype == FLOAT8:
+        raise SettingsError(f"E5_DTYPE=float8 is for Mistral models, {model.name} is a {kind} one: leave it out")
+    from e5.encoder import Encoder  # imports transformers, 2.5 s that the decoders' starts do without
+
+    return Encoder(folder, device, dtype)
 
 
-def max_positions(config: Any) -> int:
-    """How many tokens, special ones included, the checkpoint has positions for."""
-    padding_id = position_padding(config)
-    return int(config.max_position_embeddings) - (0 if padding_id is None else padding_id + 1)
+@contextmanager
+def _compiling(network: Network) -> Iterator[None]:
+    """Compile a decoder's kernels beside what is done meanwhile: reading files leaves the cores alone."""
+    if network.device.type != "cuda" or not isinstance(network, decoder.Decoder):
+        yield
+        return
+
+    def compile_kernels() -> None:
+        with _current(network.device):
+            network.compile_kernels()
+
+    with ThreadPoolExecutor(1) as thread:
+        compiled = thread.submit(compile_kernels)
+        yield
+        compiled.result()
+
+
+def _check_float8(device: torch.device) -> None:
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        name = torch.cuda.get_device_name(device)
+        raise SettingsError(
+            f"E5_DTYPE=float8: {name} has no such arithmetic (Ada, Hopper and newer have): leave it out"
+        )
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -127,13 +194,13 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """The dtype asked for, or the policy.
+    """The dtype asked for (float8: that of the linear layers' weights), or the policy.
 
     float16 on CUDA: what e5-mistral was published and evaluated in. bfloat16 on CPUs that multiply it natively (4 ×
     the float32 rate on a Zen 4; emulated, it is slower than float32). float32 elsewhere.
     """
     if name is not None:
-        chosen: torch.dtype = getattr(torch, name)
+        chosen: torch.dtype = FLOAT8 if name == "float8" else getattr(torch, name)
         return chosen
     if device.type == "cuda":
         return torch.float16
@@ -182,32 +249,23 @@ def _keep_freed_memory() -> None:
     mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD, bytes
 
 
-def _empty(config: Any, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    attention.register()
-    extra = {"add_pooling_layer": False} if config.model_type in ("bert", "xlm-roberta") else {}
-    with no_init_weights(), device:
-        module = AutoModel.from_config(config, dtype=dtype, attn_implementation=attention.NAME, **extra)
-    return module.eval().requires_grad_(False)
-
-
 @torch.inference_mode()
-def _fill(module: PreTrainedModel, folder: Path, adapter: Adapter | None) -> float:
+def _fill(places: dict[str, Place], folder: Path, adapter: Adapter | None) -> float:
     """Copy every tensor of the checkpoint into its place, adapted on the way. Returns the seconds of the merge."""
-    parameters = dict(module.named_parameters())
-    missing = set(parameters)
+    missing = set(places)
     seconds = 0.0
     for name, tensor in checkpoint.tensors(folder):
-        if name not in parameters or parameters[name].shape != tensor.shape:
-            want = f", which is {list(parameters[name].shape)} in the model" if name in parameters else ""
+        if name not in places or places[name].shape != tensor.shape:
+            want = f", which is {list(places[name].shape)} in the model" if name in places else ""
             raise WeightsError(
                 f"{folder} has a tensor {name} {list(tensor.shape)}{want}: not a checkpoint of its config"
             )
         started = time.perf_counter()
-        delta = adapter.delta(name, tensor.shape, parameters[name].device) if adapter else None
+        delta = adapter.delta(name, tensor.shape, places[name].device) if adapter else None
         if delta is not None:
             tensor = delta.add_(tensor.to(delta.device, torch.float32))
         seconds += time.perf_counter() - started if delta is not None else 0.0
-        parameters[name].copy_(tensor)
+        places[name].copy_(tensor)
         missing.discard(name)
     if missing:
         raise WeightsError(f"{folder} lacks {sorted(missing)[0]} ({len(missing)} missing): fetch it again")

@@ -17,7 +17,7 @@ from e5.limits import Limits
 
 SOURCES = ("adapter", "merged")
 WHOLE_NUMBER = "a whole number, 1 or more"
-DTYPES = ("float16", "bfloat16", "float32")
+DTYPES = ("float16", "bfloat16", "float32", "float8")
 LIMITS = {f"E5_MAX_{one.name.upper()}": one.name for one in fields(Limits)}
 """Variable → field of `Limits`: E5_MAX_TEXTS and so on."""
 VARIABLES = ("E5_MODEL", "E5_WEIGHTS", "E5_SOURCE", "E5_DEVICE", "E5_DTYPE", "E5_MAX_BATCH_TOKENS", *LIMITS)

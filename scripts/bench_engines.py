@@ -23,7 +23,8 @@ from transformers import AutoConfig
 
 from e5 import DEFAULT_TASK, Settings, catalog, checkpoint, prompts, scores
 from e5.embedder import Embedder
-from e5.model import choose_dtype, max_positions
+from e5.encoder import max_positions
+from e5.model import choose_dtype
 from e5.vectors import Vectors
 from e5.weights import LocalWeights
 from scripts import bench_merge

@@ -52,7 +52,7 @@ class Place:
 
 def measure(place: Place, dtypes: Sequence[str] | None, data: Path | None, quick: bool, seed: int) -> Json:
     """Every part by itself: what fails is a row that says why, and the rest goes on."""
-    known = ["float32", *SIXTEEN, *([bench_variants.FLOAT8] if bench_variants.has_float8() else [])]
+    known = ["float32", *SIXTEEN, *([bench_variants.FLOAT8] if bench_variants.has_float8(place.model) else [])]
     names = list(dtypes or known)
     ids, words = _texts(place, quick, seed)
     result: Json = {

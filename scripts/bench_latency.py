@@ -81,7 +81,7 @@ def weight_bytes(dtype: str) -> int:
 def capture_cost(embedder: Embedder) -> Json | None:
     """What the engine's graphs have cost so far; None where it has none."""
     graphs = bench_variants.graphs(embedder)
-    return None if graphs is None else {"seconds": float(graphs.seconds), "bytes": int(graphs.bytes)}
+    return None if graphs is None else {"seconds": graphs.seconds, "bytes": graphs.bytes}
 
 
 def engine(embedder: Embedder, ids: Sequence[list[list[int]]], graphs: bool = True) -> Callable[[int], float]:

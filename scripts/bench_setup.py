@@ -166,7 +166,7 @@ def _child(options: Json) -> Json:
     return {
         "seconds": seconds | {"first prediction": done - loaded},
         **memory.bytes,
-        "weights_bytes": sum(one.numel() * one.element_size() for one in embedder.packed.module.parameters()),
+        "weights_bytes": embedder.packed.weights_bytes,
         "device": embedder.device,
         "dtype": embedder.dtype,
         "source": embedder.source,

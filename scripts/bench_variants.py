@@ -1,47 +1,43 @@
 """The engine with one thing switched off. The only module of the benchmark that knows where the switches are.
 
-Each switch is a context manager; `missing` says why one cannot be used here. Where the engine has no such part, it
-runs as if the part were off already.
+Each switch is a context manager; `missing` says why one changes nothing here.
 """
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
-from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from e5 import attention, settings
+from e5 import attention, catalog, elementwise
 from e5.batches import PackedBatch
 from e5.embedder import Embedder
+from e5.graphs import Graphs
 
 FLOAT8 = "float8"
 
 
-def has_float8() -> bool:
-    return FLOAT8 in settings.DTYPES
+def has_float8(model: catalog.Model) -> bool:
+    """Whether the engine computes the model's linear layers in float8."""
+    return model.architecture == "mistral"
 
 
-def graphs(embedder: Embedder) -> Any:
+def graphs(embedder: Embedder) -> Graphs | None:
     """The engine's CUDA graphs, with `seconds` and `bytes` of capturing them; None where it has none."""
-    return getattr(embedder.packed, "graphs", None)
+    return embedder.packed.graphs
 
 
 def missing(embedder: Embedder) -> dict[str, str]:
     """Switch → why it is none here."""
     found = {}
     if graphs(embedder) is None:
-        found["graphs"] = "this engine has no CUDA graphs here"
+        found["graphs"] = "there are none"
     if not embedder.device.startswith("cuda"):
         found |= {"kernels": "they run on CUDA only", "attention": "it runs on CUDA only"}
         found["synchronised"] = "a CPU computes nothing beside"
-    elif _elementwise() is None:
-        found["kernels"] = "this engine has none"
-    if not has_float8():
-        found[FLOAT8] = "this engine has no float8"
+    if not has_float8(embedder.model):
+        found[FLOAT8] = "it is for Mistral models"
     return found
 
 
@@ -54,26 +50,14 @@ def as_it_is(_: Embedder) -> Iterator[None]:
 @contextmanager
 def without_graphs(embedder: Embedder) -> Iterator[None]:
     """Every operator launched by itself."""
-    held = graphs(embedder)
-    if held is None:
+    with patch.object(embedder.packed, "graphs", None):
         yield
-        return
-    packed: Any = embedder.packed
-    packed.graphs = None
-    try:
-        yield
-    finally:
-        packed.graphs = held
 
 
 @contextmanager
 def without_kernels(embedder: Embedder) -> Iterator[None]:
     """torch's own operators between the products. Graphs hold kernels, so they are off as well."""
-    module = _elementwise()
-    if module is None:
-        yield
-        return
-    with without_graphs(embedder), patch.object(module, "use_kernels", False):
+    with without_graphs(embedder), patch.object(elementwise, "use_kernels", False):
         yield
 
 
@@ -103,10 +87,3 @@ def budget(embedder: Embedder, tokens: int) -> Iterator[None]:
     """Another number of tokens at most in one pass."""
     with patch.object(embedder, "max_batch_tokens", tokens):
         yield
-
-
-def _elementwise() -> ModuleType | None:
-    try:
-        return importlib.import_module("e5.elementwise")
-    except ModuleNotFoundError:
-        return None

@@ -1,18 +1,18 @@
 """Packed attention against the textbook formula, one text and one head at a time, in float64."""
 
+import inspect
 import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention import varlen
 
 from e5 import attention
 from e5.attention import last_token_attention, packed_attention
 from e5.batches import pack
+from tests import flash
 
-W = tuple[int, int]
 LENGTHS = [7, 7, 7, 5, 3, 3, 1, 1, 130]
 LONGER = [230, 230, 210, 61, 61, 16, 16]
 
@@ -98,54 +98,11 @@ def test_the_last_tokens_alone_get_what_they_get_among_all(heads: int, key_heads
     assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 1e-6
 
 
-def _kernel(group_heads_itself: bool) -> Any:
-    """varlen_attn as torch 2.11 (which groups heads itself) or 2.13 has it, computed by the textbook."""
-
-    def compute(
-        query: Tensor, key: Tensor, value: Tensor, cu_q: Tensor, cu_k: Tensor, scale: float, window: W
-    ) -> Tensor:
-        assert cu_q.dtype == cu_k.dtype == torch.int32 and scale == 0.25
-        lengths_q, lengths_k = cu_q.diff().tolist(), cu_k.diff().tolist()
-        # As the kernel: a query sees `left` keys before and `right` after it (-1: all), the ends of both aligned.
-        causal, reach = window[1] == 0, None if window[0] == -1 else window[0] + 1
-        rows = []
-        for text, (few, many) in enumerate(zip(lengths_q, lengths_k, strict=True)):
-            padded = torch.zeros(many, *query.shape[1:], dtype=query.dtype)
-            padded[many - few :] = query[int(cu_q[text]) : int(cu_q[text + 1])]
-            keys, values = (t[int(cu_k[text]) : int(cu_k[text + 1])] for t in (key, value))
-            rows.append(textbook(padded, keys, values, [many], causal, reach)[many - few :])
-        return torch.cat(rows)
-
-    def torch_2_11(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cu_q: Tensor,
-        cu_k: Tensor,
-        max_q: int,
-        max_k: int,
-        *,
-        scale: float,
-        window_size: W,
-    ) -> Tensor:
-        assert (max_q, max_k) == (int(cu_q.diff().max()), int(cu_k.diff().max()))
-        return compute(q, k, v, cu_q, cu_k, scale, window_size)
-
-    def torch_2_13(q: Tensor, k: Tensor, *args: Any, enable_gqa: bool = False, **options: Any) -> Tensor:
-        assert enable_gqa or q.shape[1] == k.shape[1]
-        return torch_2_11(q, k, *args, **options)
-
-    return torch_2_11 if group_heads_itself else torch_2_13
-
-
-@pytest.mark.parametrize("group_heads_itself", [True, False], ids=["torch 2.11", "torch 2.13"])
 @pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (True, 4), (True, 7), (True, 4096)])
 def test_the_kernel_is_asked_for_the_right_thing(
-    causal: bool, window: int | None, group_heads_itself: bool, monkeypatch: pytest.MonkeyPatch
+    causal: bool, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_has_kernel", lambda query: True)
-    monkeypatch.setattr(varlen, "varlen_attn", _kernel(group_heads_itself))
-    attention._varlen.cache_clear()
+    calls = flash.install(monkeypatch)
     query, key, value = inputs(4, 2, torch.float32)
     batch = pack([[0] * length for length in LENGTHS])
     want = textbook(query, key, value, LENGTHS, causal, window)
@@ -155,7 +112,17 @@ def test_the_kernel_is_asked_for_the_right_thing(
         last = batch.cu_seqlens[1:].long() - 1
         got = last_token_attention(query[last], key, value, batch, scale=0.25, window=window)
         assert torch.linalg.norm(got - want[last]) / torch.linalg.norm(want[last]) < 1e-6
-    attention._varlen.cache_clear()
+    assert calls == [len(query), len(LENGTHS)][: len(calls)] and len(calls) == (2 if causal else 1)
+
+
+def test_the_operator_takes_what_the_kernel_is_asked_for() -> None:
+    """The stand-in of the tests has the real operator's argument names, in its order."""
+    schema = torch.ops.aten._flash_attention_forward.default._schema
+    names = [argument.name for argument in schema.arguments]
+    asked = list(inspect.signature(flash.flash_attention_forward).parameters)
+    assert names[: len(asked)] == asked
+    positional = [one.name for one in schema.arguments if not one.kwarg_only]
+    assert positional == asked[:10]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -3,16 +3,19 @@
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from e5 import Embedder, catalog, weights
+from e5 import Embedder, catalog, elementwise, weights
+from e5.graphs import Graphs
+from e5.tokens import Tokens
 from scripts import (
     bench_agreement,
+    bench_equality,
+    bench_latency,
     bench_levers,
     bench_merge,
     bench_variants,
@@ -23,6 +26,8 @@ from scripts import (
 )
 from scripts.bench_counts import Counts, Linear
 from scripts.measure_gpu import Step
+from tests import flash
+from tests.test_graphs import recompute
 
 
 def test_the_flagship_is_counted_as_by_hand() -> None:
@@ -104,12 +109,16 @@ def test_random_weights_come_merged_as_well(tmp_path: Path) -> None:
 
 
 def test_switches_are_put_back(library: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    packed: Any = library.packed
-    graphs = SimpleNamespace(seconds=1.0, bytes=2)
-    monkeypatch.setattr(packed, "graphs", graphs, raising=False)
-    with bench_variants.without_graphs(library):
-        assert bench_variants.graphs(library) is None
-    assert bench_variants.graphs(library) is graphs
+    graphs: Any = object()
+    monkeypatch.setattr(library.packed, "graphs", graphs)
+    for switch in (bench_variants.without_graphs, bench_variants.without_kernels, bench_variants.dense_attention):
+        with switch(library):
+            assert bench_variants.graphs(library) is None
+        assert bench_variants.graphs(library) is graphs
+    monkeypatch.setattr(library.packed, "graphs", None)
+    with bench_variants.without_kernels(library):
+        inside = elementwise.use_kernels
+    assert (inside, elementwise.use_kernels) == (False, True)
     tokens = library.max_batch_tokens
     with bench_variants.budget(library, 7):
         assert library.max_batch_tokens == 7
@@ -120,6 +129,32 @@ def test_switches_are_put_back(library: Embedder, monkeypatch: pytest.MonkeyPatc
         library.embed_documents(["one", "two"])
     library.embed_documents(["one", "two"])
     assert len(waits) == 2
+
+
+def test_graphs_are_compared_with_direct_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    embedder = Embedder.load(dtype="float32", device="cpu")
+    embedder.packed.few_shapes = False  # as on a GPU
+    flash.install(monkeypatch)
+    with torch.inference_mode():
+        graphs = Graphs(embedder.packed.network.forward, torch.device("cpu"), recompute, ladder=(32, 64))
+    embedder.packed.graphs = graphs
+    ids = embedder.tokenize([], ["one text", "another text that is longer", "word " * 90], "").ids
+    found = weights.locate(embedder.model)
+    place = bench_equality.Place(embedder.model, found, found.checkpoint, torch.device("cpu"), tmp_path)
+    monkeypatch.setattr(bench_equality.Place, "load", lambda *_: embedder)
+    rows = bench_equality._engine_rows(place, "float32", ids, embedder.embed_tokens(Tokens(ids, 0)))
+    assert [(row["of"], row["to"]) for row in rows] == [
+        ("engine", "float32 reference code"),
+        ("packed", "one by one"),
+        ("graphs, packed", "eager"),
+        ("graphs, one by one", "eager"),
+    ]
+    assert rows[0]["identical"] and all(row["max_relative_l2"] < 1e-5 for row in rows)
+    runs: list[int] = []
+    monkeypatch.setattr(Graphs, "run", lambda *_: runs.append(1))
+    for recorded in (True, False):
+        bench_latency.engine(embedder, [ids[:2]], recorded)(0)
+    assert runs == [1] and bench_latency.capture_cost(embedder) == {"seconds": graphs.seconds, "bytes": graphs.bytes}
 
 
 def test_a_lever_that_fails_is_left_out_with_its_reason() -> None:

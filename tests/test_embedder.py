@@ -4,9 +4,11 @@
 """
 
 import random
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +20,11 @@ from transformers import AutoModel
 
 import e5.adapter
 import e5.batches
+import e5.embedder
 import e5.prompts
 import e5.tokens
-from e5 import DEFAULT_TASK, Embedder, InputError, SettingsError, catalog, normalize, scores
+from e5 import DEFAULT_TASK, Embedder, InputError, SettingsError, normalize, scores
+from e5.decoder import Decoder
 from scripts.demo import DOCUMENTS, QUERIES
 from tests import checkpoints
 from tests.reference import Reference, Vectors, centred_cosine, relative_l2
@@ -147,8 +151,26 @@ def _encode(change: Callable[[list[int]], list[int]]) -> Callable[[pytest.Monkey
 
 
 def _mean_on_the_decoder(patch: pytest.MonkeyPatch) -> None:
-    wrong = replace(catalog.get("e5-mistral-7b-instruct"), pooling="mean")
-    patch.setattr(catalog, "get", lambda name: wrong)
+    forward = Embedder.forward
+
+    def mean(self: Embedder, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        # A token sees none after it, so the hidden state of any token is that of the last one of a shorter text.
+        return torch.cat(
+            [forward(self, [text[: n + 1] for n in range(len(text))]).mean(0, keepdim=True) for text in ids]
+        )
+
+    patch.setattr(Embedder, "forward", mean)
+
+
+def _the_token_before_the_last(patch: pytest.MonkeyPatch) -> None:
+    last_layer = Decoder._last_layer
+
+    def early(self: Decoder, hidden: Any, change: Any, turn: Any, batch: e5.batches.PackedBatch) -> torch.Tensor:
+        ends = batch.cu_seqlens.clone()
+        ends[1:] -= 1
+        return last_layer(self, hidden, change, turn, replace(batch, cu_seqlens=ends))
+
+    patch.setattr(Decoder, "_last_layer", early)
 
 
 def _adapter_skipped(patch: pytest.MonkeyPatch) -> None:
@@ -205,6 +227,7 @@ EVERYWHERE = {
 }
 DECODER_ONLY = {
     "mean pooling on the decoder": _mean_on_the_decoder,
+    "the token before the last": _the_token_before_the_last,
     "adapter skipped": _adapter_skipped,
     "alpha ignored": _alpha_ignored,
 }
@@ -326,6 +349,62 @@ def test_bad_texts_are_refused_and_the_next_call_works(tiny: Embedder) -> None:
         tiny.embed_queries(["a"], task=None)  # type: ignore[arg-type]
     assert tiny.embed_documents(["a"]).shape == (1, 256)
     assert tiny.embed_documents([]).shape == (0, 256)
+
+
+@pytest.mark.parametrize("count", [4, 5, 69])
+def test_windows_for_a_gpu_change_nothing(
+    tiny: Embedder, count: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = [f"{index} and {'more ' * (index % 7)}" for index in range(count)]
+    texts[-1] = "very " * 5000
+    want = tiny.embed_documents(texts)
+    caplog.clear()
+    monkeypatch.setattr(e5.embedder, "WINDOW", 64)  # the first one has 4
+    monkeypatch.setattr(tiny, "device", "cuda")
+    got = tiny.embed_documents(texts)
+    assert relative_l2(got, want) < 1e-5
+    assert caplog.messages == [f"1 of {count} texts were cut to 4096 tokens"]
+
+
+def test_the_next_window_is_tokenised_while_one_is_computed(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(e5.embedder, "WINDOW", 32)
+    monkeypatch.setattr(tiny, "device", "cuda")
+    tokenized = [threading.Event() for _ in range(3)]
+    calls = iter(tokenized)
+    tokenize, forward = Embedder.tokenize, Embedder.forward
+    computed: list[int] = []
+
+    def told(self: Embedder, *inputs: Any) -> e5.tokens.Tokens:
+        tokens = tokenize(self, *inputs)
+        next(calls).set()
+        return tokens
+
+    def waits(self: Embedder, ids: Any) -> torch.Tensor:
+        window = len(computed)
+        computed.append(len(ids))
+        assert tokenized[min(window + 1, 2)].wait(20), "the one after it is not begun"
+        return forward(self, ids)
+
+    monkeypatch.setattr(Embedder, "tokenize", told)
+    monkeypatch.setattr(Embedder, "forward", waits)
+    assert len(tiny.embed_documents([f"text {index}" for index in range(40)])) == 40
+    assert computed == [2, 32, 6]
+
+
+def test_an_error_in_a_later_window_reaches_the_caller(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(e5.embedder, "WINDOW", 32)
+    monkeypatch.setattr(tiny, "device", "cuda")
+    calls = iter(range(9))
+    tokenize = Embedder.tokenize
+
+    def fails(self: Embedder, *inputs: Any) -> e5.tokens.Tokens:
+        if next(calls) == 2:
+            raise InputError("of the third window")
+        return tokenize(self, *inputs)
+
+    monkeypatch.setattr(Embedder, "tokenize", fails)
+    with pytest.raises(InputError, match="of the third window"):
+        tiny.embed_documents(["text"] * 99)
 
 
 def test_truncation_is_counted_and_said(tiny: Embedder, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,134 @@
+"""Recorded passes: the same vectors as without, whatever batches came before; on the CPU with a stand-in recorder.
+
+The stand-in computes anew, into the same place, what it was asked to record: buffers, filler and the ladder are the
+real ones, and so is the decoder. The operator of attention is the textbook's, which reads the lengths from the tensor.
+"""
+
+import logging
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from e5 import catalog, graphs
+from e5.batches import PackedBatch, pack
+from e5.graphs import Graphs, Replay
+from e5.model import PackedModel, load
+from e5.weights import LocalWeights
+from tests import flash
+
+CPU = torch.device("cpu")
+
+
+def recompute(compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
+    """In the place of CUDA's recorder."""
+    output = compute()
+
+    def replay() -> None:
+        output.copy_(compute())
+
+    return output, replay
+
+
+@pytest.fixture(scope="module")
+def model(decoder_folder: Path) -> PackedModel:
+    base = decoder_folder / "base"
+    files = LocalWeights("adapter", base, base / "tokenizer.json", decoder_folder / "adapter")
+    packed, _ = load(catalog.get("e5-mistral-7b-instruct"), files, CPU, torch.float32)
+    packed.few_shapes = False  # as on a GPU
+    return packed
+
+
+def texts(*lengths: int) -> list[list[int]]:
+    draw = random.Random(str(lengths))
+    return [[1, *(draw.randrange(5, 9000) for _ in range(length - 2)), 2] for length in lengths]
+
+
+@torch.inference_mode()
+def test_recorded_passes_give_what_direct_ones_give(model: PackedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    direct = {}
+    batches = [(30, 17), (3,), (40, 3, 3, 3), (64,), (9, 8, 7, 6), (30, 17), (5, 4, 3, 3, 3, 3, 3), (2, 2, 2, 2)]
+    for lengths in batches:
+        direct[lengths] = model.embed(pack(texts(*lengths)))  # by dense runs
+    flash.install(monkeypatch)
+    recorded = Graphs(model.network.forward, CPU, recompute, ladder=(16, 32, 64))
+    results = [recorded.run(pack(texts(*lengths))) for lengths in batches]
+    for lengths, vectors in zip(batches, results, strict=True):
+        want = direct[lengths]
+        assert vectors is not None and vectors.shape == want.shape and vectors.dtype == torch.float32
+        assert torch.linalg.norm(vectors - want) / torch.linalg.norm(want) < 1e-5, lengths
+
+
+def test_the_smallest_step_that_holds_the_batch_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[int, int]] = []
+
+    def forward(batch: PackedBatch) -> Tensor:
+        taken.append((len(batch.input_ids), len(batch.cu_seqlens) - 1))
+        return torch.zeros(len(batch.cu_seqlens) - 1, 4)
+
+    recorded = Graphs(forward, CPU, recompute, ladder=(32, 16, 64))
+    assert taken == [(64, 8), (32, 4), (16, 2)], "the largest first: the others lie in its memory"
+    for lengths, step in (
+        ((16,), 16),
+        ((17,), 32),
+        ((8, 8), 16),
+        ((5, 5, 5), 32),  # three texts, where the step of 16 tokens has room for two
+        ((8,) * 8, 64),
+        ((64,), 64),
+    ):
+        taken.clear()
+        assert recorded.run(pack(texts(*lengths))) is not None
+        assert [tokens for tokens, _ in taken] == [step], lengths
+    taken.clear()
+    assert recorded.run(pack(texts(65))) is None
+    assert recorded.run(pack(texts(*(3,) * 9))) is None
+    assert taken == []
+
+
+def test_a_result_stays_when_the_next_batch_is_computed() -> None:
+    def forward(batch: PackedBatch) -> Tensor:
+        ids: Tensor = batch.input_ids[:2]
+        return ids.float().unsqueeze(1).clone()
+
+    recorded = Graphs(forward, CPU, recompute, ladder=(16,))
+    first = recorded.run(pack([[7, 8, 9]]))
+    assert first is not None and first.tolist() == [[7.0]]
+    recorded.run(pack([[1, 2], [3, 4]]))
+    assert first.tolist() == [[7.0]]
+
+
+def test_without_a_gpu_nothing_is_recorded(model: PackedModel) -> None:
+    model.record_graphs()
+    assert model.graphs is None
+
+
+def test_a_failure_to_record_is_told_and_does_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphs, "_CudaCapture", broken)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    with caplog.at_level(logging.WARNING, "e5.graphs"):
+        assert graphs.record(lambda batch: batch.input_ids, CPU) is None
+    assert "without CUDA graphs" in caplog.text and "not permitted" in caplog.text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_recorded_passes_on_a_gpu_give_what_launched_ones_give(decoder_folder: Path, dtype: torch.dtype) -> None:
+    base = decoder_folder / "base"
+    files = LocalWeights("adapter", base, base / "tokenizer.json", decoder_folder / "adapter")
+    packed, seconds = load(catalog.get("e5-mistral-7b-instruct"), files, torch.device("cuda"), dtype)
+    assert packed.graphs is not None and seconds["graphs"] > 0
+    recorded = packed.graphs
+    for lengths in ((30, 17), (3,), (200, 100, 3, 3), (9, 8, 7, 6), (2, 2, 2), (300, 150)):
+        packed.graphs = recorded
+        got = packed.embed(pack(texts(*lengths)))
+        packed.graphs = None
+        want = packed.embed(pack(texts(*lengths)))
+        assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 2e-3, lengths
