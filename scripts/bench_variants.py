@@ -36,6 +36,8 @@ def missing(embedder: Embedder) -> dict[str, str]:
     if not embedder.device.startswith("cuda"):
         found |= {"kernels": "they run on CUDA only", "attention": "it runs on CUDA only"}
         found["synchronised"] = "a CPU computes nothing beside"
+    elif not elementwise.use_kernels:
+        found["kernels"] = "they could not be compiled: the log says why"
     if not has_float8(embedder.model):
         found[FLOAT8] = "it is for Mistral models"
     return found

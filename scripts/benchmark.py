@@ -7,9 +7,9 @@
 
 Sections: the machine's ceilings; setup by phase; the cost of an answer in Cog's server; throughput and latency beside
 sentence-transformers (and the model card's loop) on the same weights; scaling; serving; what the gateway adds. Only
-when they are named: what each part of the engine brings (levers), where its time goes (profile), and how equal its
-vectors are to float32 reference code (equality). What is compared takes turns within one run, and the figures are
-medians or percentiles of it. Progress goes to standard error.
+when they are named: what each part of the engine brings (levers), where its time goes (profile, elementwise), and how
+equal its vectors are to float32 reference code (equality). What is compared takes turns within one run, and the figures
+are medians or percentiles of it. Progress goes to standard error.
 """
 
 import argparse
@@ -45,13 +45,14 @@ SECTIONS = (
     "latency",
     "levers",
     "profile",
+    "elementwise",
     "equality",
     "scaling",
     "serve",
     "gateway",
 )
 """In the order in which they run: the process of setup must not share a GPU's memory with engines already loaded."""
-WHEN_NAMED = ("levers", "profile", "equality")
+WHEN_NAMED = ("levers", "profile", "elementwise", "equality")
 """Sections about the engine's inside and its accuracy, which `--only` asks for."""
 TEXTS, QUICK_TEXTS = 256, 24
 ROUNDS, QUICK_ROUNDS = 5, 2
@@ -191,6 +192,17 @@ class Bench:
 
         result = bench_profile.measure(self.texts)
         return result, bench_profile.card(result)
+
+    def elementwise(self) -> tuple[Json, str]:
+        if self.model.architecture != "mistral":
+            return _skipped("elementwise", "it is about Mistral models")
+        from e5.model import choose_dtype
+        from scripts import bench_elementwise
+
+        config = json.loads((self.found.checkpoint / "config.json").read_text("utf-8"))
+        dtype, bandwidth = choose_dtype(None, self.device), self.device_ceilings.bytes_per_second
+        result = bench_elementwise.measure(config, self.device, dtype, bandwidth)
+        return result, bench_elementwise.card(result)
 
     def equality(self) -> tuple[Json, str]:
         from scripts import bench_equality

@@ -27,6 +27,8 @@ def lines(results: Mapping[str, Json]) -> list[str]:
         "levers": _levers,
         "equality": _equality,
         "merge": _equality,
+        "profile": _profile,
+        "elementwise": _elementwise,
         "setup": _setup,
     }
     found = []
@@ -119,6 +121,22 @@ def _equality(section: Json) -> Iterator[str]:
         yield f"quality in {row['dtype']}: " + (
             row.get("failed") or f"TrecQA MRR {row['trecqa_mrr']:.2f}, STS-B {row['stsb_spearman']:.2f}"
         )
+
+
+def _profile(section: Json) -> Iterator[str]:
+    for one in section["passes"]:
+        most = one["top"][0]["name"][:60] if one["top"] else "none"
+        yield f"{one['pass']}: {one['milliseconds']:.2f} ms in {one['launches']:,} kernels, most in {most}"
+
+
+def _elementwise(section: Json) -> Iterator[str]:
+    for row in section["rows"]:
+        yield (
+            f"{row['step']}, {row['tokens']:,} tokens, {row['way']}: {row['microseconds']:,.1f} µs, "
+            f"{100 * row['share_of_floor']:.0f} % of it the floor"
+        )
+    for way, reason in section["skipped"].items():
+        yield f"{way}: not measured, {reason[:100]}"
 
 
 def _setup(section: Json) -> Iterator[str]:

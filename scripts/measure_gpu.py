@@ -100,7 +100,7 @@ def steps(part: int | None, weights: Path, data: Path | None, dry: bool) -> list
         3: [
             Step("merge", "equality.log", 240, benchmark("equality", *layers, *labelled)),
             draw,
-            Step("profile", "levers.log", 90, benchmark("profile", *drawn), True),
+            Step("profile", "levers.log", 150, benchmark("profile,elementwise", *drawn), True),
             Step("setup", "setup.log", 120, benchmark("setup", "--repeats", "1", *drawn), True),
         ],
     }

@@ -219,13 +219,14 @@ def test_every_step_is_a_command_that_is_understood(dry: bool, tmp_path: Path) -
 
 
 def test_a_dry_run_measures_and_compares(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    options = ["--dry-run", "--only", "draw,ceilings,levers,equality", "--scratch", str(tmp_path)]
+    options = ["--dry-run", "--only", "draw,ceilings,levers,profile,equality", "--scratch", str(tmp_path)]
     status = measure_gpu.main(["--to", str(tmp_path / "out"), *options])
     output = capfd.readouterr().out
     assert status == 0, [path.read_text("utf-8")[-2000:] for path in (tmp_path / "out").glob("*.log")]
     summary = (tmp_path / "out" / "summary.txt").read_text("utf-8")
     assert summary in output and summary.count("\n") <= 60
-    assert "ceilings: " in summary and "levers: as it is 1.00" in summary
+    assert "ceilings: " in summary and "levers: as it is 1.00" in summary and "profile: one pair of" in summary
+    assert "profile: gate, 128 tokens, torch's operators: " in summary
     assert "equality: float32 engine against float32 reference code: relative L2" in summary
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # the weights are gone
 
