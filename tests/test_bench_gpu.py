@@ -1,5 +1,6 @@
 """What is counted and compared for a GPU, and the command that measures it all; not how fast anything is."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from e5.graphs import Graphs
 from e5.tokens import Tokens
 from scripts import (
     bench_agreement,
+    bench_device,
     bench_equality,
     bench_latency,
     bench_levers,
@@ -55,6 +57,50 @@ def test_a_product_moves_its_weights_its_rows_and_its_results() -> None:
     assert one.flop(7) == 2 * 7 * 15
     assert one.bytes(7, weight_bytes=2) == 2 * 15 + 2 * 7 * 5 + 2 * 7 * 3
     assert one.bytes(7, weight_bytes=1, row_bytes=1) == 15 + 7 * 5 + 2 * 7 * 3
+
+
+class Clock:
+    """Stands in for a GPU's time: an event is recorded at the time that has passed until then."""
+
+    now = 0.0
+
+    def __init__(self, **_: Any) -> None:
+        self.at = 0.0
+
+    def record(self) -> None:
+        self.at = Clock.now
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, other: "Clock") -> float:
+        return 1e3 * (other.at - self.at)
+
+
+class Recorded:
+    """Stands in for a CUDA graph: replaying takes half of the time of running."""
+
+    def replay(self) -> None:
+        Clock.now += 3
+
+
+def test_a_gpu_is_timed_by_its_events_and_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work() -> None:
+        Clock.now += 2
+
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "Event", Clock)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda _: contextlib.nullcontext())
+    assert bench_device.times(work, cuda, rounds=4) == [2, 2, 2, 2]
+    assert bench_device.seconds_each([work, work, work], cuda, rounds=2) == 1  # three in 3 s by the graph, in 6 without
+
+    def refuses(_: object) -> object:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", refuses)
+    assert bench_device.seconds_each([work, work, work], cuda, rounds=2) == 2
 
 
 def test_a_centred_cosine_sees_what_a_dominating_dimension_hides() -> None:
