@@ -152,7 +152,7 @@ def _mean_on_the_decoder(patch: pytest.MonkeyPatch) -> None:
 
 
 def _adapter_skipped(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(e5.adapter.Adapter, "delta", lambda *_: None)
+    patch.setattr(e5.adapter.Adapter, "merged", lambda *_: None)
     patch.setattr(e5.adapter.Adapter, "check_all_used", lambda *_: None)
 
 
