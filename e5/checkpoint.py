@@ -46,7 +46,9 @@ def shards(folder: Path) -> list[Path]:
 
 
 def tensors(folder: Path, pin: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """(bare name, tensor) of each weight, on the host, good until the next one is asked for: copy it, do not keep it.
+    """(bare name, tensor) of each weight, on the host, in the order of the files' bytes.
+
+    A tensor is good until the next one is asked for: copy it, do not keep it.
 
     `pin`: for a GPU. The files are read ahead, while the copies to it are under way, from memory that it reads by
     itself. For a CPU the tensors are views of the mapped files: there the mapping is the faster way, as it spares a
@@ -66,7 +68,7 @@ def _mapped(folder: Path) -> Iterator[tuple[str, Tensor]]:
     for path in shards(folder):
         try:
             with safe_open(path, framework="pt") as file:
-                for name in map(str, file.keys()):
+                for name in map(str, file.offset_keys()):
                     if is_weight(bare_name(name)):
                         yield bare_name(name), file.get_tensor(name)
         except (SafetensorError, OSError) as error:
