@@ -94,10 +94,11 @@ class Adapter:
                 f"{self.folder}: {shapes} of {module} do not make a {list(base.shape)} weight: wrong base?"
             )
         scaling, result = self.scaling(module), torch.empty_like(base, dtype=torch.float32)
-        rows = max(1, CHUNK // base.shape[1])
+        rows = min(base.shape[0], max(1, CHUNK // base.shape[1]))
+        space = torch.empty(rows, base.shape[1], dtype=torch.float64, device=base.device)
         for start in range(0, base.shape[0], rows):
             part = slice(start, start + rows)
-            total = base[part].to(torch.float64, copy=True)
+            total = space[: len(base[part])].copy_(base[part])
             result[part] = total.addmm_(b[part], a, alpha=scaling)
         return result
 

@@ -91,7 +91,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     command = [sys.executable, "-c", limited, str(SCRIPT), "--to", str(tmp_path / "merged"), "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
-    assert "cannot be written (File too large): it needs 0.0222 GB; nothing was left there" in done.stderr
+    assert "cannot be written (File too large): it needs 0.0223 GB; nothing was left there" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
