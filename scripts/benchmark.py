@@ -5,9 +5,10 @@
     python scripts/benchmark.py --model e5-small --random-weights     a real model's sizes without a download
     python scripts/benchmark.py --serve                               the server under load, and nothing else
 
-Sections: setup by phase; the cost of an answer in Cog's server; throughput and latency beside sentence-transformers
-(and the model card's loop) on the same weights; scaling; serving; what the gateway adds. What is compared takes turns
-within one run, and the figures are medians or percentiles of it. Progress goes to standard error.
+Sections: setup by phase; loading beside what the disk allows; the cost of an answer in Cog's server; throughput and
+latency beside sentence-transformers (and the model card's loop) on the same weights; scaling; serving; what the
+gateway adds. What is compared takes turns within one run, and the figures are medians or percentiles of it. Progress
+goes to standard error.
 """
 
 import argparse
@@ -32,8 +33,8 @@ if TYPE_CHECKING:  # torch loads in main(), once the environment is set
     from scripts.bench_engines import Engines
     from scripts.bench_texts import Texts
 
-SECTIONS = ("setup", "answer", "throughput", "latency", "scaling", "serve", "gateway")
-"""In the order in which they run: the process of setup must not share a GPU's memory with engines already loaded."""
+SECTIONS = ("setup", "loading", "answer", "throughput", "latency", "scaling", "serve", "gateway")
+"""In the order in which they run: setup and loading must not share a GPU's memory with engines already loaded."""
 TEXTS, QUICK_TEXTS = 256, 24
 ROUNDS, QUICK_ROUNDS = 5, 2
 CALLS_PER_ROUND = 10
@@ -123,6 +124,12 @@ class Bench:
 
         result = bench_setup.measure(self.model.name, self.weights, str(self.device), self.rounds)
         return result, bench_setup.card(result)
+
+    def loading(self) -> tuple[Json, str]:
+        from scripts import bench_loading
+
+        result = bench_loading.measure(self.model, self.found, self.device, self.rounds, self.folder / "merged")
+        return result, bench_loading.card(result)
 
     def answer(self) -> tuple[Json, str]:
         if importlib.util.find_spec("cog") is None:
