@@ -1,7 +1,9 @@
-"""A LoRA adapter folder → the float32 change of each weight it adapts: scaling · B @ A.
+"""A LoRA adapter folder, and a base's weights → the merged ones: base + scaling · B @ A.
 
-The arithmetic and the meaning of the configuration are peft's (0.21: `get_delta_weight`, `get_pattern_key`); the
-tests hold the merged weights equal to peft's to the last bit. Covers plain LoRA on linear layers. A configuration
+The meaning of the configuration is peft's (0.21: `get_delta_weight`, `get_pattern_key`). The arithmetic is float64's,
+rounded once to float32: a sum in float32 ends in other bits on a GPU than on a CPU, some of which survive the rounding
+to 16 bits; in float64 the order of the sum moves nothing that is left. The tests hold the merged weights equal to those
+of peft run in float64, to the last bit. Covers plain LoRA on linear layers. A configuration
 that asks for more is refused by name, and so is a tensor that is missing or left over: a half-applied adapter gives
 plausible, wrong vectors.
 """
@@ -56,6 +58,10 @@ WITHOUT_EFFECT = {  # on saved weights: facts about the training, and settings o
 TENSOR_NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.\w+)?\.weight")
 
 
+CHUNK = 4_000_000
+"""Elements that are merged at a time: 32 MB in float64."""
+
+
 class Adapter:
     """The tensors of one adapter by bare module name, e.g. `layers.0.self_attn.q_proj`, and the scaling of each."""
 
@@ -67,25 +73,34 @@ class Adapter:
         self._pairs, self._prefix = _pairs(folder, _read_tensors(folder))
         self._unused = set(self._pairs)
 
-    def delta(self, weight_name: str, shape: torch.Size, device: torch.device) -> Tensor | None:
-        """The float32 change of the weight, on `device`; None for a weight that the adapter leaves alone.
+    def merged(self, weight_name: str, base: Tensor) -> Tensor | None:
+        """float32 [out, in] of a base weight [out, in], on its device; None for one that the adapter leaves alone.
 
         Raises WeightsError where configuration, tensors and base disagree about it.
         """
         module = weight_name.removesuffix(".weight")
         pair = self._pairs.get(module)
-        if len(shape) == 2 and (pair is not None) != self._is_target(module):
+        if base.dim() == 2 and (pair is not None) != self._is_target(module):
             what = "says to adapt" if pair is None else "does not say to adapt"
             has = "has no tensors for" if pair is None else "has tensors for"
             raise WeightsError(f"{self.folder} {has} {module}, which its configuration {what}: fetch it again")
         if pair is None:
             return None
         self._unused.discard(module)
-        a, b = (tensor.to(device, torch.float32) for tensor in pair)
-        if (b.shape[0], a.shape[1]) != shape or a.shape[0] != b.shape[1]:
+        a, b = (tensor.to(base.device, torch.float64) for tensor in pair)
+        if (b.shape[0], a.shape[1]) != base.shape or a.shape[0] != b.shape[1]:
             shapes = f"A {list(a.shape)} and B {list(b.shape)}"
-            raise WeightsError(f"{self.folder}: {shapes} of {module} do not make a {list(shape)} weight: wrong base?")
-        return (b @ a).mul_(self.scaling(module))
+            raise WeightsError(
+                f"{self.folder}: {shapes} of {module} do not make a {list(base.shape)} weight: wrong base?"
+            )
+        scaling, result = self.scaling(module), torch.empty_like(base, dtype=torch.float32)
+        rows = min(base.shape[0], max(1, CHUNK // base.shape[1]))
+        space = torch.empty(rows, base.shape[1], dtype=torch.float64, device=base.device)
+        for start in range(0, base.shape[0], rows):
+            part = slice(start, start + rows)
+            total = space[: len(base[part])].copy_(base[part])
+            result[part] = total.addmm_(b[part], a, alpha=scaling)
+        return result
 
     def scaling(self, module: str) -> float:
         """alpha / r, or alpha / √r for rank-stabilised LoRA, with the module's own alpha and rank where given."""

@@ -5,12 +5,13 @@ of a model with a head (`model.`, `bert.`, `roberta.` in front). Does not cover 
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from e5 import weights
+from e5 import reading, weights
 from e5.catalog import CHECKPOINT
 from e5.errors import WeightsError
 
@@ -44,13 +45,31 @@ def shards(folder: Path) -> list[Path]:
     return [folder / name for name in weights.shards(index)]
 
 
-def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """(bare name, tensor) of each weight. The tensor is a view of the mapped file: copy it, do not keep it."""
+def tensors(folder: Path, pin: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """(bare name, tensor) of each weight, on the host, in the order of the files' bytes.
+
+    A tensor is good until the next one is asked for: copy it, do not keep it.
+
+    `pin`: for a GPU. The files are read ahead, while the copies to it are under way, from memory that it reads by
+    itself. For a CPU the tensors are views of the mapped files: there the mapping is the faster way, as it spares a
+    copy (docs/performance-notes.md). Tensors that are no weights are not read.
+    """
+    yield from _read_ahead(folder) if pin else _mapped(folder)
+
+
+def _read_ahead(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    stored = [one for path in shards(folder) for one in reading.stored(path) if is_weight(bare_name(one.name))]
+    with closing(reading.read(stored, pin=True)) as found:
+        for one, tensor in found:
+            yield bare_name(one.name), tensor
+
+
+def _mapped(folder: Path) -> Iterator[tuple[str, Tensor]]:
     for path in shards(folder):
         try:
             with safe_open(path, framework="pt") as file:
-                for name in map(str, file.keys()):
+                for name in map(str, file.offset_keys()):
                     if is_weight(bare_name(name)):
                         yield bare_name(name), file.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path} cannot be read ({error}): delete it and fetch it again") from error
+            raise reading.unreadable(path, error) from error

@@ -1,8 +1,8 @@
 """A local folder → a model on the device; and the forward pass of one packed batch.
 
-The empty model is built on the device in its final dtype, and each tensor is copied into its place, with the
-adapter's change added in float32 on the way. So there is never a second copy of the weights: the peak is the model
-plus one tensor and its change in float32.
+The empty model is built on the device in its final dtype, and each tensor is copied into its place, merged with the
+adapter on the way. So there is never a second copy of the weights: the peak is the model plus a few tensors, one of
+them in float32.
 """
 
 import ctypes
@@ -24,6 +24,7 @@ from e5.adapter import Adapter
 from e5.batches import PackedBatch
 from e5.errors import SettingsError, WeightsError
 from e5.linear import FLOAT8, Place
+from e5.stopwatch import Stopwatch
 from e5.vectors import Vectors
 from e5.weights import LocalWeights
 
@@ -127,7 +128,7 @@ def load(
     network = _empty(model, weights.checkpoint, device, dtype)
     adapter = Adapter(weights.adapter) if weights.adapter else None
     with _compiling(network):
-        merge_seconds = _fill(network.places(), weights.checkpoint, adapter)
+        merge_seconds = _fill(network, weights.checkpoint, adapter)
     if device.type == "cpu":
         _keep_freed_memory()  # not before: what loading frees should go back
     packed = PackedModel(network, model.pooling, dtype)
@@ -250,25 +251,30 @@ def _keep_freed_memory() -> None:
 
 
 @torch.inference_mode()
-def _fill(places: dict[str, Place], folder: Path, adapter: Adapter | None) -> float:
-    """Copy every tensor of the checkpoint into its place, adapted on the way. Returns the seconds of the merge."""
+def _fill(network: Network, folder: Path, adapter: Adapter | None) -> float:
+    """Copy every tensor of the checkpoint into its place, merged on the device on the way, and wait until it is there.
+
+    Returns the device's seconds of the merge.
+    """
+    places = network.places()
     missing = set(places)
-    seconds = 0.0
-    for name, tensor in checkpoint.tensors(folder):
+    watch = Stopwatch(network.device)
+    for name, tensor in checkpoint.tensors(folder, pin=network.device.type == "cuda"):
         if name not in places or places[name].shape != tensor.shape:
             want = f", which is {list(places[name].shape)} in the model" if name in places else ""
             raise WeightsError(
                 f"{folder} has a tensor {name} {list(tensor.shape)}{want}: not a checkpoint of its config"
             )
-        started = time.perf_counter()
-        delta = adapter.delta(name, tensor.shape, places[name].device) if adapter else None
-        if delta is not None:
-            tensor = delta.add_(tensor.to(delta.device, torch.float32))
-        seconds += time.perf_counter() - started if delta is not None else 0.0
-        places[name].copy_(tensor)
+        # First to the device in the dtype of the file: converting on the host costs more than the bus. This waits for
+        # the copy, as the tensor's memory is used again afterwards; what follows on a GPU is waited for by nobody.
+        arrived, merged = tensor.to(network.device), None
+        if adapter:
+            with watch.running():
+                merged = adapter.merged(name, arrived)
+        places[name].copy_(arrived if merged is None else merged)
         missing.discard(name)
     if missing:
         raise WeightsError(f"{folder} lacks {sorted(missing)[0]} ({len(missing)} missing): fetch it again")
     if adapter:
         adapter.check_all_used()
-    return seconds
+    return watch.seconds()

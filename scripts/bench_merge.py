@@ -27,8 +27,10 @@ def merged(found: LocalWeights, device: torch.device, dtype: torch.dtype) -> Ite
     """(bare name, tensor on the device) of each weight, with the arithmetic by which the engine merges."""
     adapter = Adapter(found.adapter) if found.adapter else None
     for name, tensor in checkpoint.tensors(found.checkpoint):
-        delta = adapter.delta(name, tensor.shape, device) if adapter else None
-        yield name, (tensor.to(device) if delta is None else delta.add_(tensor.to(device, delta.dtype))).to(dtype)
+        base = tensor.to(device)
+        adapted = adapter.merged(name, base) if adapter else None
+        # A copy: what the file gave is good only until the next tensor is asked for.
+        yield name, (base if adapted is None else adapted).to(dtype, copy=True)
 
 
 def by_peft(found: LocalWeights, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -5,11 +5,11 @@
     python scripts/benchmark.py --model e5-small --random-weights     a real model's sizes without a download
     python scripts/benchmark.py --serve                               the server under load, and nothing else
 
-Sections: the machine's ceilings; setup by phase; the cost of an answer in Cog's server; throughput and latency beside
-sentence-transformers (and the model card's loop) on the same weights; scaling; serving; what the gateway adds. Only
-when they are named: what each part of the engine brings (levers), where its time goes (profile, elementwise), and how
-equal its vectors are to float32 reference code (equality). What is compared takes turns within one run, and the figures
-are medians or percentiles of it. Progress goes to standard error.
+Sections: the machine's ceilings; setup by phase; loading beside what the disk allows; the cost of an answer in Cog's
+server; throughput and latency beside sentence-transformers (and the model card's loop) on the same weights; scaling;
+serving; what the gateway adds. Only when they are named: what each part of the engine brings (levers), where its time
+goes (profile, elementwise), and how equal its vectors are to float32 reference code (equality). What is compared takes
+turns within one run, and the figures are medians or percentiles of it. Progress goes to standard error.
 """
 
 import argparse
@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # torch loads in main(), once the environment is set
 SECTIONS = (
     "ceilings",
     "setup",
+    "loading",
     "answer",
     "throughput",
     "latency",
@@ -51,7 +52,7 @@ SECTIONS = (
     "serve",
     "gateway",
 )
-"""In the order in which they run: the process of setup must not share a GPU's memory with engines already loaded."""
+"""In the order in which they run: setup and loading must not share a GPU's memory with engines already loaded."""
 WHEN_NAMED = ("levers", "profile", "elementwise", "equality")
 """Sections about the engine's inside and its accuracy, which `--only` asks for."""
 TEXTS, QUICK_TEXTS = 256, 24
@@ -153,6 +154,12 @@ class Bench:
 
         result = bench_setup.measure(self.model.name, self.weights, str(self.device), self.rounds)
         return result, bench_setup.card(result)
+
+    def loading(self) -> tuple[Json, str]:
+        from scripts import bench_loading
+
+        result = bench_loading.measure(self.model, self.found, self.device, self.rounds, self.folder / "merged")
+        return result, bench_loading.card(result)
 
     def answer(self) -> tuple[Json, str]:
         if importlib.util.find_spec("cog") is None:

@@ -2,7 +2,7 @@
 
     python scripts/measure_gpu.py --to out --part 1     ceilings, throughput, latency; and the tests that need CUDA
     python scripts/measure_gpu.py --to out --part 2     what each part of the engine brings; equality at full size
-    python scripts/measure_gpu.py --to out --part 3     the merge, quality in each dtype, a profile, setup
+    python scripts/measure_gpu.py --to out --part 3     the merge, quality by dtype, a profile, setup, loading
     python scripts/measure_gpu.py --to out --dry-run    all of it on the embedded model, tiny, to see that it runs
 
 Each step is a process of its own with its own limit: one that fails or is late is noted, and the next one runs. The
@@ -102,6 +102,7 @@ def steps(part: int | None, weights: Path, data: Path | None, dry: bool) -> list
             draw,
             Step("profile", "levers.log", 150, benchmark("profile,elementwise", *drawn), True),
             Step("setup", "setup.log", 120, benchmark("setup", "--repeats", "1", *drawn), True),
+            Step("loading", "setup.log", 120, benchmark("loading", "--repeats", "1", *drawn), True),
         ],
     }
     if part is not None:

@@ -12,6 +12,8 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, MistralConfig, MistralModel, XLMRobertaConfig, XLMRobertaModel
 
+from e5.model import PackedModel
+
 ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "weights" / "e5-mistral-tiny"
 CORPUS = [
@@ -133,3 +135,9 @@ def _save(tokenizer: Tokenizer, folder: Path, names: dict[str, str]) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, **names}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+
+
+def parameters(model: PackedModel) -> dict[str, torch.Tensor]:
+    """A loaded model's weights by their names in the stock model."""
+    places = model.network.places()
+    return {name: place for name, place in places.items() if isinstance(place, torch.Tensor)}

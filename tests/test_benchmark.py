@@ -19,7 +19,7 @@ from safetensors import safe_open
 from e5 import catalog, weights
 from e5.embedder import Embedder
 from e5.settings import Settings
-from scripts import bench_answer, bench_report, bench_throughput, benchmark, random_checkpoint
+from scripts import bench_answer, bench_loading, bench_report, bench_throughput, benchmark, random_checkpoint
 from scripts.bench_texts import Texts
 
 ROOT = Path(__file__).parents[1]
@@ -160,6 +160,45 @@ def test_setup_has_all_phases_and_compares_memory_with_the_weights(everything: t
         assert result["peak_to_weights_ratio"] == pytest.approx(peak / result["weights_bytes"], rel=ROUNDING)
 
 
+def test_loading_is_held_against_the_bandwidth(everything: tuple[Json, str]) -> None:
+    result, card = everything[0]["loading"], everything[1]
+    file = weights.ROOT / catalog.EMBEDDED / "base" / "model.safetensors"
+    assert result["bytes"] == file.stat().st_size
+    states = [state for state in ("cold", "warm") if result["bandwidth_bytes_per_second"][state]]
+    assert "warm" in states
+    for state in states:
+        rates = [row[f"{state}_bytes_per_second"] for row in result["raw"]]
+        assert result["bandwidth_bytes_per_second"][state] == max(rates)
+        for row in [*result["raw"], *result["loaders"]]:
+            rate = pytest.approx(result["bytes"] / row[f"{state}_seconds"], rel=ROUNDING)
+            assert row[f"{state}_bytes_per_second"] == rate
+    assert {"this package, read ahead", "mapped file, copied"} <= {row["loader"] for row in result["loaders"]}
+    assert [row["source"] for row in result["loads"]] == ["adapter", "merged"]
+    base, merged = result["loads"]
+    adapter = file.parents[1] / "adapter" / "adapter_model.safetensors"
+    assert 0 < file.stat().st_size + adapter.stat().st_size - base["bytes"] < 10_000  # headers of the files
+    assert merged["bytes"] == merged["weights_bytes"] == base["weights_bytes"]
+    for row in result["loads"]:
+        for state in states:
+            limit = pytest.approx(row["bytes"] / result["bandwidth_bytes_per_second"][state], rel=ROUNDING)
+            assert row[f"{state}_limit_seconds"] == limit and row[f"{state}_seconds"] > row["merge_seconds"]
+        assert row["peak_bytes"] is None or row["peak_bytes"] > 0.95 * row["weights_bytes"]
+    assert base["merge_seconds"] > merged["merge_seconds"] == 0
+    assert "e5.model.load" in card
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the page cache is Linux's")
+def test_a_file_is_cold_once_it_is_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(10_000_000))
+    assert bench_loading.resident(file) == 1
+    if not bench_loading.drop([file]):
+        pytest.skip("this file system keeps its pages in memory")
+    assert bench_loading.resident(file) <= 0.01
+    file.read_bytes()
+    assert bench_loading.resident(file) == 1
+
+
 def test_scaling_gives_the_time_of_one_token(everything: tuple[Json, str]) -> None:
     result = everything[0]["scaling"]
     assert [row["texts"] for row in result["sizes"]] == [300, 1000, 3000]
@@ -196,7 +235,7 @@ def test_random_weights_of_an_encoder_go_through_both_libraries() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--only", "speed"], "'speed' is not one of ceilings, setup, answer, throughput, latency, levers"),
+        (["--only", "speed"], "'speed' is not one of ceilings, setup, loading, answer, throughput, latency, levers"),
         (["--rival-batches", "8,x"], "'x' is not a whole number from 1"),
         (["--data", "nowhere"], "'nowhere' is not a folder"),
         (["--repeats", "0"], "'0' is not a whole number from 1"),

@@ -1,11 +1,11 @@
-"""Loading and merging: bit for bit peft's result, one copy of the weights, and no tensor lost or left over."""
+"""Loading and merging: bit for bit peft's result in float64, one copy of the weights, no tensor lost or left over."""
 
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, MistralForCausalLM, MistralModel
 
-from e5 import catalog
+from e5 import adapter, catalog
 from e5.batches import pack
 from e5.encoder import max_positions, position_padding
 from e5.errors import WeightsError
@@ -31,17 +31,18 @@ def weights(folder: Path) -> LocalWeights:
     return LocalWeights("adapter", base, base / "tokenizer.json", folder / "adapter")
 
 
-def merged_by_peft(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def merged_by_peft(
+    folder: Path, dtype: torch.dtype, arithmetic: torch.dtype = torch.float64
+) -> dict[str, torch.Tensor]:
+    """peft's merge in the arithmetic's dtype, rounded to float32 and then to `dtype`."""
     base = MistralModel.from_pretrained(folder / "base", dtype=torch.float32)
-    merged = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload()
-    return {name: parameter.data.to(dtype) for name, parameter in merged.named_parameters()}
+    merged = PeftModel.from_pretrained(base, folder / "adapter").to(arithmetic).merge_and_unload()
+    return {name: parameter.data.float().to(dtype) for name, parameter in merged.named_parameters()}
 
 
 def merged_by_us(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     model, _ = load(FLAGSHIP, weights(folder), CPU, dtype)
-    places = model.network.places()
-    assert all(isinstance(place, torch.Tensor) for place in places.values())
-    return cast(dict[str, torch.Tensor], places)
+    return checkpoints.parameters(model)
 
 
 ADAPTERS = {
@@ -78,7 +79,60 @@ def test_the_embedded_model_equals_peft() -> None:
     assert all(torch.equal(want[name], got[name]) for name in want) and want.keys() == got.keys()
 
 
-def test_half_precision_adapters_are_merged_in_float32(tmp_path: Path) -> None:
+def test_peft_in_float32_is_at_most_one_unit_in_the_last_place_away(tmp_path: Path) -> None:
+    """In 16 bits. In float32 six roundings (rank 4, scaling, base) of half a unit each, of the sum of magnitudes."""
+    folder = checkpoints.decoder(tmp_path)
+    base = dict(MistralModel.from_pretrained(folder / "base", dtype=torch.float32).named_parameters())
+    halves = load_file(folder / "adapter" / "adapter_model.safetensors")
+    want, got = merged_by_peft(folder, torch.float32, torch.float32), merged_by_us(folder, torch.float32)
+    differs = 0
+    for name, before in base.items():
+        added = before.data.abs()
+        if (key := f"base_model.model.{name.removesuffix('.weight')}.lora_A.weight") in halves:
+            added = added + 2 * halves[key.replace("lora_A", "lora_B")].abs() @ halves[key].abs()
+        unit = torch.nextafter(added, torch.tensor(torch.inf)) - added
+        assert ((want[name] - got[name]).abs() <= 3 * unit).all(), name
+        differs += int((want[name] != got[name]).sum())
+    assert differs, "float32 and float64 give the same: this compares nothing"
+    for dtype in (torch.bfloat16, torch.float16):
+        want, got = merged_by_peft(folder, dtype, torch.float32), merged_by_us(folder, dtype)
+        for name in want:
+            steps = want[name].view(torch.int16).int() - got[name].view(torch.int16).int()
+            assert (steps.abs() <= 1).all(), name
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 33 * 7])
+def test_merging_in_chunks_is_merging(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = checkpoints.decoder(tmp_path)
+    want = merged_by_us(folder, torch.float32)
+    monkeypatch.setattr(adapter, "CHUNK", chunk)
+    got = merged_by_us(folder, torch.float32)
+    assert all(torch.equal(want[name], got[name]) for name in want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_the_base_itself_stays_as_it_is(dtype: torch.dtype, tmp_path: Path) -> None:
+    folder = checkpoints.decoder(tmp_path)
+    name, before = "layers.0.self_attn.q_proj.weight", torch.ones(32, 32, dtype=dtype)
+    base = before.clone()
+    merged = adapter.Adapter(folder / "adapter").merged(name, base)
+    assert merged is not None and merged.dtype == torch.float32 and not torch.equal(merged, before.float())
+    assert torch.equal(base, before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_gpu_has_the_same_weights_to_the_last_bit(dtype: torch.dtype, tmp_path: Path) -> None:
+    size: dict[str, object] = {"hidden_size": 512, "intermediate_size": 1792, "head_dim": 128, "dtype": torch.bfloat16}
+    for folder in (checkpoints.decoder(tmp_path, base_options=size), checkpoints.EMBEDDED):
+        model, seconds = load(FLAGSHIP, weights(folder), torch.device("cuda"), dtype)
+        want = merged_by_us(folder, dtype)
+        for name, parameter in checkpoints.parameters(model).items():
+            assert parameter.is_cuda and torch.equal(parameter.cpu(), want[name]), name
+        assert 0 < seconds["merge"] < 60 and seconds["load"] > 0
+
+
+def test_half_precision_adapters_are_merged_as_they_are(tmp_path: Path) -> None:
     folder = checkpoints.decoder(tmp_path)
     file = folder / "adapter" / "adapter_model.safetensors"
     halves = {name: tensor.half() for name, tensor in load_file(file).items()}
@@ -229,8 +283,8 @@ def test_patterns_name_modules_as_the_adapted_model_did(tmp_path: Path) -> None:
 
     options: dict[str, Any] = {"alpha_pattern": {"model.layers.0.self_attn.q_proj": 64}, "task_type": "CAUSAL_LM"}
     checkpoints.adapter(tmp_path / "adapter", with_head(), **options)
-    merged = PeftModel.from_pretrained(with_head(), tmp_path / "adapter").merge_and_unload()
-    want = {name: parameter.data for name, parameter in merged.model.named_parameters()}
+    merged = PeftModel.from_pretrained(with_head(), tmp_path / "adapter").double().merge_and_unload()
+    want = {name: parameter.data.float() for name, parameter in merged.model.named_parameters()}
     got = merged_by_us(tmp_path, torch.float32)
     assert want.keys() == got.keys() and all(torch.equal(want[name], got[name]) for name in want)
 
