@@ -146,6 +146,8 @@ class _Ring:
         start = self._memory.data_ptr()
         if status := int(runtime.cudaHostRegister(start, self._memory.numel(), 0)):
             log.warning("the memory for reading cannot be pinned (CUDA error %d): loading is slower", status)
+            with suppress(RuntimeError):  # the error stays with the thread until a launch reports it: this one, then
+                torch.zeros(1, device="cuda")
         else:
             stack.callback(runtime.cudaHostUnregister, start)
 

@@ -215,6 +215,39 @@ def test_heads_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert sizes == [32]
 
 
+@pytest.mark.parametrize("status", [0, 2], ids=["pinned", "refused"])
+def test_memory_is_pinned_while_it_is_used_and_no_longer(
+    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Against a stand-in for CUDA's runtime; where it refuses, the tensors come all the same."""
+    calls: list[tuple[str, int]] = []
+
+    class Runtime:
+        def cudaHostRegister(self, start: int, size: int, flags: int) -> int:
+            assert flags == 0 and size >= 1_300_000
+            calls.append(("pin", start))
+            return status
+
+        def cudaHostUnregister(self, start: int) -> int:
+            assert not [thread for thread in threading.enumerate() if thread.name.startswith("e5-reading")]
+            calls.append(("unpin", start))
+            return 0
+
+    file = tmp_path / "model.safetensors"
+    save_file(drawn(), file)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "cudart", Runtime)
+        patch.setattr(torch, "zeros", lambda *_, **__: calls.append(("launch", 0)))
+        tensors = reading.read(reading.stored(file), pin=True, window=1_300_000)
+        first, tensor = next(tensors)
+        start = tensor.data_ptr()
+        got = {first.name: tensor.clone()} | {one.name: tensor.clone() for one, tensor in tensors}
+    assert calls == [("pin", start), ("launch", 0) if status else ("unpin", start)]
+    assert ("cannot be pinned (CUDA error 2)" in caplog.text) == bool(status)
+    assert all(torch.equal(got[name], tensor) for name, tensor in drawn().items())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_pinned_memory_is_pinned_and_given_back(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
