@@ -1,7 +1,7 @@
 """Triton kernels for what a decoder layer does between its matrix products. Called through `e5.elementwise`.
 
 One program a row: each value is read once and written once, where torch's operators write every step out. Bytes by
-token and layer of the flagship: 170 kB against 570 kB (docs/performance-notes.md). All compute in float32 and round
+token and layer of the flagship: 172 kB against 590 kB (docs/performance-notes.md). All compute in float32 and round
 once at the end. `TRITON_INTERPRET=1` runs them on a CPU, slowly, which is how they are tested without a GPU.
 """
 

@@ -11,11 +11,15 @@ GOALS = {
     "rival": 1.6,
     "float8": 1.5,
     "limit": 1.3,
+    "cold_bytes": 1.2,
+    "cold_seconds": 3.0,
+    "peak": 1.15,
     "capture_seconds": 5.0,
     "capture_bytes": 1e9,
 }
 """Share of the matrix peak at least; × sentence-transformers at least; float8 × float16 at least; × the memory-read
-limit at most; what capturing graphs may cost."""
+limit at most; a cold start in × bytes / bandwidth, and seconds on top; device memory at its peak in × the weights; what
+capturing graphs may cost."""
 
 
 def lines(results: Mapping[str, Json]) -> list[str]:
@@ -30,6 +34,8 @@ def lines(results: Mapping[str, Json]) -> list[str]:
         "profile": _profile,
         "elementwise": _elementwise,
         "setup": _setup,
+        "loading": _loading,
+        "serve": _serve,
     }
     found = []
     for step, result in results.items():
@@ -142,3 +148,34 @@ def _elementwise(section: Json) -> Iterator[str]:
 def _setup(section: Json) -> Iterator[str]:
     phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in section["seconds"].items())
     yield f"{section['total_seconds']:.1f} s ({phases}); peak {section['peak_to_weights_ratio']:.2f} × weights"
+
+
+def _loading(section: Json) -> Iterator[str]:
+    for row in section["loads"]:
+        for state in ("cold", "warm"):
+            taken, limit = row[f"{state}_seconds"], row[f"{state}_limit_seconds"]
+            if taken is not None and limit is not None:
+                allowed = GOALS["cold_bytes"] * limit + GOALS["cold_seconds"]
+                yield (
+                    f"{row['source']}, {state}: {taken:.1f} s, reading alone {limit:.1f} "
+                    f"(goal ≤ {allowed:.1f}: {_verdict(taken <= allowed)})"
+                )
+        peak = row["peak_to_weights_ratio"]
+        if peak is not None:
+            goal = _verdict(peak <= GOALS["peak"])
+            yield f"{row['source']}: peak {peak:.2f} × weights (goal ≤ {GOALS['peak']}: {goal})"
+    for row in section["loaders"]:
+        times = [f"{row[f'{state}_seconds']:.1f} s {state}" for state in ("cold", "warm") if row[f"{state}_seconds"]]
+        yield f"{row['loader']}: {', '.join(times)}"
+
+
+def _serve(section: Json) -> Iterator[str]:
+    for row in section["servers"]:
+        if row["server"] == "shared batches":
+            yield (
+                f"{row['clients']} clients: {row['requests_per_second']:,.0f} requests/s, "
+                f"p50 {row['p50_milliseconds']:.1f} ms, p99 {row['p99_milliseconds']:.1f} ms"
+            )
+    shares = {row["clients"]: row["of_engine"] for row in section["shares"]}
+    most = max(shares)
+    yield f"{most} clients: {shares[most]:.2f} of the engine's {section['engine_requests_per_second']:,.0f} pairs/s"

@@ -2,7 +2,7 @@
 
     python scripts/measure_gpu.py --to out --part 1     ceilings, throughput, latency; and the tests that need CUDA
     python scripts/measure_gpu.py --to out --part 2     what each part of the engine brings; equality at full size
-    python scripts/measure_gpu.py --to out --part 3     the merge, quality by dtype, a profile, setup, loading
+    python scripts/measure_gpu.py --to out --part 3     setup, loading, serving, a profile, the merge, quality by dtype
     python scripts/measure_gpu.py --to out --dry-run    all of it on the embedded model, tiny, to see that it runs
 
 Each step is a process of its own with its own limit: one that fails or is late is noted, and the next one runs. The
@@ -36,18 +36,18 @@ MARGIN_SECONDS, LEAST_SECONDS = 8, 20
 """Kept for the table at the end; and what is too little to begin a step with."""
 LOG_BYTES = 15 << 20
 DRAW_SECONDS = (20, 90)
-"""Estimate for 14.2 GB in float16: drawing them takes a second; the disk's rate, .2 to 1 GB/s, makes the difference."""
+"""Estimate for 14.5 GB in 16 bits: drawing them takes a second; the disk's rate, .2 to 1 GB/s, makes the difference."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One process: its arguments for Python, the file that it logs to, and how long it may take."""
+    """One process: its arguments for Python, the file that it logs to, how long it may take, and the step it needs."""
 
     name: str
     log: str
     limit: float
     command: tuple[str, ...]
-    needs_weights: bool = False
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,11 @@ def steps(part: int | None, weights: Path, data: Path | None, dry: bool) -> list
     def benchmark(section: str, *options: str) -> tuple[str, ...]:
         return ("scripts/benchmark.py", "--only", section, "--model", model, *options, *small)
 
-    drawn = ("--weights", str(weights))
+    drawn, adapted = ("--weights", str(weights / "merged")), ("--weights", str(weights / "adapted"))
     labelled = ("--data", str(data)) if data else ()
-    draw = Step(
-        "draw",
-        "setup.log",
-        110,
-        ("scripts/random_checkpoint.py", "--model", model, "--merged", "--to", str(weights), *draw_options),
-    )
+    drawing = ("scripts/random_checkpoint.py", "--model", model, *draw_options, "--to")
+    draw = Step("draw", "setup.log", 110, (*drawing, drawn[1], "--merged"))
+    draw_base = Step("draw base", "setup.log", 110, (*drawing, adapted[1]))
     rivals = ("--rival-batches", "2,4") if dry else ("--texts", "768", "--repeats", "3")
     latency = () if dry else ("--repeats", "20")
     many = () if dry else ("--texts", "384", "--repeats", "3")
@@ -88,21 +85,22 @@ def steps(part: int | None, weights: Path, data: Path | None, dry: bool) -> list
         1: [
             draw,
             Step("tests", "tests.log", 120, ("-m", "pytest", "-q", "-p", "no:cacheprovider", *_cuda_tests(dry))),
-            Step("ceilings", "speed.log", 80, benchmark("ceilings", *drawn), True),
-            Step("throughput", "speed.log", 230, benchmark("throughput", "--dtypes", sixteen, *drawn, *rivals), True),
-            Step("latency", "speed.log", 120, benchmark("latency", "--dtypes", sixteen, *drawn, *latency), True),
+            Step("ceilings", "speed.log", 80, benchmark("ceilings", *drawn), "draw"),
+            Step("throughput", "speed.log", 230, benchmark("throughput", "--dtypes", sixteen, *drawn, *rivals), "draw"),
+            Step("latency", "speed.log", 120, benchmark("latency", "--dtypes", sixteen, *drawn, *latency), "draw"),
         ],
         2: [
             draw,
-            Step("levers", "levers.log", 220, benchmark("levers", *drawn, *many), True),
-            Step("equality", "equality.log", 260, benchmark("equality", *drawn), True),
+            Step("levers", "levers.log", 220, benchmark("levers", *drawn, *many), "draw"),
+            Step("equality", "equality.log", 260, benchmark("equality", *drawn), "draw"),
         ],
         3: [
+            draw_base,
+            Step("setup", "setup.log", 120, benchmark("setup", "--repeats", "1", *adapted), "draw base"),
+            Step("loading", "setup.log", 330, benchmark("loading", "--repeats", "1", *adapted), "draw base"),
+            Step("serve", "serve.log", 200, benchmark("serve", "--repeats", "1", *adapted), "draw base"),
+            Step("profile", "levers.log", 150, benchmark("profile,elementwise", *adapted), "draw base"),
             Step("merge", "equality.log", 240, benchmark("equality", *layers, *labelled)),
-            draw,
-            Step("profile", "levers.log", 150, benchmark("profile,elementwise", *drawn), True),
-            Step("setup", "setup.log", 120, benchmark("setup", "--repeats", "1", *drawn), True),
-            Step("loading", "setup.log", 120, benchmark("loading", "--repeats", "1", *drawn), True),
         ],
     }
     if part is not None:
@@ -125,8 +123,7 @@ def run(chosen: Sequence[Step], to: Path, scratch: Path, seconds: float) -> list
     outcomes: list[Outcome] = []
     for step in chosen:
         left = deadline - time.monotonic()
-        undrawn = any(one.step == "draw" and one.status != "good" for one in outcomes)
-        if step.needs_weights and undrawn:
+        if any(one.step == step.needs and one.status != "good" for one in outcomes):
             outcomes.append(Outcome(step.name, "left out: no weights", 0))
         elif left < min(LEAST_SECONDS, step.limit):
             outcomes.append(Outcome(step.name, "left out: no time", 0))
@@ -209,7 +206,7 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="e5-gpu-", dir=arguments.scratch) as folder:
         scratch = Path(folder)
         free = shutil.disk_usage(scratch).free
-        drawing = "" if arguments.dry_run else f"; drawing 14.2 GB: {DRAW_SECONDS[0]} to {DRAW_SECONDS[1]} s"
+        drawing = "" if arguments.dry_run else f"; drawing 14.5 GB: {DRAW_SECONDS[0]} to {DRAW_SECONDS[1]} s"
         print(f"{arguments.minutes} minutes; {free / 1e9:.0f} GB free in {scratch.parent}{drawing}", flush=True)
         chosen = steps(arguments.part, scratch / "weights", arguments.data, arguments.dry_run)
         if arguments.only:
@@ -228,7 +225,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="LIST", help="these steps of them")
     parser.add_argument("--minutes", type=float, default=MINUTES, metavar="N", help=f"in all (default: {MINUTES})")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="trecqa-dev.csv and stsb-en-dev.csv, for quality")
-    parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="for 15 GB of weights (default: the system's)")
+    parser.add_argument(
+        "--scratch", type=Path, metavar="FOLDER", help="for 15 GB of weights, 45 without --part (default: the system's)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="on the embedded model, with tiny sizes")
     return parser.parse_args(argv)
 

@@ -211,8 +211,8 @@ def test_a_lever_that_fails_is_left_out_with_its_reason() -> None:
     assert list(found) == [bench_levers.BASE] and skipped == {"bad": "ValueError: no such kernel"}
 
 
-def script(text: str, limit: float = 60, needs_weights: bool = False, name: str = "step") -> Step:
-    return Step(name, "one.log", limit, ("-c", text), needs_weights)
+def script(text: str, limit: float = 60, needs: str = "", name: str = "step") -> Step:
+    return Step(name, "one.log", limit, ("-c", text), needs)
 
 
 def test_a_step_that_fails_or_is_late_does_not_keep_the_next_from_running(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_step_that_fails_or_is_late_does_not_keep_the_next_from_running(tmp_pa
 
 
 def test_what_cannot_be_measured_any_more_is_left_out(tmp_path: Path) -> None:
-    steps = [script("raise SystemExit(1)", name="draw"), script("", needs_weights=True), script("pass")]
+    steps = [script("raise SystemExit(1)", name="draw"), script("", needs="draw"), script("pass")]
     outcomes = measure_gpu.run(steps, tmp_path, tmp_path, 60)
     assert [one.status for one in outcomes] == ["status 1", "left out: no weights", "good"]
     assert [one.status for one in measure_gpu.run(steps[2:], tmp_path, tmp_path, 10)] == ["left out: no time"]
@@ -249,7 +249,7 @@ def test_a_long_log_keeps_its_head_and_its_tail(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("dry", [True, False])
 def test_every_step_is_a_command_that_is_understood(dry: bool, tmp_path: Path) -> None:
     steps = measure_gpu.steps(None, tmp_path, tmp_path, dry)
-    assert len({step.name for step in steps}) == len(steps) == 11
+    assert len({step.name for step in steps}) == len(steps) == 13
     logs = {step.log for step in steps}
     assert len(logs) <= 7 and all(set(log) <= set("abcdefghijklmnopqrstuvwxyz.") for log in logs)
     for number in (1, 2, 3):
@@ -258,7 +258,8 @@ def test_every_step_is_a_command_that_is_understood(dry: bool, tmp_path: Path) -
         if step.command[0] == "scripts/benchmark.py":
             arguments = benchmark._arguments(list(step.command[1:]))
             assert arguments.model == (catalog.EMBEDDED if dry else catalog.FLAGSHIP) and arguments.quick == dry
-            assert step.needs_weights == (arguments.weights == tmp_path)
+            folders = {None: "", tmp_path / "merged": "draw", tmp_path / "adapted": "draw base"}
+            assert step.needs == folders[arguments.weights]
     tests = next(step for step in steps if step.name == "tests").command
     assert dry or "tests/test_attention.py" in tests
 
@@ -281,6 +282,10 @@ def test_figures_say_what_was_reached_and_what_was_not() -> None:
     ratios = [{"of": "this package float16", "to": "sentence-transformers float16", "ratio": 1.55}]
     found = gpu_figures.lines({"throughput": {"throughput": {"engines": engines, "ratios": ratios}}})
     assert len(found) == 2 and found[0].endswith("(goal ≥ 0.75: reached)") and found[1].endswith("1.6: MISSED)")
+    load = {"source": "adapter", "cold_seconds": 9.0, "cold_limit_seconds": 6.0, "peak_to_weights_ratio": 1.2}
+    loads = [{**load, "warm_seconds": 9.0, "warm_limit_seconds": 4.9}]
+    cold, warm, peak = gpu_figures.lines({"loading": {"loading": {"loads": loads, "loaders": []}}})
+    assert cold.endswith("(goal ≤ 10.2: reached)") and warm.endswith("(goal ≤ 8.9: MISSED)") and "1.15: MISSED" in peak
     assert gpu_figures.lines({"latency": {"latency": {"skipped": "no rival"}}}) == ["  latency: no rival"]
 
 
