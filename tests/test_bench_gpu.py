@@ -265,7 +265,7 @@ def test_every_step_is_a_command_that_is_understood(dry: bool, tmp_path: Path) -
 
 
 def test_a_dry_run_measures_and_compares(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    options = ["--dry-run", "--only", "draw,ceilings,levers,profile,equality", "--scratch", str(tmp_path)]
+    options = ["--dry-run", "--only", "draw,draw base,ceilings,levers,profile,equality", "--scratch", str(tmp_path)]
     status = measure_gpu.main(["--to", str(tmp_path / "out"), *options])
     output = capfd.readouterr().out
     assert status == 0, [path.read_text("utf-8")[-2000:] for path in (tmp_path / "out").glob("*.log")]
