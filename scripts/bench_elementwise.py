@@ -1,9 +1,12 @@
 """What a decoder computes between its products, by itself: fused kernels, torch's operators, and those compiled.
 
+Where liger-kernel is installed, its norm with addition and its gate as well; its rotation takes another layout.
+
 Each as a share of its floor, the bytes that one pass must move over the measured bandwidth; what stays in the cache, as
 128 tokens do on a GPU, may be faster. Time of the device: the calls are recorded in a graph.
 """
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -18,12 +21,14 @@ from scripts.bench_report import Json, log, table
 TOKENS = {"cuda": (128, 16384), "cpu": (128,)}
 CALLS = 20
 """In one graph, one after the other."""
-KERNELS, OPERATORS, COMPILED = "kernels", "torch's operators", "the same, compiled"
+KERNELS, OPERATORS, COMPILED, LIGER = "kernels", "torch's operators", "the same, compiled", "liger-kernel"
 
 
 def measure(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype, bytes_per_second: float) -> Json:
     """For the sizes of a config.json of Mistral's kind, in 16 bits."""
     ways = [KERNELS, OPERATORS, COMPILED] if device.type == "cuda" else [OPERATORS]
+    if device.type == "cuda" and importlib.util.find_spec("liger_kernel"):
+        ways.append(LIGER)
     rows: list[Json] = []
     skipped: dict[str, str] = {}
     for tokens in TOKENS[device.type]:
@@ -32,7 +37,7 @@ def measure(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype,
             for name, (size, make) in _cases(config, tokens, device, dtype).items():
                 try:
                     with _switch(way), torch.inference_mode():
-                        action = make(_compiled if way == COMPILED else _plain)
+                        action = make({COMPILED: _compiled, LIGER: _liger}.get(way, _plain))
                         seconds = seconds_each([action] * CALLS, device, rounds=20 if device.type == "cuda" else 3)
                 except Exception as error:  # a compiler that is not there is a reason, not the end
                     skipped[way] = f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -62,6 +67,20 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     compiled: Callable[..., Any] = torch.compile(function, dynamic=False)
     return compiled
+
+
+def _liger(function: Callable[..., Any]) -> Callable[..., Any]:
+    from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
+    from liger_kernel.ops.swiglu import LigerFusedGateUpSiLUMulFunction
+
+    if function is elementwise.gate:
+        gate: Callable[..., Any] = LigerFusedGateUpSiLUMulFunction.apply
+        return gate
+    if function is elementwise.add_rms_norm:
+        return lambda hidden, change, weight, epsilon: LigerFusedAddRMSNormFunction.apply(
+            change, hidden, weight, epsilon, 0.0, "llama", False
+        )
+    raise NotImplementedError("its rotation takes queries and keys in another layout")
 
 
 def _switch(way: str) -> AbstractContextManager[object]:
