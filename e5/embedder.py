@@ -125,10 +125,9 @@ class Embedder:
         `progress`: a bar on stderr; None shows it on a terminal when the work takes longer than two seconds.
         Raises InputError for a text or task that cannot be embedded.
         """
+        checked = check_texts("queries", texts)
         check_task(task)
-        return self._embed(
-            check_texts("queries", texts), lambda some: self.tokenize(some, [], task), normalize, progress
-        )
+        return self._embed(checked, lambda some: self.tokenize(some, [], task), normalize, progress)
 
     def embed_documents(
         self, texts: Sequence[str], *, normalize: bool = False, progress: bool | None = None
