@@ -126,7 +126,7 @@ def _varlen_kernel(
 ) -> Tensor:
     # What torch.nn.attention.varlen.varlen_attn (torch 2.11 to 2.13) calls, without what it adds: an operator written
     # in Python, and zeros made on the device for each call, which is one launch in ten of a layer.
-    output: Tensor = torch.ops.aten._flash_attention_forward(
+    output: Tensor = torch.ops.aten._flash_attention_forward.default(
         query,
         key,
         value,

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 LADDER = tuple(range(32, 513, 32))
 """Tokens. Above, launching takes less time than computing: some 4 ms against 12 for the flagship on an H200."""
-TOKENS_A_TEXT = 8
+TOKENS_A_TEXT = 16
 """A step has room for a text in every so many tokens; a batch of more and shorter texts takes a larger step."""
 
 Forward = Callable[[PackedBatch], Tensor]
@@ -93,30 +93,37 @@ def record(forward: Forward, device: torch.device) -> Graphs | None:
     """Graphs of a model on CUDA; None, with a warning, where they cannot be made."""
     try:
         return Graphs(forward, device, _CudaCapture(device))
-    except RuntimeError as error:  # also torch.OutOfMemoryError
+    except Exception as error:  # of torch and of Triton: whatever it is, it must not keep the model from starting
         log.warning("small batches run without CUDA graphs, which could not be recorded (%s)", error)
-        torch.cuda.empty_cache()
-        return None
+    torch.cuda.empty_cache()  # not before: the exception held what had been recorded
+    return None
 
 
 class _CudaCapture:
-    """Records what a computation launches. All recordings share one pool of memory."""
+    """Records what a computation launches. All recordings share one pool of memory, and one stream.
+
+    cuBLAS keeps a workspace of 32 MB for each stream that it has ever run on.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
         # Once unrecorded: libraries set themselves up at their first call, which may not be recorded.
-        current, side = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
             compute()
-        current.wait_stream(side)
+        current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads may allocate meanwhile, the server's for one.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            output = compute()
+        try:
+            # thread_local: other threads may allocate meanwhile, the server's for one.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                output = compute()
+        except BaseException:
+            torch.cuda.set_stream(current)  # where a recording fails, torch 2.11 leaves its own the current one
+            raise
         return output, graph.replay
 
 

@@ -112,7 +112,9 @@ def _store(
     if FLOAT8:
         factor = tl.maximum(tl.max(tl.abs(values), axis=0) / MAX, SMALLEST)
         tl.store(scale + row, factor)
-        values = tl.minimum(tl.maximum(values / factor, -MAX), MAX)
+        # NaN has to arrive: what is not finite in the end is an error, and 448 would hide it.
+        values = tl.maximum(values / factor, -MAX, propagate_nan=tl.PropagateNan.ALL)
+        values = tl.minimum(values, MAX, propagate_nan=tl.PropagateNan.ALL)
     tl.store(out + row * WIDTH + columns, values.to(out.dtype.element_ty), mask=mask)
 
 

@@ -28,6 +28,9 @@ from e5.stopwatch import Stopwatch
 from e5.vectors import Vectors
 from e5.weights import LocalWeights
 
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What CPUs say; the driver, of pinned memory and of launches; and cuBLAS."""
+
 
 class Network(Protocol):
     """A transformer without a head: `e5.decoder.Decoder` or `e5.encoder.Encoder`.
@@ -86,12 +89,11 @@ class PackedModel:
         """Record passes for small batches, where the attention is that of the variable-length kernel: it takes the
         texts' lengths from the device. Elsewhere nothing is done."""
         if self.network.pools_last_token and attention.has_kernel(self.device, self.network.dtype):
-            with _current(self.device):
-                self.graphs = graphs.record(self.network.forward, self.device)
+            self.graphs = graphs.record(self.network.forward, self.device)
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:
-    """Triton launches on the current device, and graphs record on it, wherever the tensors lie."""
+    """Triton launches on the current device, memory is pinned and graphs are recorded for it, wherever tensors lie."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -125,15 +127,16 @@ def load(
     WeightsError, and SettingsError for a dtype that model or device cannot have.
     """
     started = time.perf_counter()
-    network = _empty(model, weights.checkpoint, device, dtype)
-    adapter = Adapter(weights.adapter) if weights.adapter else None
-    with _compiling(network):
-        merge_seconds = _fill(network, weights.checkpoint, adapter)
-    if device.type == "cpu":
-        _keep_freed_memory()  # not before: what loading frees should go back
-    packed = PackedModel(network, model.pooling, dtype)
-    seconds = {"load": time.perf_counter() - started - merge_seconds, "merge": merge_seconds}
-    packed.record_graphs()
+    with _current(device):
+        network = _empty(model, weights.checkpoint, device, dtype)
+        adapter = Adapter(weights.adapter) if weights.adapter else None
+        with _compiling(network):
+            merge_seconds = _fill(network, weights.checkpoint, adapter)
+        if device.type == "cpu":
+            _keep_freed_memory()  # not before: what loading frees should go back
+        packed = PackedModel(network, model.pooling, dtype)
+        seconds = {"load": time.perf_counter() - started - merge_seconds, "merge": merge_seconds}
+        packed.record_graphs()
     if packed.graphs is not None:
         seconds["graphs"] = packed.graphs.seconds
     return packed, seconds
@@ -217,8 +220,8 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it says that the device, or the host, has no memory left: CPUs say it in a bare RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether it says that the device, or the host, has no memory left: beside their own exceptions in bare texts."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in NO_MEMORY)
 
 
 def release_memory() -> None:

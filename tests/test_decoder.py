@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralModel
 
-from e5 import Embedder, SettingsError, catalog, elementwise
+from e5 import Embedder, SettingsError, catalog, elementwise, model
 from e5.batches import pack
 from e5.decoder import Config, Decoder
 from e5.errors import WeightsError
@@ -147,10 +147,9 @@ def test_float8_is_for_decoders(bert_folder: Path) -> None:
 def test_a_gpu_without_float8_is_named(decoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
-    base = decoder_folder / "base"
-    files = LocalWeights("merged", base, base, None)
+    flagship = catalog.get("e5-mistral-7b-instruct")
     with pytest.raises(SettingsError, match="E5_DTYPE=float8: NVIDIA A100 has no such arithmetic"):
-        load(catalog.get("e5-mistral-7b-instruct"), files, torch.device("cuda"), FLOAT8)
+        model._empty(flagship, decoder_folder / "base", torch.device("cuda"), FLOAT8)
 
 
 def test_kernels_that_do_not_compile_are_done_without(

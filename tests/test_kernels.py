@@ -106,6 +106,15 @@ def test_float8_rows_have_a_scale_each_that_makes_the_largest_448(dtype: torch.d
         assert torch.equal(full, largest[:, 0] > 0) or not CUDA
 
 
+@pytest.mark.skipif(not CUDA, reason="Triton's interpreter makes a number of NaN in float8")
+def test_nan_passes_through_float8() -> None:
+    rows = draw(3, 256, dtype=torch.bfloat16)
+    rows[1, 7] = torch.nan
+    for got in (kernels.quantize(rows), kernels.gate(rows, True), linear.quantize(rows)):
+        broken = plain(got).isnan().any(dim=1)
+        assert broken.tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_torch_s_operators_compute_the_same(dtype: torch.dtype) -> None:
     """What runs where there is no Triton. They round after each step, so their tolerance is twice the kernels'."""

@@ -18,7 +18,7 @@ from e5.batches import pack
 from e5.encoder import max_positions, position_padding
 from e5.errors import WeightsError
 from e5.linear import Dense, Rows
-from e5.model import load
+from e5.model import is_out_of_memory, load
 from e5.weights import LocalWeights
 from tests import checkpoints
 
@@ -348,7 +348,7 @@ import sys, threading, time
 from pathlib import Path
 import torch
 from e5 import catalog, model as e5_model
-from e5.model import load
+from e5.model import is_out_of_memory, load
 from e5.weights import LocalWeights
 
 e5_model._keep_freed_memory = lambda: None  # which comes after a process's first load, and here the second is measured
@@ -440,3 +440,19 @@ def test_sixteen_bits_on_a_cpu_multiply_few_shapes_and_give_the_same_vectors(
     for length in range(257, 289):
         model.embed(pack([[1] * length], few_shapes=True))
     assert seen == {288, 32}
+
+
+@pytest.mark.parametrize(
+    ("error", "says_so"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (ValueError("out of range"), False),
+    ],
+)
+def test_what_says_that_there_is_no_memory(error: Exception, says_so: bool) -> None:
+    assert is_out_of_memory(error) == says_so
