@@ -39,13 +39,15 @@ LEVERS = (
     Lever("torch's operators between products", bench_variants.without_kernels, "kernels"),
     Lever("no graphs", bench_variants.without_graphs, "graphs"),
     Lever("attention by dense runs", bench_variants.dense_attention, "attention"),
+    Lever("products by cuBLASLt", bench_variants.cublaslt, "products"),
+    Lever("float16 products summed in float32", bench_variants.sums_in_float32, "products"),
     Lever("waiting for each batch", bench_variants.synchronised, "synchronised"),
     Lever("all texts tokenised first", ready="measured"),
     Lever("token ids ready", ready="not measured"),
     *(Lever(f"batches of {size:,} tokens", partial(bench_variants.budget, tokens=size)) for size in BUDGETS),
 )
 PAIR_LEVERS = tuple(
-    lever for lever in LEVERS if lever.needs in ("kernels", "graphs", "attention") or lever.name == BASE
+    lever for lever in LEVERS if lever.needs in ("kernels", "graphs", "attention", "products") or lever.name == BASE
 )
 FLOAT8 = Lever(bench_variants.FLOAT8, needs=bench_variants.FLOAT8)
 

@@ -35,7 +35,7 @@ def missing(embedder: Embedder) -> dict[str, str]:
         found["graphs"] = "there are none"
     if not embedder.device.startswith("cuda"):
         found |= {"kernels": "they run on CUDA only", "attention": "it runs on CUDA only"}
-        found["synchronised"] = "a CPU computes nothing beside"
+        found |= {"synchronised": "a CPU computes nothing beside", "products": "cuBLAS is for CUDA"}
     elif not elementwise.use_kernels:
         found["kernels"] = "they could not be compiled: the log says why"
     if not has_float8(embedder.model):
@@ -88,4 +88,47 @@ def synchronised(embedder: Embedder) -> Iterator[None]:
 def budget(embedder: Embedder, tokens: int) -> Iterator[None]:
     """Another number of tokens at most in one pass."""
     with patch.object(embedder, "max_batch_tokens", tokens):
+        yield
+
+
+@contextmanager
+def cublaslt(embedder: Embedder) -> Iterator[None]:
+    """Products by cuBLASLt, which chooses its kernels by other rules than cuBLAS."""
+    before = torch.backends.cuda.preferred_blas_library()
+    torch.backends.cuda.preferred_blas_library("cublaslt")
+    try:
+        with _recorded_anew(embedder, "cublaslt"):
+            yield
+    finally:
+        torch.backends.cuda.preferred_blas_library(before)
+
+
+@contextmanager
+def sums_in_float32(embedder: Embedder) -> Iterator[None]:
+    """Parts of a float16 product are added up in float32, which torch does not insist on by itself."""
+    flags = torch.backends.cuda.matmul
+    before = flags.allow_fp16_reduced_precision_reduction
+    flags.allow_fp16_reduced_precision_reduction = False
+    try:
+        with _recorded_anew(embedder, "float32"):
+            yield
+    finally:
+        flags.allow_fp16_reduced_precision_reduction = before
+
+
+_recorded: dict[tuple[int, str], Graphs | None] = {}
+
+
+@contextmanager
+def _recorded_anew(embedder: Embedder, key: str) -> Iterator[None]:
+    """With graphs of their own: the engine's have recorded which kernel multiplies. Made once."""
+    if embedder.packed.graphs is None:
+        yield
+        return
+    known = (id(embedder), key)
+    with patch.object(embedder.packed, "graphs", None):
+        if known not in _recorded:
+            embedder.packed.record_graphs()
+            _recorded[known] = embedder.packed.graphs
+        embedder.packed.graphs = _recorded[known]
         yield

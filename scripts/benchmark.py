@@ -96,6 +96,9 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> Json:
     for name in arguments.only:
         result[name], card = getattr(bench, name)()
         print(f"\n{card}", flush=True)
+    if state := bench.gpu_state():
+        result["gpu"] = state
+        print("\nOn the GPU: " + ", ".join(f"{name} {'on' if on else 'OFF'}" for name, on in state.items()), flush=True)
     print(flush=True)
     return result
 
@@ -240,6 +243,15 @@ class Bench:
 
         result = bench_gateway.measure(self.model.name, self.texts, self._environment, self.quick, self.rounds)
         return result, bench_gateway.card(result)
+
+    def gpu_state(self) -> dict[str, bool]:
+        """Whether the engine measured has what it should have on a GPU; {} elsewhere, or if none was loaded."""
+        loaded = self.engines.default if "engines" in vars(self) else vars(self).get("texts") and self.texts.embedder
+        if not loaded or self.device.type != "cuda" or self.model.architecture != "mistral":
+            return {}
+        from e5 import elementwise
+
+        return {"fused kernels": elementwise.use_kernels, "graphs": loaded.packed.graphs is not None}
 
     @property
     def _environment(self) -> dict[str, str]:

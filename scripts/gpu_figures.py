@@ -39,6 +39,7 @@ def lines(results: Mapping[str, Json]) -> list[str]:
     }
     found = []
     for step, result in results.items():
+        found += [f"  {step}: {name} are OFF, see its log" for name, on in result.get("gpu", {}).items() if not on]
         for section, figures in parts.items():
             if section in result:
                 try:

@@ -176,6 +176,29 @@ def test_switches_are_put_back(library: Embedder, monkeypatch: pytest.MonkeyPatc
     assert len(waits) == 2
 
 
+def test_graphs_are_recorded_anew_where_other_kernels_multiply(
+    library: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = torch.backends.cuda.matmul
+    own: Any = object()
+    recorded: list[bool] = []
+
+    def record(packed: Any) -> None:
+        recorded.append(flags.allow_fp16_reduced_precision_reduction)
+        packed.graphs = object()
+
+    monkeypatch.setattr(bench_variants, "_recorded", {})
+    monkeypatch.setattr(type(library.packed), "record_graphs", record)
+    monkeypatch.setattr(library.packed, "graphs", own)
+    found = []
+    for _ in range(2):
+        with bench_variants.sums_in_float32(library):
+            found.append(library.packed.graphs)
+            assert not flags.allow_fp16_reduced_precision_reduction
+        assert library.packed.graphs is own and flags.allow_fp16_reduced_precision_reduction
+    assert recorded == [False] and found[0] is found[1] is not own
+
+
 def test_graphs_are_compared_with_direct_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     embedder = Embedder.load(dtype="float32", device="cpu")
     embedder.packed.few_shapes = False  # as on a GPU
@@ -282,6 +305,9 @@ def test_figures_say_what_was_reached_and_what_was_not() -> None:
     ratios = [{"of": "this package float16", "to": "sentence-transformers float16", "ratio": 1.55}]
     found = gpu_figures.lines({"throughput": {"throughput": {"engines": engines, "ratios": ratios}}})
     assert len(found) == 2 and found[0].endswith("(goal ≥ 0.75: reached)") and found[1].endswith("1.6: MISSED)")
+    assert gpu_figures.lines({"levers": {"gpu": {"graphs": True, "fused kernels": False}}}) == [
+        "  levers: fused kernels are OFF, see its log"
+    ]
     load = {"source": "adapter", "cold_seconds": 9.0, "cold_limit_seconds": 6.0, "peak_to_weights_ratio": 1.2}
     loads = [{**load, "warm_seconds": 9.0, "warm_limit_seconds": 4.9}]
     cold, warm, peak = gpu_figures.lines({"loading": {"loading": {"loads": loads, "loaders": []}}})
