@@ -4,9 +4,11 @@ Covers the layouts in which the family is published: one file, or shards with an
 of a model with a head (`model.`, `bert.`, `roberta.` in front). Does not cover pickled checkpoints, on purpose.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -33,6 +35,18 @@ def bare_name(name: str) -> str:
 def is_weight(name: str) -> bool:
     """Whether the tensor of that bare name belongs to the bare model."""
     return not name.startswith(NOT_OURS) and not name.endswith(BUFFERS)
+
+
+def config(folder: Path) -> dict[str, Any]:
+    """What the folder's config.json says. Raises WeightsError where it says nothing."""
+    path = folder / "config.json"
+    try:
+        said = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise reading.unreadable(path, error) from error
+    if not isinstance(said, dict):
+        raise reading.unreadable(path, "it is no JSON object")
+    return said
 
 
 def shards(folder: Path) -> list[Path]:

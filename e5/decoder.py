@@ -9,7 +9,6 @@ embedded model, 3 % in the 32 of the flagship.
 No part of transformers is imported: that alone would take 2.5 s of every start.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from e5 import elementwise, linear
+from e5 import checkpoint, elementwise, linear, reading
 from e5.attention import last_token_attention, packed_attention
 from e5.batches import PackedBatch, rounded
 from e5.errors import WeightsError
@@ -45,12 +44,12 @@ class Config:
     epsilon: float
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, folder: Path) -> Self:
         """From config.json as transformers writes it, release 4 or 5. Raises WeightsError for what is not covered.
 
         What a file leaves out is as in transformers' MistralConfig.
         """
-        said = json.loads(path.read_text("utf-8"))
+        said, path = checkpoint.config(folder), folder / "config.json"
         rope: Mapping[str, Any] = said.get("rope_parameters") or said.get("rope_scaling") or {}
         kind = rope.get("rope_type", rope.get("type", "default"))
         for name, value, right in (
@@ -60,20 +59,24 @@ class Config:
         ):
             if value != right:
                 raise WeightsError(f"{path} asks for {name}={value!r}, which is not computed here: pass other weights")
-        width, heads = int(said.get("hidden_size", 4096)), int(said.get("num_attention_heads", 32))
-        return cls(
-            vocabulary=int(said.get("vocab_size", 32000)),
-            width=width,
-            inner=int(said.get("intermediate_size", 14336)),
-            layers=int(said.get("num_hidden_layers", 32)),
-            heads=heads,
-            key_heads=int(said.get("num_key_value_heads", 8)),
-            head_width=int(said.get("head_dim") or width // heads),
-            positions=int(said.get("max_position_embeddings", 131072)),
-            window=said.get("sliding_window", 4096),
-            theta=float(rope.get("rope_theta") or said.get("rope_theta") or 10000.0),
-            epsilon=float(said.get("rms_norm_eps", 1e-6)),
-        )
+        try:
+            width, heads = int(said.get("hidden_size", 4096)), int(said.get("num_attention_heads", 32))
+            window = said.get("sliding_window", 4096)
+            return cls(
+                vocabulary=int(said.get("vocab_size", 32000)),
+                width=width,
+                inner=int(said.get("intermediate_size", 14336)),
+                layers=int(said.get("num_hidden_layers", 32)),
+                heads=heads,
+                key_heads=int(said.get("num_key_value_heads", 8)),
+                head_width=int(said.get("head_dim") or width // heads),
+                positions=int(said.get("max_position_embeddings", 131072)),
+                window=None if window is None else int(window),
+                theta=float(rope.get("rope_theta") or said.get("rope_theta") or 10000.0),
+                epsilon=float(said.get("rms_norm_eps", 1e-6)),
+            )
+        except (TypeError, ValueError) as error:
+            raise reading.unreadable(path, error) from error
 
 
 @dataclass(frozen=True)

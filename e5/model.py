@@ -6,7 +6,6 @@ them in float32.
 """
 
 import ctypes
-import json
 import os
 import platform
 import time
@@ -143,7 +142,7 @@ def load(
 
 
 def _empty(model: catalog.Model, folder: Path, device: torch.device, dtype: torch.dtype) -> Network:
-    kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+    kind = checkpoint.config(folder).get("model_type")
     if kind not in model.architectures:
         raise WeightsError(
             f"{folder} holds a {kind} model, {model.name} is a {model.architecture} one: "
@@ -153,8 +152,8 @@ def _empty(model: catalog.Model, folder: Path, device: torch.device, dtype: torc
         if dtype == FLOAT8:
             _check_float8(device)
             # The only dtype that the product of float8 rows, each with its own scale, gives back on Hopper.
-            return decoder.Decoder(decoder.Config.read(folder / "config.json"), device, torch.bfloat16, float8=True)
-        return decoder.Decoder(decoder.Config.read(folder / "config.json"), device, dtype)
+            return decoder.Decoder(decoder.Config.read(folder), device, torch.bfloat16, float8=True)
+        return decoder.Decoder(decoder.Config.read(folder), device, dtype)
     if dtype == FLOAT8:
         raise SettingsError(f"E5_DTYPE=float8 is for Mistral models, {model.name} is a {kind} one: leave it out")
     from e5.encoder import Encoder  # imports transformers, 2.5 s that the decoders' starts do without

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,9 +40,8 @@ V4 = {"rope_theta": 5e5, "rope_scaling": None, "hidden_size": 64, "num_attention
 
 
 def config(folder: Path, **said: object) -> Config:
-    path = folder / "config.json"
-    path.write_text(json.dumps({"model_type": "mistral", **said}), "utf-8")
-    return Config.read(path)
+    (folder / "config.json").write_text(json.dumps({"model_type": "mistral", **said}), "utf-8")
+    return Config.read(folder)
 
 
 @pytest.mark.parametrize("said", [{}, V4, {"head_dim": None, "sliding_window": None}, {"head_dim": 32}])
@@ -65,6 +65,21 @@ def test_what_is_not_computed_is_refused_by_name(field: str, value: object, tmp_
     name = "rope_type" if field.startswith("rope") else field
     with pytest.raises(WeightsError, match=f"asks for {name}=.*, which is not computed here"):
         config(tmp_path, **{field: value})
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"hidden_size": "wide"}', '{"num_attention_heads": null}'])
+def test_a_config_that_says_nothing_is_refused(content: str | None, decoder_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(decoder_folder, folder)
+    path = folder / "base" / "config.json"
+    if content is None:
+        path.unlink()
+    else:
+        said = json.loads(content) if content.startswith('{"') else None
+        path.write_text(content if said is None else json.dumps({"model_type": "mistral", **said}), "utf-8")
+    base = folder / "base"
+    with pytest.raises(WeightsError, match=r"config\.json cannot be read \(.*\): delete it and fetch it again"):
+        load(catalog.get("e5-mistral-7b-instruct"), LocalWeights("merged", base, base, None), CPU, torch.float32)
 
 
 def test_places_are_the_stock_model_s_parameters(tmp_path: Path) -> None:
@@ -158,7 +173,7 @@ def test_kernels_that_do_not_compile_are_done_without(
     def broken(*_: object) -> None:
         raise RuntimeError("Failed to find C compiler")
 
-    decoder = Decoder(Config.read(decoder_folder / "base" / "config.json"), CPU, torch.float32)
+    decoder = Decoder(Config.read(decoder_folder / "base"), CPU, torch.float32)
     monkeypatch.setattr(elementwise, "use_kernels", True)
     decoder.compile_kernels()  # every operator is called once as the layers call it
     assert elementwise.use_kernels and not caplog.messages
