@@ -8,7 +8,6 @@ import asyncio
 import itertools
 import json
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import local_gateway
-from scripts.bench_report import Json, log, median, percentile, table
+from scripts.bench_report import Json, log, table
 from scripts.bench_texts import Pair, Texts
-from scripts.load_client import Client, new_id
+from scripts.load_client import Client, Reply, Spell, keep_busy, new_id, rate_and_waits
 from scripts.local_server import running
 
 DIRECT = "the Cog server itself"
@@ -57,7 +56,7 @@ def measure(model: str, texts: Texts, environment: dict[str, str], quick: bool, 
     """`environment`: the E5_* variables that make a server run the model."""
     pairs = texts.pairs(PAIRS if not quick else 50)
     clients, seconds = (QUICK_CLIENTS, QUICK_SECONDS) if quick else (CLIENTS, SECONDS)
-    runs: dict[tuple[str, int], list[Json]] = defaultdict(list)
+    runs: dict[tuple[str, int], list[Spell]] = defaultdict(list)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         log("starting a server and a gateway …")
@@ -68,7 +67,7 @@ def measure(model: str, texts: Texts, environment: dict[str, str], quick: bool, 
             for count, way in itertools.product(clients, ways(model)):
                 url = server.url if way.name == DIRECT else gateway.url
                 runs[way.name, count].append(asyncio.run(_load(url, way, pairs, model, count, seconds)))
-    rows = [_row(name, count, found) for (name, count), found in runs.items()]
+    rows = [{"way": name, "clients": count, **rate_and_waits(found)} for (name, count), found in runs.items()]
     return {"pairs": len(pairs), "dtype": texts.embedder.dtype, "rounds": rounds, "seconds": seconds, "ways": rows} | {
         "against_direct": _against_direct(rows)
     }
@@ -100,38 +99,17 @@ def card(result: Json) -> str:
     )
 
 
-async def _load(url: str, way: Way, pairs: Sequence[Pair], model: str, clients: int, seconds: float) -> Json:
-    """Requests of so many clients for so long, each sent when the one before is answered."""
-    waits: list[float] = []
+async def _load(url: str, way: Way, pairs: Sequence[Pair], model: str, clients: int, seconds: float) -> Spell:
     turns = itertools.cycle(pairs)
     async with Client.connect(url) as client:
 
-        async def ask() -> float:
+        async def ask() -> Reply:
             reply = await client.send("POST", way.path, way.body(next(turns), model), retry=True, **way.headers)
             if reply.http_status != way.status:
                 raise RuntimeError(f"{way.name} answered {reply.http_status}: {reply.content[:300]!r}")
-            return reply.seconds
+            return reply
 
-        await asyncio.gather(*(ask() for _ in range(clients)))
-        started = time.perf_counter()
-
-        async def work() -> None:
-            while time.perf_counter() - started < seconds:
-                waits.append(await ask())
-
-        await asyncio.gather(*(work() for _ in range(clients)))
-        return {"requests_per_second": len(waits) / (time.perf_counter() - started), "waits": waits}
-
-
-def _row(name: str, clients: int, found: Sequence[Json]) -> Json:
-    waits = [wait for one in found for wait in one["waits"]]
-    return {
-        "way": name,
-        "clients": clients,
-        "requests_per_second": median([one["requests_per_second"] for one in found]),
-        "p50_milliseconds": percentile(waits, 50) * 1e3,
-        "p99_milliseconds": percentile(waits, 99) * 1e3,
-    }
+        return await keep_busy(ask, clients, seconds)
 
 
 def _against_direct(rows: Sequence[Json]) -> list[Json]:

@@ -13,14 +13,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from e5 import DEFAULT_TASK
 from e5.embedder import Embedder
 from scripts import bench_answer
 from scripts.bench_report import Json, log, median, percentile, table
 from scripts.bench_texts import Pair, Texts
-from scripts.load_client import Client
+from scripts.load_client import Client, Reply, Spell, keep_busy, rate_and_waits
 from scripts.local_server import ROOT, running
 
 OURS, ALONE, CEILING = "shared batches", "one at a time", "no model (the server's ceiling)"
@@ -35,7 +34,7 @@ def measure(embedder: Embedder, texts: Texts, environment: dict[str, str], quick
     pairs = texts.pairs(PAIRS if not quick else 50)
     clients, seconds = (QUICK_CLIENTS, QUICK_SECONDS) if quick else (CLIENTS, SECONDS)
     one_at_a_time = {"COG_PREDICT_TYPE_STUB": "scripts/bench_serve_predictor.py:Predictor", "PYTHONPATH": str(ROOT)}
-    runs: dict[tuple[str, int], list[Json]] = defaultdict(list)
+    runs: dict[tuple[str, int], list[Spell]] = defaultdict(list)
     engine: list[float] = []
     lone: list[float] = []
     with ExitStack() as stack:
@@ -113,40 +112,23 @@ def _bodies(name: str, pairs: Sequence[Pair], dimensions: int) -> list[Json]:
     return [{"query": pair.query, "document": pair.document, "encoding_format": "base64"} for pair in pairs]
 
 
-async def _load(url: str, inputs: Sequence[Json], clients: int, seconds: float) -> Json:
-    """Requests of so many clients for so long, each sent when the one before is answered."""
-    waits: list[float] = []
-    metrics: list[dict[str, Any]] = []
+async def _load(url: str, inputs: Sequence[Json], clients: int, seconds: float) -> Spell:
     turns = itertools.cycle(inputs)
     async with Client.connect(url) as client:
-        await asyncio.gather(*(client.predict(next(turns)) for _ in range(clients)))
-        started = time.perf_counter()
 
-        async def work() -> None:
-            while time.perf_counter() - started < seconds:
-                reply = await client.predict(next(turns))
-                if reply.http_status != 200:
-                    raise RuntimeError(f"the server answered {reply.http_status}: {reply.content[:300]!r}")
-                waits.append(reply.seconds)
-                if len(waits) % 20 == 0:
-                    metrics.append(reply.body["metrics"])
+        async def ask() -> Reply:
+            reply = await client.predict(next(turns))
+            if reply.http_status != 200:
+                raise RuntimeError(f"the server answered {reply.http_status}: {reply.content[:300]!r}")
+            return reply
 
-        await asyncio.gather(*(work() for _ in range(clients)))
-        spent = time.perf_counter() - started
-    return {"requests_per_second": len(waits) / spent, "waits": waits, "metrics": metrics}
+        return await keep_busy(ask, clients, seconds)
 
 
-def _row(name: str, clients: int, found: Sequence[Json]) -> Json:
-    waits = [wait for one in found for wait in one["waits"]]
-    metrics = [one for each in found for one in each["metrics"]]
-    row: Json = {
-        "server": name,
-        "clients": clients,
-        "requests_per_second": median([one["requests_per_second"] for one in found]),
-        "p50_milliseconds": percentile(waits, 50) * 1e3,
-        "p99_milliseconds": percentile(waits, 99) * 1e3,
-    }
+def _row(name: str, clients: int, found: Sequence[Spell]) -> Json:
+    metrics = [reply.body["metrics"] for spell in found for reply in spell.replies[::20]]
     names = [key for key in ("batch_texts", *PHASES) if metrics and key in metrics[0]]
+    row = {"server": name, "clients": clients, **rate_and_waits(found)}
     return row | {key: median([one[key] for one in metrics]) for key in names}
 
 

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -19,6 +19,7 @@ import aiohttp
 import numpy as np
 
 from e5.vectors import Vectors
+from scripts.bench_report import median, percentile
 
 Json = dict[str, Any]
 JSON = {"Content-Type": "application/json"}
@@ -97,3 +98,35 @@ def vectors(output: Json) -> Vectors:
     if output["embeddings_base64"] is None:
         return np.array(output["embeddings"], dtype=np.float32)
     return np.stack([np.frombuffer(base64.b64decode(text), "<f4") for text in output["embeddings_base64"]])
+
+
+@dataclass(frozen=True)
+class Spell:
+    """Answers to clients that ask again as soon as they are answered, and the seconds that it went on."""
+
+    replies: list[Reply]
+    seconds: float
+
+
+async def keep_busy(ask: Callable[[], Awaitable[Reply]], clients: int, seconds: float) -> Spell:
+    """So many clients for so long; after one request each, which does not count. What `ask` raises ends it."""
+    replies: list[Reply] = []
+    await asyncio.gather(*(ask() for _ in range(clients)))
+    started = time.perf_counter()
+
+    async def work() -> None:
+        while time.perf_counter() - started < seconds:
+            replies.append(await ask())
+
+    await asyncio.gather(*(work() for _ in range(clients)))
+    return Spell(replies, time.perf_counter() - started)
+
+
+def rate_and_waits(spells: Sequence[Spell]) -> Json:
+    """Requests a second, the median of the spells; and percentiles of all waits."""
+    waits = [reply.seconds for spell in spells for reply in spell.replies]
+    return {
+        "requests_per_second": median([len(spell.replies) / spell.seconds for spell in spells]),
+        "p50_milliseconds": percentile(waits, 50) * 1e3,
+        "p99_milliseconds": percentile(waits, 99) * 1e3,
+    }

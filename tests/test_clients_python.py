@@ -8,13 +8,10 @@ import base64
 import itertools
 import json
 import os
-import queue
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -30,6 +27,7 @@ from replicate.webhook import InvalidSignatureError
 
 from e5 import DEFAULT_TASK, Embedder, scores, tasks
 from tests.gateways import Gateway
+from tests.webhook_receiver import Receiver
 
 Vectors = NDArray[np.float32]
 
@@ -244,36 +242,16 @@ def version(replicate: Client) -> str:
     return latest.id
 
 
-class Receiver:
-    """A web server that keeps what is posted to it, as webhooks' receivers do."""
-
-    def __init__(self, server: ThreadingHTTPServer, received: "queue.Queue[httpx.Request]") -> None:
-        self.url, self._received = f"http://127.0.0.1:{server.server_port}/hook?of=test", received
-
-    def next(self) -> httpx.Request:
-        return self._received.get(timeout=20)
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    received: queue.Queue[httpx.Request] = queue.Queue()
+    with Receiver() as one:
+        yield one
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            received.put(httpx.Request("POST", self.path, headers=dict(self.headers), content=body))
-            self.send_response(200)
-            self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield Receiver(server, received)
-        server.shutdown()
-        thread.join()
+def arrived(receiver: Receiver) -> httpx.Request:
+    """The next webhook, as Replicate's client takes it."""
+    path, headers, body = receiver.next()
+    return httpx.Request("POST", f"http://127.0.0.1{path}", headers=headers, content=body)
 
 
 def pair(library: Embedder) -> Vectors:
@@ -451,8 +429,8 @@ def test_replicate_the_model_and_its_versions_are_described(replicate: Client, v
 def test_replicate_a_delivered_webhook_is_valid_and_a_changed_one_is_not(
     replicate: Client, version: str, receiver: Receiver, library: Embedder
 ) -> None:
-    prediction = replicate.predictions.create(version=version, input=PAIR, webhook=receiver.url)
-    start, end = receiver.next(), receiver.next()
+    prediction = replicate.predictions.create(version=version, input=PAIR, webhook=receiver.url + "?of=test")
+    start, end = arrived(receiver), arrived(receiver)
     secret = replicate.webhooks.default.secret()
     for request in (start, end):
         replicate.webhooks.validate(request=request, secret=secret, tolerance=60)
@@ -473,7 +451,7 @@ def test_replicate_a_webhook_comes_for_the_events_asked_for_alone(
 ) -> None:
     hook: dict[str, Any] = {"webhook": receiver.url, "webhook_events_filter": ["completed"]}
     replicate.predictions.create(version=version, input={"document": ""}, **hook)
-    told = json.loads(receiver.next().content)
+    told = json.loads(arrived(receiver).content)
     assert (told["status"], told["output"]) == ("failed", None)
     assert told["error"].startswith("`document` is empty")
 

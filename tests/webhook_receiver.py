@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import queue
 import threading
 from typing import Self
 
@@ -12,6 +13,7 @@ class Receiver:
     def __init__(self, refuse: int = 0) -> None:
         self.seen: list[tuple[str, str]] = []
         self.requests: list[tuple[dict[str, str], bytes]] = []
+        self._received: queue.Queue[tuple[str, dict[str, str], bytes]] = queue.Queue()
         self.refuse = refuse
 
     def __enter__(self) -> Self:
@@ -21,6 +23,7 @@ class Receiver:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 receiver.requests.append((dict(self.headers.items()), body))
+                receiver._received.put((self.path, *receiver.requests[-1]))
                 refused = receiver.refuse > 0
                 receiver.refuse -= refused
                 if not refused:
@@ -36,6 +39,10 @@ class Receiver:
         self.url = f"http://127.0.0.1:{self._server.server_port}/hook"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
+
+    def next(self) -> tuple[str, dict[str, str], bytes]:
+        """Path, headers and body of the next one that nobody has asked for; waits for it."""
+        return self._received.get(timeout=20)
 
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
