@@ -1,17 +1,19 @@
 """The real gateway in front of the real Cog server: for the tests."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from scripts.local_gateway import Gateway as Gateway
 from scripts.local_gateway import running as gateway
 from scripts.local_server import running
 
 SETTINGS = {"E5_DTYPE": "float32", "E5_DEVICE": "cpu"}
-__all__ = ["Gateway", "cog_and_gateway", "gateway"]
+__all__ = ["Gateway", "cog_and_gateway", "gateway", "until"]
 
 
 @contextmanager
@@ -24,3 +26,12 @@ def cog_and_gateway(
             raise RuntimeError(f"the Cog server is not ready: {server.health}")
         with gateway(server.url, Path(folder), *options, key=key) as one:
             yield replace(one, server=server)
+
+
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not so within {seconds:.0f} s")

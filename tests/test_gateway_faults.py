@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from gateway.settings import Settings
 from gateway.store import Store
 from gateway.webhooks import Webhooks
 from scripts.local_server import ROOT, Server, free_port, running, stop
-from tests.gateways import Gateway, gateway
+from tests.gateways import Gateway, gateway, until
 from tests.rule_predictor import MODEL, RULE, vector
 from tests.webhook_receiver import Receiver
 
@@ -77,15 +77,6 @@ def is_unhealthy(server: Server) -> bool:
 def get(one: Gateway, name: str) -> Json:
     found: Json = httpx.get(f"{one.url}/v1/predictions/{name}", timeout=30).json()
     return found
-
-
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"not so within {seconds:.0f} s")
 
 
 def ended(one: Gateway, name: str) -> Json:

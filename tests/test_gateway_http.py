@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from scripts.local_server import Server, running
-from tests.gateways import Gateway, gateway
+from tests.gateways import Gateway, gateway, until
 from tests.rule_predictor import MODEL, RULE, vector
 
 KEY = "secret key of the tests"
@@ -119,7 +119,8 @@ def test_logs_are_one_json_object_a_request_and_have_no_text_of_a_user(local: Ga
     client.post(OWN, json={"input": {"document": word, word: 1}}, headers={"Prefer": "wait"})
     client.post(OWN, json={"input": {"document": f"{word} break"}}, headers={"Prefer": "wait"})
     client.get(f"/{word}", params={word: word}, headers={word: word})
-    client.get(f"/v1/predictions/{word}")
+    client.get(f"/v1/predictions/{word}", headers={"X-Request-ID": "the-last"})
+    until(lambda: "the-last" in local.log.read_text())  # it is logged after it is answered
     log = local.log.read_text()
     assert word not in log
     lines = [json.loads(line) for line in log.splitlines()[1:]]
