@@ -8,10 +8,10 @@ TORCH ?= torch==2.13.0
 PIP_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help predict serve gateway playground test benchmark loadtest weights clean
+.PHONY: help predict serve gateway playground test benchmark loadtest weights train-tiny clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1|\2/' | column -t -s '|'
 
 predict: $(VENV)/cog  ## one prediction on the embedded model: no GPU, no download of weights
 	@$(BIN)/python scripts/demo.py
@@ -39,6 +39,12 @@ loadtest: $(VENV)/dev  ## 10,000 predictions by 64 clients on the real server, e
 
 weights: $(VENV)/cog  ## download and verify the weights of E5_MODEL into weights/
 	$(BIN)/python scripts/download_weights.py
+
+DATA ?= data
+
+train-tiny: $(VENV)/dev  ## train the embedded model anew: DATA=folder of STS-B's and TrecQA's splits; three hours on two cores
+	$(BIN)/python scripts/train_tiny.py --data $(DATA)
+	$(BIN)/python -m tests.golden
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .cog e5_cog.egg-info

@@ -22,7 +22,7 @@ from e5.settings import Settings
 from e5.tokens import Tokens
 from e5.vectors import Vectors
 from e5.weights import LocalWeights
-from scripts import bench_agreement, bench_engines, bench_merge, bench_variants
+from scripts import bench_engines, bench_merge, bench_variants, quality
 from scripts.bench_agreement import distance
 from scripts.bench_device import free
 from scripts.bench_report import Json, log, table
@@ -220,7 +220,7 @@ def _quality(place: Place, name: str, data: Path | None) -> list[Json]:
     """Of the embedded model, whose vectors mean something, whatever model is measured."""
     assert data is not None
     embedder = Embedder.from_settings(Settings(catalog.EMBEDDED, device=str(place.device), dtype=name))
-    return [{"dtype": name, **bench_agreement.quality(embedder, data)}]
+    return [{"dtype": name, **quality.quality(embedder, data)}]
 
 
 def card(result: Json) -> str:
@@ -255,8 +255,8 @@ def card(result: Json) -> str:
     if result["quality"]:
         scored = [row for row in result["quality"] if "failed" not in row]
         lines.append("  The embedded model's work on labelled texts:")
-        quality = [[row["dtype"], f"{row['trecqa_mrr']:.2f}", f"{row['stsb_spearman']:.2f}"] for row in scored]
-        lines.append(table(["dtype", "TrecQA dev MRR", "STS-B dev Spearman"], quality))
+        figures = [[row["dtype"], f"{row['trecqa_mrr']:.2f}", f"{row['stsb_spearman']:.2f}"] for row in scored]
+        lines.append(table(["dtype", "TrecQA dev MRR", "STS-B dev Spearman"], figures))
     failed = [row for part in ("rows", "merge", "quality") for row in result[part] if "failed" in row]
     lines += [f"  {row['dtype']}: failed, {row['failed']}" for row in failed]
     return "\n".join(lines)

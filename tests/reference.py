@@ -13,6 +13,7 @@ import numpy as np
 import sentencepiece
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 Vectors = NDArray[np.float32]
@@ -65,6 +66,12 @@ class Reference:
         output = self.model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long))
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
+
+
+def with_peft(folder: Path) -> torch.nn.Module:
+    """The base with peft's adapter beside it, not merged."""
+    base = AutoModel.from_pretrained(folder / "base", dtype=torch.float32, attn_implementation="eager")
+    return PeftModel.from_pretrained(base, folder / "adapter").eval()  # type: ignore[no-any-return]
 
 
 def relative_l2(got: Vectors, want: Vectors) -> float:

@@ -24,6 +24,7 @@ from scripts import (
     benchmark,
     gpu_figures,
     measure_gpu,
+    quality,
     random_checkpoint,
 )
 from scripts.bench_counts import Counts, Linear
@@ -116,9 +117,9 @@ def test_a_centred_cosine_sees_what_a_dominating_dimension_hides() -> None:
 
 def test_ranks_of_equal_values_are_shared() -> None:
     one, other = np.array([1.0, 2, 2, 3]), np.array([10.0, 30, 20, 40])
-    assert bench_agreement.spearman(one, other) == pytest.approx(0.948683, abs=1e-6)  # scipy.stats.spearmanr
-    assert bench_agreement.spearman(one, -one) == pytest.approx(-1)
-    assert bench_agreement.reciprocal_rank([False, False, True, True]) == pytest.approx(1 / 3)
+    assert quality.spearman(one, other) == pytest.approx(0.948683, abs=1e-6)  # scipy.stats.spearmanr
+    assert quality.spearman(one, -one) == pytest.approx(-1)
+    assert quality.reciprocal_rank([False, False, True, True]) == pytest.approx(1 / 3)
 
 
 def test_the_merge_is_peft_s_and_a_forgotten_adapter_is_seen(decoder_folder: Path) -> None:

@@ -1,0 +1,251 @@
+"""From the sources' texts to the training set: cleaned, checked against the held-out sentences, in quotas, varied.
+
+No text may be or contain a sentence of the sets that the model is judged by. Those are known only as hashes of their
+words (`Heldout`), so every run of words of every text is hashed and looked up, whatever it is a part of.
+"""
+
+import csv
+import hashlib
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from scripts import tiny_everyday, tiny_sources
+from scripts.tiny_config import Config
+
+HELDOUT = "heldout_sentences.sha256"
+STS_TRAIN, STS_DEV = "stsb-en-train.csv", "stsb-en-dev.csv"
+QA_TRAIN, QA_DEV = "trecqa-train.csv", "trecqa-dev.csv"
+SHORTEST_PART = 3
+"""Words. Held-out texts of one or two words (there are some) are refused as a whole text, not inside of others."""
+
+
+class Heldout:
+    """Sentences that must never be trained on, as hashes: those that a model is judged or chosen by.
+
+    A hash is the first 16 hex digits of the SHA-256 of the text in lower case, with every run of characters other than
+    a to z and 0 to 9 made one space, and none at the ends.
+    """
+
+    def __init__(self, hashes: Iterable[str]) -> None:
+        self._hashes = frozenset(hashes)
+
+    @classmethod
+    def read(cls, data: Path) -> "Heldout":
+        """The test splits' sentences, from their list, and those of the dev splits, which choose between models."""
+        sts = (text for pair in read_sts(data / STS_DEV) for text in (pair.first, pair.second))
+        qa = (text for one in read_qa(data / QA_DEV) for text in (one.question, *one.right, *one.wrong))
+        return cls([*(data / HELDOUT).read_text().split(), *map(hashed, sts), *map(hashed, qa)])
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def whole(self, text: str) -> bool:
+        """Whether the text is a held-out sentence."""
+        return hashed(text) in self._hashes
+
+    def within(self, text: str) -> str | None:
+        """The held-out sentence that the text is or contains, in its plain form."""
+        if self.whole(text):
+            return plain(text)
+        words = plain(text).split()
+        for start in range(len(words) - SHORTEST_PART + 1):
+            running = hashlib.sha256()
+            for stop, word in enumerate(words[start:], start + 1):
+                running.update((" " + word if stop > start + 1 else word).encode())
+                if stop - start >= SHORTEST_PART and running.hexdigest()[:16] in self._hashes:
+                    return " ".join(words[start:stop])
+        return None
+
+    def any(self, texts: Iterable[str]) -> bool:
+        return any(self.within(text) is not None for text in texts)
+
+    def filter(self, texts: Sequence[str], workers: int = 2) -> list[str]:
+        """The texts without a held-out sentence, in their order."""
+        with ProcessPoolExecutor(workers) as pool:
+            found = pool.map(self.within, texts, chunksize=4096)
+            return [text for text, part in zip(texts, found, strict=True) if part is None]
+
+
+def plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
+
+
+def hashed(text: str) -> str:
+    return hashlib.sha256(plain(text).encode()).hexdigest()[:16]
+
+
+def clean(text: str, most_words: int, longer_words: int) -> str | None:
+    """One text as it is trained on, or None for what is not English prose or too long.
+
+    A twentieth of the texts, chosen by their hash, may have `longer_words`.
+    """
+    text = " ".join(text.split()).strip(" -*•|")
+    if text.startswith('"') and text.endswith('"') and text.count('"') == 2:
+        text = text[1:-1]
+    words = text.split()
+    limit = longer_words if int(hashlib.sha256(text.encode()).hexdigest(), 16) % 20 == 0 else most_words
+    letters = sum(character.isascii() and character.isalpha() for character in text)
+    if not 2 <= len(words) <= limit or letters < 0.7 * len(text.replace(" ", "")):
+        return None
+    if re.search(r"https?://|www\.|[\\{}<>]|_{3}|\.{4}|\w{40}", text) or text.startswith("See also"):
+        return None
+    return text
+
+
+class Labelled(NamedTuple):
+    """Two sentences of STS-B's train split and how similar people found them, 0 to 5."""
+
+    first: str
+    second: str
+    similarity: float
+
+
+def read_sts(path: Path) -> list[Labelled]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [Labelled(first, second, float(score)) for first, second, score in csv.reader(file)]
+
+
+class Answered(NamedTuple):
+    """A question and the sentences that answer it, and others that do not."""
+
+    question: str
+    right: tuple[str, ...]
+    wrong: tuple[str, ...]
+
+
+def read_qa(path: Path) -> list[Answered]:
+    rows: dict[str, tuple[list[str], list[str]]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            right, wrong = rows.setdefault(row["qtext"], ([], []))
+            (right if row["label"] == "1" else wrong).append(row["atext"])
+    return [Answered(question, tuple(right), tuple(wrong)) for question, (right, wrong) in rows.items()]
+
+
+def allowed(questions: Iterable[Answered], heldout: Heldout) -> list[Answered]:
+    """The questions and sentences that are not held out."""
+
+    def kept(texts: Iterable[str]) -> tuple[str, ...]:
+        return tuple(text for text in texts if not heldout.any([text]))
+
+    return [Answered(one.question, kept(one.right), kept(one.wrong)) for one in questions if kept([one.question])]
+
+
+def untokenized(text: str) -> str:
+    """TrecQA's text as people write it: it comes with a space before each mark, and numbers as <num>."""
+    text = text.replace("-LRB-", "(").replace("-RRB-", ")").replace("``", '"').replace("''", '"').replace("<num>", "5")
+    text = re.sub(r" ([.,;:?!%)'])", r"\1", text)
+    return re.sub(r"([($]) ", r"\1", text).replace(" n't", "n't")
+
+
+def gather(config: Config, sources: Path, data: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each source's name and its clean, distinct texts."""
+    for name, read in tiny_sources.SOURCES.items():
+        if name in config.quotas:
+            yield name, _distinct(read(sources), config)
+    sts = read_sts(data / STS_TRAIN)
+    yield "sts", _distinct((text for pair in sts for text in (pair.first, pair.second)), config)
+    qa = read_qa(data / QA_TRAIN)
+    answers = (
+        form for one in qa for text in (one.question, *one.right, *one.wrong) for form in (text, untokenized(text))
+    )
+    yield "questions", _distinct(answers, config)
+    yield "everyday", _distinct(tiny_everyday.make(config.everyday, random.Random(config.seed)), config)
+
+
+def _distinct(texts: Iterable[str], config: Config) -> list[str]:
+    found = (clean(text, config.most_words, config.longer_words) for text in texts)
+    return list(dict.fromkeys(text for text in found if text is not None))
+
+
+def prepare(config: Config, sources: Path, data: Path, target: Path) -> dict[str, int]:
+    """Write the training texts to `target`, one a line, and what was counted beside it; returns the counts."""
+    heldout = Heldout.read(data)
+    counts = Counter[str]()
+    chosen: dict[str, None] = {}
+    for name, texts in gather(config, sources, data):
+        generator = random.Random(f"{config.seed} {name}")
+        generator.shuffle(texts)
+        # A few more than the quota, so that it is met without those that are held out.
+        sample = texts[: int(config.quotas[name] * 1.05) + 100]
+        allowed = heldout.filter(sample)
+        kept = allowed[: config.quotas[name]]
+        counts |= {
+            f"{name} found": len(texts),
+            f"{name} held out": len(sample) - len(allowed),
+            f"{name} kept": len(kept),
+        }
+        chosen |= dict.fromkeys(kept)
+        print(f"  {name}: {len(kept):,} of {len(texts):,} texts; {len(sample) - len(allowed):,} dropped as held out")
+    synsets = list(tiny_sources.synsets(sources))
+    made = list(dict.fromkeys(variants(list(chosen), synsets, config)))
+    allowed = heldout.filter(made)
+    counts |= {
+        "variants found": len(made),
+        "variants held out": len(made) - len(allowed),
+        "variants kept": len(allowed),
+    }
+    print(f"  variants: {len(allowed):,}; {len(made) - len(allowed):,} dropped as held out")
+    chosen |= dict.fromkeys(allowed)
+    counts["texts"] = len(chosen)
+    target.with_suffix(".json").write_text(json.dumps(counts, indent=1) + "\n")
+    partial = target.with_suffix(".part")
+    partial.write_text("".join(f"{text}\n" for text in chosen), encoding="utf-8")
+    partial.rename(target)
+    return dict(counts)
+
+
+def variants(texts: Sequence[str], synsets: Sequence[tiny_sources.Synset], config: Config) -> Iterator[str]:
+    """Texts near to others, which teach what a change of a word changes: some words left out, a word replaced by a
+    related one or by any, a part of a sentence, two halves of two sentences."""
+    generator = random.Random(config.seed + 1)
+    related = _related(synsets)
+    anything = [one for one in related if " " not in one]
+    short = [text for text in texts if 4 <= len(text.split()) <= 30]
+    for _ in range(config.variants):
+        words = generator.choice(short).split()
+        kind = generator.random()
+        if kind < 0.55:
+            places = [place for place, word in enumerate(words) if plain(word) in related]
+            if not places:
+                continue
+            for place in generator.sample(places, min(len(places), generator.choice((1, 1, 2)))):
+                word = plain(words[place])
+                new = generator.choice(related[word]) if generator.random() < 0.7 else generator.choice(anything)
+                words[place] = words[place].lower().replace(word, new)
+        elif kind < 0.7:
+            words = [word for word in words if generator.random() > 0.2]
+        elif kind < 0.85:
+            length = max(3, int(len(words) * generator.uniform(0.4, 0.8)))
+            start = generator.randrange(len(words) - length + 1)
+            words = words[start : start + length]
+        else:
+            other = generator.choice(short).split()
+            words = words[: len(words) // 2] + other[len(other) // 2 :]
+        if len(words) > 1:
+            yield " ".join(words)
+
+
+def _related(synsets: Sequence[tiny_sources.Synset]) -> dict[str, list[str]]:
+    """For each word of WordNet: its synonyms, its more general words, and the words that share one with it."""
+    members: dict[str, list[str]] = {}
+    for one in synsets:
+        lemmas = [lemma for lemma in one.lemmas if lemma.islower() and lemma.count(" ") < 2]
+        for key in (one.offset, *one.parents):
+            members.setdefault(key, []).extend(lemmas)
+    # The first senses come first in WordNet's index, not in its data: a word may be any of them.
+    related: dict[str, dict[str, None]] = {}
+    for one in synsets:
+        for lemma in one.lemmas:
+            if not lemma.islower() or " " in lemma or len(lemma) < 3:
+                continue
+            near = related.setdefault(lemma, {})
+            for key in (one.offset, *one.parents):
+                near |= dict.fromkeys(members[key][:40])
+    return {word: [one for one in near if one != word] for word, near in related.items() if len(near) > 1}

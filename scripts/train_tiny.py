@@ -1,0 +1,198 @@
+"""Train weights/e5-mistral-tiny: text, teacher, static start, base, adapter, export, evaluation.
+
+Every stage keeps its result in --work and is skipped when it is there; base and adapter go on where they were
+interrupted. Stop it at any time, and run it again. Configuration: scripts/tiny_config.py. Needs pip install '.[train]'.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from e5 import tasks, weights  # noqa: E402
+from e5.catalog import EMBEDDED  # noqa: E402
+from e5.prompts import query_prompt  # noqa: E402
+from scripts import (  # noqa: E402
+    quality,
+    tiny_data,
+    tiny_evaluate,
+    tiny_export,
+    tiny_sources,
+    tiny_static,
+    tiny_text,
+    tiny_training,
+)
+from scripts.tiny_config import Config  # noqa: E402
+from scripts.tiny_network import Weights, forward, initial, pack  # noqa: E402
+from scripts.tiny_teacher import Teacher, principal, reduced  # noqa: E402
+
+PUBLISHED = weights.ROOT / EMBEDDED
+NEEDED = (tiny_text.HELDOUT, tiny_text.STS_TRAIN, tiny_text.STS_DEV, tiny_text.QA_TRAIN, tiny_text.QA_DEV)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: where its stages lie, and what they are made from."""
+
+    config: Config
+    work: Path
+    data: Path
+    target: Path
+    device: torch.device
+
+    def all(self) -> None:
+        """All stages, each unless its result is there."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        self._same_configuration()
+        self._stage("sources", "sources/versions.json", lambda: tiny_sources.fetch(self.work / "sources"))
+        self._stage("text", "texts.txt", self._text)
+        self._stage("teacher", "teacher.npy", self._embedded)
+        self._stage("vocabulary", "vocabulary.npy", self._vocabulary)
+        self._stage("set", "set.safetensors", self._set)
+        self._stage("static", "static.safetensors", self._static)
+        self._stage("base", "base.safetensors", self._base)
+        self._stage("adapter", "adapter.safetensors", self._adapter)
+        self.export()
+
+    def export(self) -> None:
+        tokenizer = PUBLISHED / "base"
+        tiny_export.write_base(self.target / "base", load_file(self.work / "base.safetensors"), self.config, tokenizer)
+        tiny_export.write_adapter(self.target / "adapter", load_file(self.work / "adapter.safetensors"), self.config)
+        print(f"written to {self.target}")
+
+    def _same_configuration(self) -> None:
+        """Stages made with another configuration are not mixed with this one's."""
+        path, said = self.work / "config.json", json.dumps(self.config.as_json(), indent=1) + "\n"
+        if path.exists() and path.read_text() != said:
+            raise SystemExit(f"{path} is of another configuration: give another folder with --work, or delete this one")
+        path.write_text(said)
+
+    def _stage(self, name: str, result: str, make: Callable[[], object]) -> None:
+        if (self.work / result).exists():
+            print(f"{name}: there", flush=True)
+            return
+        print(f"{name} …", flush=True)
+        started = time.perf_counter()
+        make()
+        print(f"{name}: {(time.perf_counter() - started) / 60:.1f} min", flush=True)
+
+    def _teacher(self) -> Teacher:
+        return Teacher(str(self.device))
+
+    def _text(self) -> None:
+        tiny_text.prepare(self.config, self.work / "sources", self.data, self.work / "texts.txt")
+
+    def _strings(self) -> list[str]:
+        return (self.work / "texts.txt").read_text(encoding="utf-8").split("\n")[:-1]
+
+    def _embedded(self) -> None:
+        self._teacher().embed_to(self._strings(), self.work / "teacher.npy")
+
+    def _vocabulary(self) -> None:
+        tokens = tiny_data.vocabulary(PUBLISHED / "base" / "tokenizer.json")
+        self._teacher().embed_to(tokens, self.work / "vocabulary.npy")
+
+    def _set(self) -> None:
+        """Token ids, the teacher's vectors in the student's dimensions, and clusters."""
+        vectors = np.load(self.work / "teacher.npy")
+        columns, kept = principal(vectors, self.config.shape.semantic)
+        print(f"  {self.config.shape.semantic} dimensions keep {100 * kept:.1f} % of the teacher's energy")
+        tokenizer = PUBLISHED / "base" / "tokenizer.json"
+        ids, offsets = tiny_data.tokenized(self._strings(), tokenizer, self.config.most_tokens)
+        print(f"  {len(ids):,} tokens, {len(ids) / (len(offsets) - 1):.1f} a text")
+        targets = torch.from_numpy(reduced(vectors, columns)).to(torch.bfloat16)
+        clusters = tiny_data.clustered(targets, self.config.clusters, self.config.seed)
+        tokens = torch.from_numpy(reduced(np.load(self.work / "vocabulary.npy"), columns))
+        stored = {"ids": ids, "offsets": offsets, "vectors": targets, "clusters": clusters, "vocabulary": tokens}
+        self._save("set", stored)
+
+    def _texts(self) -> tiny_data.Texts:
+        stored = load_file(self.work / "set.safetensors")
+        return tiny_data.Texts(stored["ids"], stored["offsets"], stored["vectors"], stored["clusters"])
+
+    def _static(self) -> None:
+        vocabulary = load_file(self.work / "set.safetensors")["vocabulary"].numpy()
+        self._save("static", {"vectors": tiny_static.train(self.config, self._texts(), vocabulary)})
+
+    def _base(self) -> None:
+        static = load_file(self.work / "static.safetensors")["vectors"]
+        start = initial(self.config.shape, static, torch.Generator().manual_seed(self.config.seed))
+        saved = self.work / "base.state"
+        check = self._check(None)
+        self._save("base", tiny_training.train_base(self.config, self._texts(), start, saved, self.device, check))
+
+    def _adapter(self) -> None:
+        heldout = tiny_text.Heldout.read(self.data)
+        answered = tiny_text.allowed(tiny_text.read_qa(self.data / tiny_text.QA_TRAIN), heldout)
+        judged = tiny_training.Judged(
+            [pair for pair in tiny_text.read_sts(self.data / tiny_text.STS_TRAIN) if not heldout.any(pair[:2])],
+            [one for one in answered if one.right and one.wrong],
+        )
+        print(f"  {len(judged.sts):,} judged pairs, {len(judged.qa)} answered questions")
+        data = tiny_training.AdapterData(
+            self.config, self._strings(), self._texts(), judged, PUBLISHED / "base" / "tokenizer.json"
+        )
+        base = load_file(self.work / "base.safetensors")
+        saved = self.work / "adapter.state"
+        check = self._check(tasks.instruction(quality.SIMILARITY_TASK))
+        self._save("adapter", tiny_training.train_adapter(self.config, data, base, saved, self.device, check))
+
+    def _check(self, task: str | None) -> tiny_training.Check:
+        """Says how far the model is on STS-B dev, with an instruction or without."""
+        pairs = quality.read_pairs(self.data / quality.SIMILARITY)
+        tokenizer = Tokenizer.from_file(str(PUBLISHED / "base" / "tokenizer.json"))
+        texts = [text for pair in pairs for text in (pair.first, pair.second)]
+        prompts = [query_prompt("instruct", task or "", text) for text in texts]
+        found = tokenizer.encode_batch_fast(prompts, add_special_tokens=False)
+        batch = pack([[tiny_data.BOS, *one.ids, tiny_data.EOS] for one in found])
+
+        def check(weights: Weights) -> str:
+            vectors = functional.normalize(forward(weights, self.config.shape, batch))[batch.order.argsort()].cpu()
+            cosines = (vectors[::2] * vectors[1::2]).sum(1).double().numpy()
+            gold = np.array([pair.similarity for pair in pairs])
+            return f"STS-B dev, {'instructed' if task else 'plain'}: {100 * quality.spearman(cosines, gold):.2f}"
+
+        return check
+
+    def _save(self, name: str, tensors: dict[str, Tensor]) -> None:
+        partial = self.work / f"{name}.part"
+        save_file({key: one.cpu().contiguous() for key, one in tensors.items()}, partial)
+        partial.rename(self.work / f"{name}.safetensors")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help=f"folder with {', '.join(NEEDED)}")
+    parser.add_argument("--work", type=Path, default=ROOT / ".train-tiny", help="folder of the stages (1.6 GB)")
+    parser.add_argument("--to", type=Path, default=PUBLISHED, help="folder of the result (default: %(default)s)")
+    parser.add_argument("--evaluate", action="store_true", help="train nothing: print the figures of the result")
+    given = parser.parse_args(arguments)
+    if missing := [name for name in NEEDED if not (given.data / name).is_file()]:
+        parser.error(f"--data {given.data} lacks {', '.join(missing)}")
+    if not given.evaluate:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            Run(Config(), given.work, given.data, given.to, device).all()
+        except tiny_sources.SourceError as error:
+            raise SystemExit(str(error)) from error
+    print(tiny_evaluate.card(tiny_evaluate.evaluate(given.to, given.data)))
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    sys.exit(main())

@@ -1,0 +1,460 @@
+"""Training the embedded model: what must never be in its text, its parts against oracles, and a whole run in small."""
+
+import csv
+import hashlib
+import itertools
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModel, MistralConfig, MistralModel
+
+from e5 import Embedder, tasks
+from scripts import tiny_data, tiny_evaluate, tiny_everyday, tiny_instructions, tiny_sources, tiny_text, train_tiny
+from scripts.tiny_config import Config
+from scripts.tiny_export import write_adapter, write_base
+from scripts.tiny_network import Packed, Shape, forward, initial, merged, pack
+from scripts.tiny_teacher import Teacher, folder, principal, reduced
+from scripts.tiny_text import Heldout
+from scripts.tiny_training import Judged, Schedule, answering, distance, fresh_adapter, ranking, run
+from scripts.train_tiny import Run
+from tests.reference import Reference, relative_l2, with_peft
+
+SMALL = Shape(vocabulary=32000, width=64, inner=48, layers=2, heads=4, key_heads=2, head_width=32, semantic=60)
+HELDOUT = ("A man is playing a large flute.", "the act of going up", "Not at all", "Shares rose 5% on Monday!")
+
+
+def hashed(text: str) -> str:
+    """As the list's description says, written out anew: the words in lower case, one space between them."""
+    words = "".join(one if one in "abcdefghijklmnopqrstuvwxyz0123456789" else " " for one in text.lower()).split()
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
+
+
+# --- the ban ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def heldout() -> Heldout:
+    return Heldout(map(hashed, HELDOUT))
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("a man is playing a LARGE flute", "a man is playing a large flute"),
+        ("  A man\tis playing -- a large flute?!", "a man is playing a large flute"),
+        ("ascent: the act of going up", "the act of going up"),
+        ("One says so. Not at all. Another sentence.", "not at all"),
+        ("Yesterday, shares rose 5 % on Monday, officials said", "shares rose 5 on monday"),
+        ("the act of going upward", None),
+        ("A man is playing a flute.", None),
+        ("man is playing a large flute", None),
+        ("", None),
+    ],
+)
+def test_a_held_out_sentence_is_found_whole_and_as_a_part(heldout: Heldout, text: str, part: str | None) -> None:
+    assert heldout.within(text) == part
+    assert heldout.any(["something else", text]) is (part is not None)
+
+
+def test_one_and_two_words_are_held_out_as_a_whole_text_only() -> None:
+    short = Heldout(map(hashed, ("Go up.", "dog")))
+    assert short.within("go UP") == "go up" and short.within("Dog!") == "dog"
+    assert short.within("to go up the hill") is None and short.within("a dog barks") is None
+
+
+def test_dropped_texts_are_counted(heldout: Heldout) -> None:
+    texts = ["fine", HELDOUT[0], "also fine", f"word: {HELDOUT[1]}"]
+    assert heldout.filter(texts) == ["fine", "also fine"]
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+def test_sentences_end_where_they_end() -> None:
+    text = 'Mr. Smith came. He said "no." Then, e.g. at 5 p.m., he left! Why?'
+    assert tiny_sources.sentences(text) == [
+        "Mr. Smith came.",
+        'He said "no.',
+        "Then, e.g. at 5 p.m., he left!",
+        "Why?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("  two   words ", "two words"),
+        ('"quoted as a whole"', "quoted as a whole"),
+        ("one", None),
+        ("see https://example.org for more", None),
+        ("1 2 3 4 5 6 a", None),
+        ("слова на другом языке", None),
+        ("word " * 61, None),
+    ],
+)
+def test_what_is_no_prose_is_left_out(text: str, kept: str | None) -> None:
+    assert tiny_text.clean(text, most_words=60, longer_words=60) == kept
+
+
+def test_the_grammar_makes_english_without_leftovers_of_its_names() -> None:
+    made = list(tiny_everyday.make(3000, random.Random(1)))
+    assert made == list(tiny_everyday.make(3000, random.Random(1)))
+    assert len(set(made)) > 2000
+    words = {word.strip(".,?'") for text in made for word in text.split()}
+    assert not {word for word in words if len(word) > 2 and word.isupper()} - {"DNA"}
+    assert not [text for text in made if " a a" in text.lower() or " a e" in text.lower()]
+
+
+def test_unseen_instructions_are_unseen() -> None:
+    assert len(set(tiny_instructions.UNSEEN)) == 10
+    known = {tasks.instruction(name) for name in tasks.names()}
+    generator = random.Random(2)
+    drawn = {tiny_instructions.draw(generator, ["any sentence at all"]) for _ in range(20000)}
+    assert len(drawn) > 5000 and known <= drawn
+    plain = {tiny_text.plain(text) for text in drawn}
+    assert not plain & {tiny_text.plain(text) for text in tiny_instructions.UNSEEN}
+
+
+# --- the network and its losses --------------------------------------------------------------------------------------
+
+
+def random_weights(shape: Shape, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    static = torch.randn(shape.vocabulary, shape.semantic, generator=generator) / 16
+    found = initial(replace(shape), static, generator)
+    return {name: one + 0.05 * torch.randn(one.shape, generator=generator) for name, one in found.items()}
+
+
+def test_forward_equals_stock_mistral() -> None:
+    weights = random_weights(SMALL)
+    config = MistralConfig(
+        vocab_size=SMALL.vocabulary,
+        hidden_size=SMALL.width,
+        intermediate_size=SMALL.inner,
+        num_hidden_layers=SMALL.layers,
+        num_attention_heads=SMALL.heads,
+        num_key_value_heads=SMALL.key_heads,
+        head_dim=SMALL.head_width,
+        rms_norm_eps=SMALL.epsilon,
+        sliding_window=None,
+    )
+    stock = MistralModel(config).eval()
+    stock.load_state_dict(weights)
+    generator = random.Random(0)
+    texts = [[1, *(generator.randrange(3, 32000) for _ in range(length)), 2] for length in (3, 0, 17, 3, 40, 1, 17, 90)]
+    batch = pack(texts)
+    assert [length for count, length in batch.runs for _ in range(count)] == sorted(map(len, texts))
+    got = forward(weights, SMALL, batch)
+    for row, index in zip(got, batch.order.tolist(), strict=True):
+        want = stock(torch.tensor([texts[index]])).last_hidden_state[0, -1]
+        torch.testing.assert_close(row, want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_start_is_the_mean_of_the_static_vectors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    static = torch.randn(100, 60, generator=generator) * torch.rand(100, 1, generator=generator)
+    static[:3] = 0
+    weights = initial(replace(SMALL, vocabulary=100), static, generator)
+    texts = [[1, 20, 30, 40, 2], [1, 99, 2], [1, 3, 4, 5, 6, 7, 8, 2]]
+    batch = pack(texts)
+    got = torch.nn.functional.normalize(forward(weights, SMALL, batch))[batch.order.argsort()]
+    want = torch.nn.functional.normalize(torch.stack([static[text].sum(0) for text in texts]))
+    assert (got[:, :60] * want).sum(1).min() > 0.98 and got[:, 60:].abs().max() == 0
+
+
+def test_distance_by_hand() -> None:
+    """Three texts in two dimensions: cosines and a Kullback-Leibler divergence that numpy computes row by row."""
+    student, teacher = np.array([[2.0, 0], [3, 4], [0, 1]]), np.array([[1.0, 0], [0, 1], [0.6, 0.8]])
+    config = Config(temperature=0.5, relation_weight=2.0)
+    found = distance(torch.tensor(student).float(), torch.tensor(teacher).float(), config)
+    unit = student / np.linalg.norm(student, axis=1, keepdims=True)
+    assert found["distance"].item() == pytest.approx(1 - np.mean([1, 0.8, 0.8]), abs=1e-6)
+    divergence = []
+    for row in range(3):
+        others = [other for other in range(3) if other != row]
+        theirs, ours = (np.exp([one[row] @ one[other] / 0.5 for other in others]) for one in (teacher, unit))
+        theirs, ours = theirs / theirs.sum(), ours / ours.sum()
+        divergence.append((theirs * np.log(theirs / ours)).sum())
+    assert found["relation"].item() == pytest.approx(2 * np.mean(divergence), abs=1e-6)
+
+
+def test_judgements_by_hand() -> None:
+    """Two pairs with cosines 0 and 1, which people find so or the other way; and one question with two answers."""
+    vectors = torch.tensor([[1.0, 0], [0, 1], [1, 0], [1, 0]])
+    assert ranking(vectors, torch.tensor([4.0, 1.0])).item() == pytest.approx(np.log(1 + np.exp(20)), rel=1e-6)
+    assert ranking(vectors, torch.tensor([1.0, 4.0])).item() == pytest.approx(np.log(1 + np.exp(-20)), abs=1e-6)
+    assert ranking(vectors, torch.tensor([2.0, 2.0])).item() == 0
+    asked = torch.tensor([[1.0, 0], [0.1, 0], [0, 0], [0.05, 0]])
+    weights = np.exp([2, 0, 1])
+    want = -np.log((weights[0] + weights[2]) / weights.sum())
+    assert answering(asked, torch.tensor([True, False, True])).item() == pytest.approx(want, rel=1e-5)
+
+
+def test_what_is_exported_is_what_was_trained(tmp_path: Path) -> None:
+    """Base and adapter, read by transformers and by peft, give the vectors of `forward` on the merged weights."""
+    config = Config(shape=SMALL, rank=4, alpha=8)
+    base = {name: one.bfloat16().float() for name, one in random_weights(SMALL).items()}
+    generator = torch.Generator().manual_seed(1)
+    adapter = {
+        name: (torch.randn(one.shape, generator=generator) * 0.1).bfloat16().float()
+        for name, one in fresh_adapter(config).items()
+    }
+    write_base(tmp_path / "base", base, config, train_tiny.PUBLISHED / "base")
+    write_adapter(tmp_path / "adapter", adapter, config)
+    texts = ["a text", "another, longer text that says more", "x"]
+    batch = pack([[1, *ids, 2] for ids in plain_ids(texts)])
+    for weights, model in (
+        (base, AutoModel.from_pretrained(tmp_path / "base", dtype=torch.float32)),
+        (merged(base, adapter, config.alpha / config.rank), with_peft(tmp_path)),
+    ):
+        got = forward(weights, SMALL, batch)[batch.order.argsort()].numpy()
+        assert relative_l2(got, Reference(model, tmp_path / "base", 4096).embed(texts)) < 1e-4
+    assert relative_l2(forward(base, SMALL, batch).numpy(), forward(weights, SMALL, batch).numpy()) > 0.1
+
+
+def plain_ids(texts: list[str]) -> list[list[int]]:
+    ids, offsets = tiny_data.tokenized(texts, train_tiny.PUBLISHED / "base" / "tokenizer.json", 256)
+    return [ids[start:stop].tolist() for start, stop in itertools.pairwise(offsets.tolist())]
+
+
+# --- data and training -----------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_is_all_minilm_as_sentence_transformers_runs_it() -> None:
+    from sentence_transformers import SentenceTransformer
+
+    texts = ["A man plays a guitar.", "x", "How do I remove a stain?", "a longer text " * 100]
+    want = SentenceTransformer(str(folder()), device="cpu").encode(texts, normalize_embeddings=True)
+    np.testing.assert_allclose(Teacher(dtype=torch.float32).embed(texts), want, atol=1e-5)
+    assert (Teacher().embed(texts) * want).sum(1).min() > 0.999
+
+
+def test_the_reduction_keeps_the_most_of_the_energy() -> None:
+    rows = np.random.default_rng(0).normal(size=(500, 12)) * np.arange(12, 0, -1)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    columns, kept = principal(rows.astype(np.float16), 5)
+    singular = np.linalg.svd(rows.astype(np.float16).astype(np.float64), compute_uv=False) ** 2
+    assert kept == pytest.approx(singular[:5].sum() / singular.sum(), abs=1e-4)
+    np.testing.assert_allclose(columns.T @ columns, np.eye(5), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(reduced(rows.astype(np.float16), columns), axis=1), 1, atol=1e-6)
+
+
+def some_texts(count: int = 400, seed: int = 0) -> tiny_data.Texts:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 9, (count,), generator=generator)
+    offsets = torch.cat((torch.zeros(1, dtype=torch.long), lengths.cumsum(0)))
+    vectors = torch.nn.functional.normalize(torch.randn(count, SMALL.semantic, generator=generator))
+    ids = torch.randint(3, 32000, (int(offsets[-1]),), generator=generator, dtype=torch.int32)
+    return tiny_data.Texts(ids, offsets, vectors, tiny_data.clustered(vectors, 20, seed=0))
+
+
+def test_an_epoch_has_each_text_once_and_groups_are_of_one_cluster() -> None:
+    texts, config = some_texts(), Config(batch_tokens=200, group=4)
+    seen: list[int] = []
+    together = 0
+    for rows in tiny_data.batches(texts, config, seed=1):
+        tokens = int((texts.lengths[rows] + 2).sum())
+        assert 200 <= tokens < 200 + 4 * 10
+        seen += rows.tolist()
+        together += sum(int(texts.clusters[one] == texts.clusters[other]) for one, other in itertools.pairwise(rows))
+        if len(seen) > 380:
+            break
+    assert len(set(seen)) == len(seen)
+    assert together > 0.6 * len(seen)  # 3 of 4 neighbours by the grouping; 1 in 20 by chance
+
+
+def test_training_that_was_interrupted_gives_the_same_weights(tmp_path: Path) -> None:
+    config = Config(save_every=3, clip=1e9)
+    start = {"matrix": torch.eye(4), "vector": torch.ones(4)}
+    asked: list[int] = []
+
+    def steps() -> Iterator[object]:
+        generator = torch.Generator().manual_seed(5)
+        for number in itertools.count():
+            target = torch.randn(4, 4, generator=generator)
+
+            def losses(p: dict[str, Tensor], number: int = number, target: Tensor = target) -> dict[str, Tensor]:
+                asked.append(number)
+                return {"loss": ((p["matrix"] * p["vector"] - target) ** 2).mean()}
+
+            yield losses
+
+    def train(schedule: Schedule, name: str) -> dict[str, Tensor]:
+        return run(start, steps(), schedule, config, tmp_path / name, lambda _: "")  # type: ignore[arg-type]
+
+    whole = train(Schedule(7, 0.1, 2), "whole")
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupted() -> Iterator[object]:
+        yield from itertools.islice(steps(), 5)
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run(start, interrupted(), Schedule(7, 0.1, 2), config, tmp_path / "parts", lambda _: "")  # type: ignore[arg-type]
+    asked.clear()
+    again = train(Schedule(7, 0.1, 2), "parts")
+    assert asked == [3, 4, 5, 6], "it goes on after the last state that was kept"
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    assert not torch.equal(whole["matrix"], start["matrix"])
+
+
+def test_the_rate_rises_and_falls() -> None:
+    schedule = Schedule(steps=100, rate=2.0, warm_up=10)
+    assert [schedule.at(step) for step in (0, 4, 9, 10, 55, 99)] == pytest.approx([0.2, 1.0, 2.0, 2.0, 1.0, 2 / 90])
+
+
+# --- a whole run -----------------------------------------------------------------------------------------------------
+
+
+def write_sources(target: Path) -> None:
+    """Two of the sources in their own formats, with a held-out sentence in each."""
+    wordnet = target / "wordnet-base/usr/share/wordnet"
+    wordnet.mkdir(parents=True)
+    nouns = ["dog", "cat", "guitar", "flute", "mountain", "river", "teacher", "house"]
+    lines = ["  1 a licence\n"]
+    for number, noun in enumerate(nouns):
+        gloss = f'a common {noun} that most people know; "they saw the {noun} near the old bridge"'
+        lines.append(f"{number:08d} 05 n 01 {noun} 0 001 @ 00000099 n 0000 | {gloss}  \n")
+    lines.append(f"00000098 05 n 01 climb 0 001 @ 00000099 n 0000 | {HELDOUT[1]}  \n")
+    lines.append('00000099 03 n 01 thing 0 000 | a separate and self-contained entity; "it was full of things"  \n')
+    (wordnet / "data.noun").write_text("".join(lines))
+    for part in ("verb", "adj", "adv"):
+        (wordnet / f"data.{part}").write_text("  1 a licence\n")
+    records = [
+        f"Package: {word}\nDescription-en: tool for {word} work\n It helps with {word} work.\n .\n {HELDOUT[0]}\n"
+        for word in ("garden", "office", "kitchen", "workshop")
+    ]
+    (target / "descriptions.txt").write_text("\n".join(records))
+    (target / "versions.json").write_text("{}")
+
+
+def write_data(target: Path) -> None:
+    target.mkdir()
+    (target / tiny_text.HELDOUT).write_text("\n".join(map(hashed, HELDOUT)) + "\n")
+    things = ("dog", "cat", "guitar", "house", "river", "train", "book", "garden")
+    for name, verb in ((tiny_text.STS_TRAIN, "likes"), (tiny_text.STS_DEV, "owns")):
+        with (target / name).open("w", newline="") as file:
+            rows = [(f"A man {verb} a {one}.", f"A woman {verb} a {two}.", 4.5 if one == two else 0.5)
+                    for one in things for two in things]  # fmt: skip
+            csv.writer(file).writerows([*rows, (HELDOUT[0], "A man plays.", 4.0)])
+    for name in (tiny_text.QA_TRAIN, tiny_text.QA_DEV):
+        kind = "old" if name == tiny_text.QA_TRAIN else "new"
+        with (target / name).open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["qtext", "label", "atext"])
+            for one in things:
+                writer.writerow([f"Where is the {kind} {one}?", "1", f"The {kind} {one} is behind the hill ."])
+                writer.writerow([f"Where is the {kind} {one}?", "0", f"Nobody in {kind} times bought anything ."])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    home = tmp_path_factory.mktemp("training")
+    write_sources(home / "work" / "sources")
+    write_data(home / "data")
+    quotas = {"definitions": 50, "usages": 50, "packages": 50, "sts": 200, "questions": 100, "everyday": 400}
+    config = Config(
+        shape=SMALL,
+        quotas=quotas,
+        everyday=400,
+        variants=100,
+        static_texts=64,
+        base_steps=12,
+        base_warm_up=2,
+        adapter_steps=6,
+        adapter_warm_up=2,
+        batch_tokens=600,
+        clusters=16,
+        save_every=6,
+        rank=2,
+        alpha=4,
+    )
+    one = Run(config, home / "work", home / "data", home / "out", torch.device("cpu"))
+    one.all()
+    return one
+
+
+def test_no_training_text_has_a_held_out_sentence(trained: Run) -> None:
+    texts = (trained.work / "texts.txt").read_text().splitlines()
+    counts = json.loads((trained.work / "texts.json").read_text())
+    assert len(texts) == counts["texts"] > 400
+    assert any("tool for office work" in text for text in texts), "what is allowed is there"
+    assert any(text.startswith("A man likes") for text in texts)
+    joined = "\n".join(tiny_text.plain(text) for text in texts)
+    for sentence in HELDOUT:
+        assert tiny_text.plain(sentence) not in joined
+    assert "owns" not in joined, "nothing of the dev split is trained on"
+    assert not [text for text in texts if " new " in text and "Where is" in text]
+    assert counts["definitions held out"] == 1 and counts["packages held out"] == 1 and counts["sts held out"] >= 1
+
+
+def test_the_result_runs_in_the_package_and_in_peft(trained: Run) -> None:
+    tiny = Embedder.load("e5-mistral-tiny", trained.target, dtype="float32")
+    texts = ["A man likes a dog.", "x"]
+    want = Reference(with_peft(trained.target), trained.target / "base", 4096).embed(texts)
+    assert relative_l2(tiny.embed_documents(texts), want) < 1e-4
+
+
+def test_a_second_run_does_nothing_and_another_configuration_is_refused(
+    trained: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (trained.work / "base.safetensors").stat().st_mtime_ns
+    trained.all()
+    assert (trained.work / "base.safetensors").stat().st_mtime_ns == before
+    assert capsys.readouterr().out.count(": there") == 8
+    with pytest.raises(SystemExit, match="another configuration"):
+        replace(trained, config=replace(trained.config, base_steps=13)).all()
+
+
+def test_the_same_seeds_give_the_same_text_and_set(trained: Run, tmp_path: Path) -> None:
+    shutil.copytree(trained.work / "sources", tmp_path / "sources")
+    tiny_text.prepare(trained.config, tmp_path / "sources", trained.data, tmp_path / "texts.txt")
+    assert (tmp_path / "texts.txt").read_bytes() == (trained.work / "texts.txt").read_bytes()
+
+
+def test_the_card_has_all_figures(trained: Run) -> None:
+    result = tiny_evaluate.evaluate(trained.target, trained.data)
+    card = tiny_evaluate.card(result)
+    names = ["stsb-en-dev", "trecqa-dev MRR", "trecqa-dev MAP"]
+    assert card.splitlines()[0] == "| merged model | " + " | ".join(names) + " |"
+    assert len(result["unseen"]) == 10
+    assert {"instructed", "plain", "without the adapter, instructed", "without the adapter, plain"} == set(
+        result["figures"]
+    )
+    for values in (*result["figures"].values(), *result["unseen"]):
+        assert list(values) == names and all(-100 <= value <= 100 for value in values.values())
+    same = result["figures"]["without the adapter, plain"], result["figures"]["plain"]
+    assert same[0] != same[1], "the adapter changes something"
+
+
+def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        train_tiny.main(["--data", str(tmp_path)])
+    assert end.value.code == 2
+    assert "lacks heldout_sentences.sha256, stsb-en-train.csv" in capsys.readouterr().err
+
+
+def test_judged_pairs_are_not_held_out(heldout: Heldout) -> None:
+    pairs = [tiny_text.Labelled("a fine pair", "of sentences", 3), tiny_text.Labelled("fine", HELDOUT[0], 3)]
+    asked = [
+        tiny_text.Answered("What is it?", ("The answer.", HELDOUT[3]), ("Wrong.",)),
+        tiny_text.Answered(HELDOUT[0], ("The answer.",), ("Wrong.",)),
+    ]
+    judged = Judged([pair for pair in pairs if not heldout.any(pair[:2])], tiny_text.allowed(asked, heldout))
+    assert judged.sts == pairs[:1] and judged.qa == [asked[0]._replace(right=("The answer.",))]
+
+
+def test_packed_keeps_every_text() -> None:
+    batch = pack([[1, 5, 2], [1, 2], [1, 6, 2]])
+    assert isinstance(batch, Packed) and batch.tokens == 8
+    assert batch.order.tolist() == [1, 0, 2] and batch.ids.tolist() == [1, 2, 1, 5, 2, 1, 6, 2]
