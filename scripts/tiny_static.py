@@ -23,13 +23,13 @@ def train(config: Config, texts: Texts, vocabulary: Vectors) -> Tensor:
     vectors = torch.nn.Parameter(functional.normalize(torch.from_numpy(vocabulary)) * weight.unsqueeze(1))
     optimizer = torch.optim.Adam([vectors], lr=config.static_rate, fused=True)
     generator = torch.Generator().manual_seed(config.seed)
-    steps = config.static_epochs * (len(texts) // config.static_texts)
+    size = min(config.static_texts, len(texts))
+    steps = config.static_epochs * (len(texts) // size)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-    step = 0
     for epoch in range(config.static_epochs):
         losses = []
         order = torch.randperm(len(texts), generator=generator)
-        for rows in torch.split(order, config.static_texts)[: len(texts) // config.static_texts]:
+        for rows in torch.split(order, size)[: len(texts) // size]:
             pieces = [ids[offsets[row] : offsets[row + 1]] for row in rows]
             starts = torch.tensor([0, *map(len, pieces[:-1])]).cumsum(0)
             sums = functional.embedding_bag(torch.cat(pieces), vectors, starts, mode="sum")
@@ -39,7 +39,6 @@ def train(config: Config, texts: Texts, vocabulary: Vectors) -> Tensor:
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
-            step += 1
         print(f"  epoch {epoch + 1}: distance to the teacher {sum(losses) / len(losses):.4f}", flush=True)
     trained = vectors.detach()
     trained[[UNKNOWN, BOS, EOS]] = 0  # no text has them; each has <s> and </s> around it, which should add nothing

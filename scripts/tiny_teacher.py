@@ -51,14 +51,21 @@ class Teacher:
         return normalize(self._embedder.embed_tokens(self._embedder.tokenizer.encode(texts)))
 
     def embed_to(self, texts: Sequence[str], target: Path) -> None:
-        """Write float16 [N, 384] to a .npy file, with progress."""
-        partial = target.with_suffix(".part.npy")
-        stored = np.lib.format.open_memmap(partial, "w+", np.float16, (len(texts), 384))  # type: ignore[no-untyped-call]
-        for start in range(0, len(texts), PART):
-            stored[start : start + PART] = self.embed(texts[start : start + PART])
-            print(f"  {min(start + PART, len(texts)):,} of {len(texts):,} texts", flush=True)
-        stored.flush()
-        partial.rename(target)
+        """Write float16 [N, 384] to a .npy file, part by part, with progress; parts that are there already stay."""
+        parts = [target.with_suffix(f".{start}.npy") for start in range(0, len(texts), PART)]
+        for number, part in enumerate(parts):
+            if not part.exists():
+                _write(part, self.embed(texts[number * PART : (number + 1) * PART]).astype(np.float16))
+            print(f"  {min((number + 1) * PART, len(texts)):,} of {len(texts):,} texts", flush=True)
+        _write(target, np.concatenate([np.load(part) for part in parts]))
+        for part in parts:
+            part.unlink()
+
+
+def _write(target: Path, vectors: NDArray[np.float16]) -> None:
+    partial = target.with_suffix(".part.npy")
+    np.save(partial, vectors)
+    partial.rename(target)
 
 
 def principal(vectors: NDArray[np.float16], dimensions: int) -> tuple[Vectors, float]:

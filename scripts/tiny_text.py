@@ -4,23 +4,22 @@ No text may be or contain a sentence of the sets that the model is judged by. Th
 words (`Heldout`), so every run of words of every text is hashed and looked up, whatever it is a part of.
 """
 
-import csv
 import hashlib
 import json
 import random
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from scripts import tiny_everyday, tiny_sources
+from scripts.quality import RETRIEVAL, SIMILARITY, read_candidates, read_pairs
 from scripts.tiny_config import Config
 
 HELDOUT = "heldout_sentences.sha256"
-STS_TRAIN, STS_DEV = "stsb-en-train.csv", "stsb-en-dev.csv"
-QA_TRAIN, QA_DEV = "trecqa-train.csv", "trecqa-dev.csv"
+STS_TRAIN, STS_DEV = "stsb-en-train.csv", SIMILARITY
+QA_TRAIN, QA_DEV = "trecqa-train.csv", RETRIEVAL
 SHORTEST_PART = 3
 """Words. Held-out texts of one or two words (there are some) are refused as a whole text, not inside of others."""
 
@@ -37,13 +36,19 @@ class Heldout:
 
     @classmethod
     def read(cls, data: Path) -> "Heldout":
-        """The test splits' sentences, from their list, and those of the dev splits, which choose between models."""
-        sts = (text for pair in read_sts(data / STS_DEV) for text in (pair.first, pair.second))
-        qa = (text for one in read_qa(data / QA_DEV) for text in (one.question, *one.right, *one.wrong))
-        return cls([*(data / HELDOUT).read_text().split(), *map(hashed, sts), *map(hashed, qa)])
+        """The test splits' sentences, from their list, and those of the dev splits, which choose between models.
 
-    def __len__(self) -> int:
-        return len(self._hashes)
+        Raises SystemExit for a list that is none: with it nothing would be held out.
+        """
+        listed = (data / HELDOUT).read_text().split()
+        wrong = next((one for one in listed if not re.fullmatch("[0-9a-f]{16}", one)), None)
+        if not listed or wrong:
+            raise SystemExit(
+                f"{data / HELDOUT} is no list of 16 hex digits a line ({wrong or 'empty'}): fetch it again"
+            )
+        sts = (text for pair in read_pairs(data / STS_DEV) for text in (pair.first, pair.second))
+        qa = (text for one in read_qa(data / QA_DEV) for text in (one.question, *one.right, *one.wrong))
+        return cls([*listed, *map(hashed, sts), *map(hashed, qa)])
 
     def whole(self, text: str) -> bool:
         """Whether the text is a held-out sentence."""
@@ -98,19 +103,6 @@ def clean(text: str, most_words: int, longer_words: int) -> str | None:
     return text
 
 
-class Labelled(NamedTuple):
-    """Two sentences of STS-B's train split and how similar people found them, 0 to 5."""
-
-    first: str
-    second: str
-    similarity: float
-
-
-def read_sts(path: Path) -> list[Labelled]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return [Labelled(first, second, float(score)) for first, second, score in csv.reader(file)]
-
-
 class Answered(NamedTuple):
     """A question and the sentences that answer it, and others that do not."""
 
@@ -121,10 +113,9 @@ class Answered(NamedTuple):
 
 def read_qa(path: Path) -> list[Answered]:
     rows: dict[str, tuple[list[str], list[str]]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            right, wrong = rows.setdefault(row["qtext"], ([], []))
-            (right if row["label"] == "1" else wrong).append(row["atext"])
+    for one in read_candidates(path):
+        right, wrong = rows.setdefault(one.question, ([], []))
+        (right if one.right else wrong).append(one.answer)
     return [Answered(question, tuple(right), tuple(wrong)) for question, (right, wrong) in rows.items()]
 
 
@@ -148,8 +139,12 @@ def gather(config: Config, sources: Path, data: Path) -> Iterator[tuple[str, lis
     """Each source's name and its clean, distinct texts."""
     for name, read in tiny_sources.SOURCES.items():
         if name in config.quotas:
-            yield name, _distinct(read(sources), config)
-    sts = read_sts(data / STS_TRAIN)
+            if not (texts := _distinct(read(sources), config)):
+                raise tiny_sources.SourceError(
+                    f"{name}: no text below {sources}: is the package laid out otherwise now?"
+                )
+            yield name, texts
+    sts = read_pairs(data / STS_TRAIN)
     yield "sts", _distinct((text for pair in sts for text in (pair.first, pair.second)), config)
     qa = read_qa(data / QA_TRAIN)
     answers = (
@@ -164,10 +159,10 @@ def _distinct(texts: Iterable[str], config: Config) -> list[str]:
     return list(dict.fromkeys(text for text in found if text is not None))
 
 
-def prepare(config: Config, sources: Path, data: Path, target: Path) -> dict[str, int]:
-    """Write the training texts to `target`, one a line, and what was counted beside it; returns the counts."""
+def prepare(config: Config, sources: Path, data: Path, target: Path) -> None:
+    """Write the training texts to `target`, one a line, and what was counted to a .json beside it."""
     heldout = Heldout.read(data)
-    counts = Counter[str]()
+    counts: dict[str, int] = {}
     chosen: dict[str, None] = {}
     for name, texts in gather(config, sources, data):
         generator = random.Random(f"{config.seed} {name}")
@@ -198,7 +193,6 @@ def prepare(config: Config, sources: Path, data: Path, target: Path) -> dict[str
     partial = target.with_suffix(".part")
     partial.write_text("".join(f"{text}\n" for text in chosen), encoding="utf-8")
     partial.rename(target)
-    return dict(counts)
 
 
 def variants(texts: Sequence[str], synsets: Sequence[tiny_sources.Synset], config: Config) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """The two stages of training with gradients, base and adapter, in one loop that can be interrupted and taken up again.
 
 Both have one aim: the teacher's vector for each text, and the teacher's similarities within each batch. The base sees
-plain texts. The adapter, with the base frozen, sees half of them behind an instruction; and it learns from people's
+plain texts. The adapter, with the base frozen, sees most of them behind an instruction; and it learns from people's
 judgements in the train splits of STS-B and TrecQA what the teacher does not know.
 """
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from tokenizers import Tokenizer
@@ -19,10 +20,11 @@ from torch.nn import functional
 
 from e5.prompts import query_prompt
 from scripts import tiny_instructions
+from scripts.quality import Pair, read_pairs
 from scripts.tiny_config import Config
 from scripts.tiny_data import BOS, EOS, Texts, batches
 from scripts.tiny_network import PROJECTIONS, Packed, Weights, forward, low_precision, merged, pack
-from scripts.tiny_text import Answered, Labelled
+from scripts.tiny_text import QA_TRAIN, STS_TRAIN, Answered, Heldout, allowed, read_qa
 
 ANSWER_TEMPERATURE = 0.05
 RANKING_SCALE = 20.0
@@ -74,7 +76,7 @@ def run(
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98), weight_decay=config.decay, fused=True)
     first = 0
     if saved.exists():
-        state = torch.load(saved, weights_only=True)
+        state = torch.load(saved, map_location="cpu", weights_only=True)
         first = state["step"]
         optimizer.load_state_dict(state["optimizer"])
         for name, one in parameters.items():
@@ -90,7 +92,9 @@ def run(
         found = loss_of(parameters)
         optimizer.zero_grad()
         torch.autograd.backward(list(found.values()))
-        torch.nn.utils.clip_grad_norm_(parameters.values(), config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.clip)
+        if not torch.isfinite(norm):
+            raise SystemExit(f"the gradient of step {step + 1} is {norm.item()}: lower the rate, and delete {saved}")
         optimizer.step()
         for name, value in found.items():
             means[name] = 0.98 * means.get(name, value.item()) + 0.02 * value.item()
@@ -162,8 +166,20 @@ def fresh_adapter(config: Config) -> dict[str, Tensor]:
 class Judged:
     """What people said in the train splits, without what is held out."""
 
-    sts: Sequence[Labelled]
+    sts: Sequence[Pair]
     qa: Sequence[Answered]
+
+    @classmethod
+    def read(cls, data: Path) -> Self:
+        """Questions are those with a right and a wrong answer. Raises SystemExit where nothing is left."""
+        heldout = Heldout.read(data)
+        pairs = [one for one in read_pairs(data / STS_TRAIN) if not heldout.any((one.first, one.second))]
+        qa = [one for one in allowed(read_qa(data / QA_TRAIN), heldout) if one.right and one.wrong]
+        if not pairs or not qa:
+            raise SystemExit(
+                f"{data} leaves {len(pairs)} judged pairs and {len(qa)} questions: are these the train splits?"
+            )
+        return cls(pairs, qa)
 
 
 class AdapterData:
@@ -215,7 +231,7 @@ class AdapterData:
         return query_prompt("instruct", tiny_instructions.draw(generator, self.strings), text)
 
     def questions(self, generator: random.Random) -> tuple[list[str], Tensor]:
-        """A question, an answer, and other sentences; bool for those: which else answer it."""
+        """A question and sentences; bool for the sentences: whether they answer it. One at least does."""
         one = generator.choice(self.judged.qa)
         others = [(text, True) for text in one.right] + [(text, False) for text in one.wrong]
         others = generator.sample(others, min(len(others), self.config.judged_answers))

@@ -5,8 +5,8 @@ interrupted. Stop it at any time, and run it again. Configuration: scripts/tiny_
 """
 
 import argparse
+import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -41,6 +41,17 @@ from scripts.tiny_network import Weights, forward, initial, pack  # noqa: E402
 from scripts.tiny_teacher import Teacher, principal, reduced  # noqa: E402
 
 PUBLISHED = weights.ROOT / EMBEDDED
+STAGES = (
+    "sources/versions.json",
+    "texts.txt",
+    "teacher.npy",
+    "vocabulary.npy",
+    "set.safetensors",
+    "static.safetensors",
+    "base.safetensors",
+    "adapter.safetensors",
+)
+"""The stages' results, in their order."""
 NEEDED = (tiny_text.HELDOUT, tiny_text.STS_TRAIN, tiny_text.STS_DEV, tiny_text.QA_TRAIN, tiny_text.QA_DEV)
 
 
@@ -58,33 +69,50 @@ class Run:
         """All stages, each unless its result is there."""
         self.work.mkdir(parents=True, exist_ok=True)
         self._same_configuration()
-        self._stage("sources", "sources/versions.json", lambda: tiny_sources.fetch(self.work / "sources"))
-        self._stage("text", "texts.txt", self._text)
-        self._stage("teacher", "teacher.npy", self._embedded)
-        self._stage("vocabulary", "vocabulary.npy", self._vocabulary)
-        self._stage("set", "set.safetensors", self._set)
-        self._stage("static", "static.safetensors", self._static)
-        self._stage("base", "base.safetensors", self._base)
-        self._stage("adapter", "adapter.safetensors", self._adapter)
+        makers = (
+            lambda: tiny_sources.fetch(self.work / "sources"),
+            self._text,
+            self._embedded,
+            self._vocabulary,
+            self._set,
+            self._static,
+            self._base,
+            self._adapter,
+        )
+        for result, make in zip(STAGES, makers, strict=True):
+            self._stage(result, make)
         self.export()
 
     def export(self) -> None:
-        tokenizer = PUBLISHED / "base"
-        tiny_export.write_base(self.target / "base", load_file(self.work / "base.safetensors"), self.config, tokenizer)
-        tiny_export.write_adapter(self.target / "adapter", load_file(self.work / "adapter.safetensors"), self.config)
+        base, adapter = (load_file(self.work / f"{name}.safetensors") for name in ("base", "adapter"))
+        tiny_export.publish(self.target, base, adapter, self.config, PUBLISHED / "base")
         print(f"written to {self.target}")
 
     def _same_configuration(self) -> None:
-        """Stages made with another configuration are not mixed with this one's."""
-        path, said = self.work / "config.json", json.dumps(self.config.as_json(), indent=1) + "\n"
-        if path.exists() and path.read_text() != said:
-            raise SystemExit(f"{path} is of another configuration: give another folder with --work, or delete this one")
-        path.write_text(said)
+        """Stages made from another configuration or from other data are not mixed with this one's."""
+        path = self.work / "made_from.json"
+        data = {name: hashlib.sha256((self.data / name).read_bytes()).hexdigest() for name in NEEDED}
+        said = json.dumps({"configuration": self.config.as_json(), "data": data}, indent=1) + "\n"
+        begun = [name for name in STAGES if name != STAGES[0] and (self.work / name).exists()]
+        if (path.read_text() if path.exists() else None if begun else said) != said:
+            raise SystemExit(
+                f"{self.work} was begun with another configuration or other data: name another folder with --work, "
+                "or delete this one"
+            )
+        if not path.exists():
+            partial = path.with_suffix(".part")
+            partial.write_text(said)
+            partial.rename(path)
 
-    def _stage(self, name: str, result: str, make: Callable[[], object]) -> None:
+    def _stage(self, result: str, make: Callable[[], object]) -> None:
+        name = Path(result).parts[0].partition(".")[0]
         if (self.work / result).exists():
             print(f"{name}: there", flush=True)
             return
+        for later in STAGES[STAGES.index(result) + 1 :]:
+            # What was made from the result that is gone.
+            (self.work / later).unlink(missing_ok=True)
+            (self.work / later).with_suffix(".state").unlink(missing_ok=True)
         print(f"{name} …", flush=True)
         started = time.perf_counter()
         make()
@@ -136,17 +164,13 @@ class Run:
         self._save("base", tiny_training.train_base(self.config, self._texts(), start, saved, self.device, check))
 
     def _adapter(self) -> None:
-        heldout = tiny_text.Heldout.read(self.data)
-        answered = tiny_text.allowed(tiny_text.read_qa(self.data / tiny_text.QA_TRAIN), heldout)
-        judged = tiny_training.Judged(
-            [pair for pair in tiny_text.read_sts(self.data / tiny_text.STS_TRAIN) if not heldout.any(pair[:2])],
-            [one for one in answered if one.right and one.wrong],
-        )
+        judged = tiny_training.Judged.read(self.data)
         print(f"  {len(judged.sts):,} judged pairs, {len(judged.qa)} answered questions")
         data = tiny_training.AdapterData(
             self.config, self._strings(), self._texts(), judged, PUBLISHED / "base" / "tokenizer.json"
         )
-        base = load_file(self.work / "base.safetensors")
+        # As it will be published: what the adapter corrects should be what it meets.
+        base = {name: one.bfloat16().float() for name, one in load_file(self.work / "base.safetensors").items()}
         saved = self.work / "adapter.state"
         check = self._check(tasks.instruction(quality.SIMILARITY_TASK))
         self._save("adapter", tiny_training.train_adapter(self.config, data, base, saved, self.device, check))
@@ -194,5 +218,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     sys.exit(main())

@@ -10,8 +10,6 @@ from e5 import Embedder, scores
 from tests import golden
 from tests.reference import centred_cosine, relative_l2
 
-Vectors = Any
-
 
 @pytest.fixture(scope="module")
 def known() -> dict[str, Any]:

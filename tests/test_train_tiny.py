@@ -1,6 +1,7 @@
 """Training the embedded model: what must never be in its text, its parts against oracles, and a whole run in small."""
 
 import csv
+import gzip
 import hashlib
 import itertools
 import json
@@ -17,7 +18,16 @@ from torch import Tensor
 from transformers import AutoModel, MistralConfig, MistralModel
 
 from e5 import Embedder, tasks
-from scripts import tiny_data, tiny_evaluate, tiny_everyday, tiny_instructions, tiny_sources, tiny_text, train_tiny
+from scripts import (
+    tiny_data,
+    tiny_evaluate,
+    tiny_everyday,
+    tiny_export,
+    tiny_instructions,
+    tiny_sources,
+    tiny_text,
+    train_tiny,
+)
 from scripts.tiny_config import Config
 from scripts.tiny_export import write_adapter, write_base
 from scripts.tiny_network import Packed, Shape, forward, initial, merged, pack
@@ -352,7 +362,9 @@ def write_data(target: Path) -> None:
         with (target / name).open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["qtext", "label", "atext"])
-            for one in things:
+            writer.writerows([[HELDOUT[0], "1", "He is."], [HELDOUT[0], "0", "She is."]])
+            for one in things[1:]:
+                writer.writerow([f"Where is the {kind} {one}?", "0", f"So he says: {HELDOUT[2]}!"])
                 writer.writerow([f"Where is the {kind} {one}?", "1", f"The {kind} {one} is behind the hill ."])
                 writer.writerow([f"Where is the {kind} {one}?", "0", f"Nobody in {kind} times bought anything ."])
 
@@ -405,18 +417,21 @@ def test_the_result_runs_in_the_package_and_in_peft(trained: Run) -> None:
     assert relative_l2(tiny.embed_documents(texts), want) < 1e-4
 
 
-def test_a_second_run_does_nothing_and_another_configuration_is_refused(
-    trained: Run, capsys: pytest.CaptureFixture[str]
+def test_a_second_run_trains_nothing_and_another_configuration_is_refused(
+    trained: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    before = (trained.work / "base.safetensors").stat().st_mtime_ns
     trained.all()
-    assert (trained.work / "base.safetensors").stat().st_mtime_ns == before
     assert capsys.readouterr().out.count(": there") == 8
     with pytest.raises(SystemExit, match="another configuration"):
         replace(trained, config=replace(trained.config, base_steps=13)).all()
+    with pytest.raises(SystemExit, match="other data"):
+        other = tmp_path / "data"
+        shutil.copytree(trained.data, other)
+        (other / tiny_text.HELDOUT).write_text(hashed("one more") + "\n")
+        replace(trained, data=other).all()
 
 
-def test_the_same_seeds_give_the_same_text_and_set(trained: Run, tmp_path: Path) -> None:
+def test_the_same_seeds_give_the_same_text(trained: Run, tmp_path: Path) -> None:
     shutil.copytree(trained.work / "sources", tmp_path / "sources")
     tiny_text.prepare(trained.config, tmp_path / "sources", trained.data, tmp_path / "texts.txt")
     assert (tmp_path / "texts.txt").read_bytes() == (trained.work / "texts.txt").read_bytes()
@@ -444,14 +459,92 @@ def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "lacks heldout_sentences.sha256, stsb-en-train.csv" in capsys.readouterr().err
 
 
-def test_judged_pairs_are_not_held_out(heldout: Heldout) -> None:
-    pairs = [tiny_text.Labelled("a fine pair", "of sentences", 3), tiny_text.Labelled("fine", HELDOUT[0], 3)]
-    asked = [
-        tiny_text.Answered("What is it?", ("The answer.", HELDOUT[3]), ("Wrong.",)),
-        tiny_text.Answered(HELDOUT[0], ("The answer.",), ("Wrong.",)),
-    ]
-    judged = Judged([pair for pair in pairs if not heldout.any(pair[:2])], tiny_text.allowed(asked, heldout))
-    assert judged.sts == pairs[:1] and judged.qa == [asked[0]._replace(right=("The answer.",))]
+def test_judgements_of_held_out_sentences_are_left_out(trained: Run) -> None:
+    judged = Judged.read(trained.data)
+    assert len(judged.sts) == 64 and len(judged.qa) == 7
+    banned = {tiny_text.plain(text) for text in HELDOUT}
+    texts = [text for pair in judged.sts for text in (pair.first, pair.second)]
+    texts += [text for one in judged.qa for text in (one.question, *one.right, *one.wrong)]
+    assert not [text for text in texts if any(one in tiny_text.plain(text) for one in banned)]
+
+
+@pytest.mark.parametrize("content", ["", "not a hash\n", "ab" * 32 + "\n", "0123456789ABCDEF\n"])
+def test_a_list_that_would_hold_nothing_out_is_refused(tmp_path: Path, content: str) -> None:
+    write_data(tmp_path / "data")
+    (tmp_path / "data" / tiny_text.HELDOUT).write_text(content)
+    with pytest.raises(SystemExit, match="no list of 16 hex digits"):
+        Heldout.read(tmp_path / "data")
+
+
+def test_a_source_without_text_is_an_error(trained: Run, tmp_path: Path) -> None:
+    config = replace(trained.config, quotas={"terms": 5})
+    for name in ("foldoc", "jargon"):
+        place = tmp_path / f"dict-{name}/usr/share/dictd"
+        place.mkdir(parents=True)
+        (place / f"{name}.dict.dz").write_bytes(gzip.compress(b""))
+    with pytest.raises(tiny_sources.SourceError, match="terms: no text below"):
+        tiny_text.prepare(config, tmp_path, trained.data, tmp_path / "texts.txt")
+
+
+def test_an_export_that_fails_leaves_the_model_as_it_was(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def files() -> dict[str, bytes]:
+        return {str(one.relative_to(trained.target)): one.read_bytes() for one in trained.target.rglob("*.*")}
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    before = files()
+    assert len(before) == 6
+    monkeypatch.setattr(tiny_export, "write_adapter", full)
+    with pytest.raises(OSError, match="no space"):
+        trained.export()
+    assert files() == before
+
+
+def test_a_stage_made_again_makes_the_later_ones_again(trained: Run, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(trained.work, work)
+    (work / "set.safetensors").unlink()
+    made: list[str] = []
+
+    def failing() -> None:
+        made.append("set")
+        raise KeyboardInterrupt
+
+    again = replace(trained, work=work)
+    object.__setattr__(again, "_set", failing)
+    with pytest.raises(KeyboardInterrupt):
+        again.all()
+    assert made == ["set"] and (work / "vocabulary.npy").exists()
+    assert not [one for one in ("static", "base", "adapter") if (work / f"{one}.safetensors").exists()]
+    assert not list(work.glob("*.state"))
+
+
+def test_a_step_is_clipped_and_some_parameters_are_faster(tmp_path: Path) -> None:
+    """AdamW's first step moves each parameter by its rate, whatever the gradient; decay is for matrices."""
+    config = Config(clip=1e-9, decay=0.5)
+    start = {"fast": torch.ones(2, 2), "matrix": torch.ones(2, 2), "vector": torch.ones(2)}
+    seen: list[float] = []
+
+    def losses(p: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": sum((one.sum() * 100 for one in p.values()), torch.zeros(()))}
+
+    def steps() -> Iterator[object]:
+        while True:
+            yield losses
+
+    def check(p: object) -> str:
+        assert isinstance(p, dict)
+        seen.append(float(torch.nn.utils.get_total_norm([one.grad for one in p.values()])))
+        return ""
+
+    got = run(start, steps(), Schedule(1, 0.1, 1), config, tmp_path / "s", check, faster=("fast",))  # type: ignore[arg-type]
+    assert seen == [pytest.approx(1e-9, rel=1e-3)]
+    # ε = 1e-8 is not small beside a gradient of 1e-9 / √10.
+    moved = 0.1 / (1 + 1e-8 * 10**0.5 / 1e-9)
+    assert got["vector"][0].item() == pytest.approx(1 - moved, abs=1e-5)
+    assert got["matrix"][0, 0].item() == pytest.approx((1 - 0.1 * 0.5) - moved, abs=1e-5)
+    assert got["fast"][0, 0].item() == pytest.approx(1 - 1.5 * moved, abs=1e-5)
 
 
 def test_packed_keeps_every_text() -> None:
