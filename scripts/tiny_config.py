@@ -34,7 +34,7 @@ class Config:
         }
     )
     everyday: int = 170_000  # made by the grammar, before duplicates go
-    variants: int = 260_000  # of the texts above, a word or a few changed
+    variants: int = 360_000  # of the texts above, a word or a few changed
     most_words: int = 60
     longer_words: int = 180  # for one text in twenty
     most_tokens: int = 256
@@ -52,15 +52,11 @@ class Config:
     # Adapter: texts with instructions, beside plain ones.
     rank: int = 16
     alpha: int = 32
-    adapter_steps: int = 700
-    adapter_rate: float = 1e-3
+    adapter_steps: int = 800
+    adapter_rate: float = 2e-3
     adapter_warm_up: int = 50
     instructed: float = 0.6  # share of the texts
     instruction_tokens: int = 16  # by which a batch's texts are longer on average
-    judged_pairs: int = 32
-    judged_weight: float = 0.02
-    judged_answers: int = 16
-    answers_weight: float = 0.02
 
     batch_tokens: int = 8192
     group: int = 8  # texts that lie near each other in the teacher's space come in groups, in one batch

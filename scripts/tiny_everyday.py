@@ -106,7 +106,7 @@ GRAMMAR: dict[str, str] = {
     # What newspapers say.
     "NEWS": "The LEADER of NATION said on DAY that the country would ACT.|NATION's LEADER VISITED NATION on DAY.|"
     "KILLED people were killed when EVENT in NATION on DAY, officials said.|"
-    "Police said KILLED people were injured in EVENT.|Shares of the FIRM rose PERCENT percent on DAY.|"
+    "Police said KILLED people were injured when EVENT.|Shares of the FIRM rose PERCENT percent on DAY.|"
     "Shares of the FIRM fell PERCENT percent on DAY.|The FIRM said it would ACT_FIRM.|"
     "The FIRM reported a profit of PERCENT million dollars in the QUARTER quarter.|"
     "The INDEX fell PERCENT points to close lower on DAY.|The INDEX rose PERCENT points to close higher on DAY.|"

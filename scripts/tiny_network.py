@@ -184,9 +184,10 @@ def initial(shape: Shape, static: Tensor, generator: torch.Generator) -> dict[st
     """Weights that begin as the average of static token vectors `static` [V, semantic], in float32.
 
     The rows of the embedding all get one length, which the dimensions beyond the semantic ones fill up; so the norms
-    before the layers leave the vectors' own lengths, that is the tokens' weights, alone. The first layer attends to all
-    tokens alike and passes their vectors on; what the later ones add is small. Random starts of the usual size destroy
-    that geometry.
+    before the layers leave the vectors' own lengths, that is the tokens' weights, alone. The last layer attends to all
+    tokens alike and passes their vectors on; what the others add is small. Random starts of the usual size destroy
+    that geometry. It has to be the last: after the others a token can know whether it stands before or after `Query:`,
+    which is what the adapter is to learn.
     """
     spare = shape.width - shape.semantic
     length = float(static.norm(dim=1).max()) * 1.05
@@ -201,12 +202,13 @@ def initial(shape: Shape, static: Tensor, generator: torch.Generator) -> dict[st
         weights[f"layers.{index}.mlp.down_proj.weight"] *= 0.0005 / 0.02
     keys = shape.key_heads * shape.head_width
     assert keys == shape.width, "values are to carry a token's whole vector"
-    weights["layers.0.self_attn.v_proj.weight"] = torch.eye(shape.width)
+    last = f"layers.{shape.layers - 1}.self_attn"
+    weights[f"{last}.v_proj.weight"] = torch.eye(shape.width)
     shared = shape.heads // shape.key_heads
     out = torch.zeros(shape.width, shape.key_heads, shared, shape.head_width)
     for row in range(shape.semantic):
         out[row, row // shape.head_width, :, row % shape.head_width] = 3.0 / shared
-    weights["layers.0.self_attn.o_proj.weight"] = out.view(shape.width, -1)
+    weights[f"{last}.o_proj.weight"] = out.view(shape.width, -1)
     final = torch.ones(shape.width)
     final[shape.semantic :] = 0
     weights["norm.weight"] = final

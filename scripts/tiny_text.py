@@ -11,17 +11,34 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 from scripts import tiny_everyday, tiny_sources
-from scripts.quality import RETRIEVAL, SIMILARITY, read_candidates, read_pairs
+from scripts.quality import RETRIEVAL, SIMILARITY, Candidate, read_candidates, read_pairs
 from scripts.tiny_config import Config
 
 HELDOUT = "heldout_sentences.sha256"
 STS_TRAIN, STS_DEV = "stsb-en-train.csv", SIMILARITY
 QA_TRAIN, QA_DEV = "trecqa-train.csv", RETRIEVAL
 SHORTEST_PART = 3
-"""Words. Held-out texts of one or two words (there are some) are refused as a whole text, not inside of others."""
+"""Words. Held-out texts of one or two words (there are some) are not looked for inside of others, where "go up" is
+nothing but English, only as a whole text or between two marks: "ascent: go up"."""
+FILLERS = frozenset(
+    """
+    a an the and or but if of in on at to for from by with as is are was were be been being am has have had do does did
+    not no it its he she they them his her their this that these those there which who whom whose what when where why
+    how i you we my your our me us him so than then also such can could will would shall should may might must s t into
+    about over under after before between through during each any some all more most other only very just
+    """.split()  # noqa: SIM905 (a list of a hundred literals is not easier to read)
+)
+"""Words that say little by themselves."""
+QUESTIONS = (
+    *[""] * 8, "what is", "what are", "what", "What is the", "What", "What", "who", "Who", "Who is", "Who was",
+    "when did", "When was", "When did", "where is", "Where", "Where did", "how many", "How many", "How much", "How",
+    "how to", "why", "Why do", "Which", "which", "is", "Does", "What kind of", "What does", "In what year did",
+    "What was the name of",
+)  # fmt: skip
+"""How a question begins; a search begins with none of these."""
+_MARKS = re.compile(r"[.!?;:,()\"]+")
 
 
 class Heldout:
@@ -47,8 +64,7 @@ class Heldout:
                 f"{data / HELDOUT} is no list of 16 hex digits a line ({wrong or 'empty'}): fetch it again"
             )
         sts = (text for pair in read_pairs(data / STS_DEV) for text in (pair.first, pair.second))
-        qa = (text for one in read_qa(data / QA_DEV) for text in (one.question, *one.right, *one.wrong))
-        return cls([*listed, *map(hashed, sts), *map(hashed, qa)])
+        return cls([*listed, *map(hashed, sts), *map(hashed, read_qa(data / QA_DEV))])
 
     def whole(self, text: str) -> bool:
         """Whether the text is a held-out sentence."""
@@ -65,7 +81,7 @@ class Heldout:
                 running.update((" " + word if stop > start + 1 else word).encode())
                 if stop - start >= SHORTEST_PART and running.hexdigest()[:16] in self._hashes:
                     return " ".join(words[start:stop])
-        return None
+        return next((plain(part) for part in _MARKS.split(text) if plain(part) and self.whole(part)), None)
 
     def any(self, texts: Iterable[str]) -> bool:
         return any(self.within(text) is not None for text in texts)
@@ -103,29 +119,17 @@ def clean(text: str, most_words: int, longer_words: int) -> str | None:
     return text
 
 
-class Answered(NamedTuple):
-    """A question and the sentences that answer it, and others that do not."""
-
-    question: str
-    right: tuple[str, ...]
-    wrong: tuple[str, ...]
-
-
-def read_qa(path: Path) -> list[Answered]:
-    rows: dict[str, tuple[list[str], list[str]]] = {}
+def read_qa(path: Path) -> list[str]:
+    """The distinct texts of a TrecQA file: each question, then its sentences, those first that answer it."""
+    questions: dict[str, list[Candidate]] = {}
     for one in read_candidates(path):
-        right, wrong = rows.setdefault(one.question, ([], []))
-        (right if one.right else wrong).append(one.answer)
-    return [Answered(question, tuple(right), tuple(wrong)) for question, (right, wrong) in rows.items()]
+        questions.setdefault(one.question, []).append(one)
+    found = ((text, *(one.answer for one in sorted(rows, key=_wrong))) for text, rows in questions.items())
+    return list(dict.fromkeys(text for texts in found for text in texts))
 
 
-def allowed(questions: Iterable[Answered], heldout: Heldout) -> list[Answered]:
-    """The questions and sentences that are not held out."""
-
-    def kept(texts: Iterable[str]) -> tuple[str, ...]:
-        return tuple(text for text in texts if not heldout.any([text]))
-
-    return [Answered(one.question, kept(one.right), kept(one.wrong)) for one in questions if kept([one.question])]
+def _wrong(one: Candidate) -> bool:
+    return not one.right
 
 
 def untokenized(text: str) -> str:
@@ -135,23 +139,24 @@ def untokenized(text: str) -> str:
     return re.sub(r"([($]) ", r"\1", text).replace(" n't", "n't")
 
 
-def gather(config: Config, sources: Path, data: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each source's name and its clean, distinct texts."""
+def gather(config: Config, sources: Path, data: Path, heldout: Heldout) -> Iterator[tuple[str, list[str], int]]:
+    """Each source's name, its clean, distinct texts, and how many of them were dropped as held out already.
+
+    Those are questions' texts, which come in two forms: where one form is held out, so is the other.
+    """
     for name, read in tiny_sources.SOURCES.items():
         if name in config.quotas:
             if not (texts := _distinct(read(sources), config)):
                 raise tiny_sources.SourceError(
                     f"{name}: no text below {sources}: is the package laid out otherwise now?"
                 )
-            yield name, texts
+            yield name, texts, 0
     sts = read_pairs(data / STS_TRAIN)
-    yield "sts", _distinct((text for pair in sts for text in (pair.first, pair.second)), config)
-    qa = read_qa(data / QA_TRAIN)
-    answers = (
-        form for one in qa for text in (one.question, *one.right, *one.wrong) for form in (text, untokenized(text))
-    )
-    yield "questions", _distinct(answers, config)
-    yield "everyday", _distinct(tiny_everyday.make(config.everyday, random.Random(config.seed)), config)
+    yield "sts", _distinct((text for pair in sts for text in (pair.first, pair.second)), config), 0
+    forms = [(text, untokenized(text)) for text in read_qa(data / QA_TRAIN)]
+    kept = [both for both in forms if not heldout.any(both)]
+    yield "questions", _distinct((form for both in kept for form in both), config), len(forms) - len(kept)
+    yield "everyday", _distinct(tiny_everyday.make(config.everyday, random.Random(config.seed)), config), 0
 
 
 def _distinct(texts: Iterable[str], config: Config) -> list[str]:
@@ -164,22 +169,26 @@ def prepare(config: Config, sources: Path, data: Path, target: Path) -> None:
     heldout = Heldout.read(data)
     counts: dict[str, int] = {}
     chosen: dict[str, None] = {}
-    for name, texts in gather(config, sources, data):
+    near: list[str] = []
+    for name, texts, dropped in gather(config, sources, data, heldout):
         generator = random.Random(f"{config.seed} {name}")
         generator.shuffle(texts)
         # A few more than the quota, so that it is met without those that are held out.
         sample = texts[: int(config.quotas[name] * 1.05) + 100]
         allowed = heldout.filter(sample)
         kept = allowed[: config.quotas[name]]
+        dropped += len(sample) - len(allowed)
         counts |= {
             f"{name} found": len(texts),
-            f"{name} held out": len(sample) - len(allowed),
+            f"{name} held out": dropped,
             f"{name} kept": len(kept),
         }
         chosen |= dict.fromkeys(kept)
-        print(f"  {name}: {len(kept):,} of {len(texts):,} texts; {len(sample) - len(allowed):,} dropped as held out")
+        print(f"  {name}: {len(kept):,} of {len(texts):,} texts; {dropped:,} dropped as held out")
+        if name in ("sts", "questions"):
+            near += kept
     synsets = list(tiny_sources.synsets(sources))
-    made = list(dict.fromkeys(variants(list(chosen), synsets, config)))
+    made = list(dict.fromkeys(variants(list(chosen), near, synsets, config)))
     allowed = heldout.filter(made)
     counts |= {
         "variants found": len(made),
@@ -195,17 +204,22 @@ def prepare(config: Config, sources: Path, data: Path, target: Path) -> None:
     partial.rename(target)
 
 
-def variants(texts: Sequence[str], synsets: Sequence[tiny_sources.Synset], config: Config) -> Iterator[str]:
-    """Texts near to others, which teach what a change of a word changes: some words left out, a word replaced by a
-    related one or by any, a part of a sentence, two halves of two sentences."""
+def variants(
+    texts: Sequence[str], near: Sequence[str], synsets: Sequence[tiny_sources.Synset], config: Config
+) -> Iterator[str]:
+    """Texts close to others, which teach what a change of a word changes, and what one asks about them.
+
+    Some words left out, a word replaced by a related one or by any, a part of a sentence, two halves of two sentences,
+    some of the words as a search or a question has them. `near`: texts from which an eighth of them are made.
+    """
     generator = random.Random(config.seed + 1)
     related = _related(synsets)
     anything = [one for one in related if " " not in one]
-    short = [text for text in texts if 4 <= len(text.split()) <= 30]
+    short, close = ([text for text in some if 4 <= len(text.split()) <= 30] for some in (texts, near))
     for _ in range(config.variants):
-        words = generator.choice(short).split()
+        words = generator.choice(close if close and generator.random() < 0.125 else short).split()
         kind = generator.random()
-        if kind < 0.55:
+        if kind < 0.45:
             places = [place for place, word in enumerate(words) if plain(word) in related]
             if not places:
                 continue
@@ -213,17 +227,29 @@ def variants(texts: Sequence[str], synsets: Sequence[tiny_sources.Synset], confi
                 word = plain(words[place])
                 new = generator.choice(related[word]) if generator.random() < 0.7 else generator.choice(anything)
                 words[place] = words[place].lower().replace(word, new)
-        elif kind < 0.7:
+        elif kind < 0.55:
             words = [word for word in words if generator.random() > 0.2]
-        elif kind < 0.85:
+        elif kind < 0.67:
             length = max(3, int(len(words) * generator.uniform(0.4, 0.8)))
             start = generator.randrange(len(words) - length + 1)
             words = words[start : start + length]
-        else:
+        elif kind < 0.77:
             other = generator.choice(short).split()
             words = words[: len(words) // 2] + other[len(other) // 2 :]
+        else:
+            words = typed(words, generator)
         if len(words) > 1:
             yield " ".join(words)
+
+
+def typed(words: Sequence[str], generator: random.Random) -> list[str]:
+    """Some of a sentence's telling words in their order, as one types them into a search or puts them in a question."""
+    telling = [word.strip("\"'()[].,;:!?") for word in words if plain(word) and plain(word) not in FILLERS]
+    count = min(len(telling), generator.randint(2, 5))
+    kept = [telling[place] for place in sorted(generator.sample(range(len(telling)), count))]
+    question = generator.choice(QUESTIONS)
+    end = "?" if question and generator.random() < 0.8 else ""
+    return [*question.split(), *kept[:-1], kept[-1] + end] if kept else []
 
 
 def _related(synsets: Sequence[tiny_sources.Synset]) -> dict[str, list[str]]:

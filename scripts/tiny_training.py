@@ -1,8 +1,8 @@
 """The two stages of training with gradients, base and adapter, in one loop that can be interrupted and taken up again.
 
 Both have one aim: the teacher's vector for each text, and the teacher's similarities within each batch. The base sees
-plain texts. The adapter, with the base frozen, sees most of them behind an instruction; and it learns from people's
-judgements in the train splits of STS-B and TrecQA what the teacher does not know.
+plain texts. The adapter, with the base frozen, sees most of them behind an instruction, and is to leave them where they
+were.
 """
 
 import math
@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import torch
 from tokenizers import Tokenizer
@@ -20,14 +19,10 @@ from torch.nn import functional
 
 from e5.prompts import query_prompt
 from scripts import tiny_instructions
-from scripts.quality import Pair, read_pairs
 from scripts.tiny_config import Config
 from scripts.tiny_data import BOS, EOS, Texts, batches
 from scripts.tiny_network import PROJECTIONS, Packed, Weights, forward, low_precision, merged, pack
-from scripts.tiny_text import QA_TRAIN, STS_TRAIN, Answered, Heldout, allowed, read_qa
 
-ANSWER_TEMPERATURE = 0.05
-RANKING_SCALE = 20.0
 Losses = dict[str, Tensor]
 Step = Callable[[dict[str, Tensor]], Losses]
 Check = Callable[[Weights], str]
@@ -162,67 +157,25 @@ def fresh_adapter(config: Config) -> dict[str, Tensor]:
     return adapter
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What people said in the train splits, without what is held out."""
-
-    sts: Sequence[Pair]
-    qa: Sequence[Answered]
-
-    @classmethod
-    def read(cls, data: Path) -> Self:
-        """Questions are those with a right and a wrong answer. Raises SystemExit where nothing is left."""
-        heldout = Heldout.read(data)
-        pairs = [one for one in read_pairs(data / STS_TRAIN) if not heldout.any((one.first, one.second))]
-        qa = [one for one in allowed(read_qa(data / QA_TRAIN), heldout) if one.right and one.wrong]
-        if not pairs or not qa:
-            raise SystemExit(
-                f"{data} leaves {len(pairs)} judged pairs and {len(qa)} questions: are these the train splits?"
-            )
-        return cls(pairs, qa)
-
-
 class AdapterData:
     """Draws what one step of the adapter's training sees."""
 
-    def __init__(self, config: Config, strings: Sequence[str], texts: Texts, judged: Judged, tokenizer: Path) -> None:
-        self.config, self.strings, self.texts, self.judged = config, strings, texts, judged
+    def __init__(self, config: Config, strings: Sequence[str], texts: Texts, tokenizer: Path) -> None:
+        self.config, self.strings, self.texts = config, strings, texts
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
 
     def steps(self, base: Weights, device: torch.device) -> Iterator[Step]:
         config = self.config
         generator = random.Random(config.seed + 4)
         for rows in batches(self.texts, config, config.seed + 4, extra=config.instruction_tokens):
-            strings = [self.strings[row] for row in rows.tolist()]
-            general = self.packed([self.prompted(one, generator) for one in strings])
-            targets = self.texts.targets(rows[general.order]).to(device)
-            sts = generator.sample(self.judged.sts, min(len(self.judged.sts), config.judged_pairs))
-            pairs = self.packed([self.prompted(one, generator) for pair in sts for one in (pair.first, pair.second)])
-            gold = torch.tensor([pair.similarity for pair in sts], device=device)
-            asked, right = self.questions(generator)
-            question = self.packed(asked)
+            batch = self.packed([self.prompted(self.strings[row], generator) for row in rows.tolist()])
+            targets = self.texts.targets(rows[batch.order]).to(device)
 
-            def losses(
-                adapter: dict[str, Tensor],
-                general: Packed = general,
-                targets: Tensor = targets,
-                pairs: Packed = pairs,
-                gold: Tensor = gold,
-                question: Packed = question,
-                right: Tensor = right,
-            ) -> Losses:
+            def losses(adapter: dict[str, Tensor], batch: Packed = batch, targets: Tensor = targets) -> Losses:
                 weights = low_precision(merged(base, adapter, config.alpha / config.rank), torch.bfloat16)
-                found = distance(forward(weights, config.shape, general), targets, config)
-                found["judged"] = config.judged_weight * ranking(self._ordered(weights, pairs), gold)
-                found["answers"] = config.answers_weight * answering(self._ordered(weights, question), right)
-                return found
+                return distance(forward(weights, config.shape, batch), targets, config)
 
             yield losses
-
-    def _ordered(self, weights: Weights, batch: Packed) -> Tensor:
-        """Vectors of length 1, in the order in which the texts were given."""
-        vectors = functional.normalize(forward(weights, self.config.shape, batch))
-        return vectors[batch.order.argsort()]
 
     def prompted(self, text: str, generator: random.Random) -> str:
         """A text as a query, with some instruction, or as a document."""
@@ -230,36 +183,9 @@ class AdapterData:
             return text
         return query_prompt("instruct", tiny_instructions.draw(generator, self.strings), text)
 
-    def questions(self, generator: random.Random) -> tuple[list[str], Tensor]:
-        """A question and sentences; bool for the sentences: whether they answer it. One at least does."""
-        one = generator.choice(self.judged.qa)
-        others = [(text, True) for text in one.right] + [(text, False) for text in one.wrong]
-        others = generator.sample(others, min(len(others), self.config.judged_answers))
-        if not any(right for _, right in others):
-            others[0] = (generator.choice(one.right), True)
-        task = tiny_instructions.draw(generator, self.strings)
-        asked = query_prompt("instruct", task, one.question)
-        return [asked, *(text for text, _ in others)], torch.tensor([right for _, right in others])
-
     def packed(self, prompts: Sequence[str]) -> Packed:
         found = self._tokenizer.encode_batch_fast(list(prompts), add_special_tokens=False)
         return pack([[BOS, *one.ids[: self.config.most_tokens], EOS] for one in found])
-
-
-def ranking(vectors: Tensor, gold: Tensor) -> Tensor:
-    """CoSENT (Su 2022): pairs that people find more similar should have the higher cosine.
-
-    vectors [2P, D] of length 1, the two of a pair side by side; gold [P].
-    """
-    cosine = RANKING_SCALE * (vectors[::2] * vectors[1::2]).sum(1)
-    wrong = (cosine.unsqueeze(0) - cosine.unsqueeze(1))[gold.unsqueeze(1) > gold.unsqueeze(0)]
-    return torch.cat((torch.zeros(1, device=gold.device), wrong)).logsumexp(0)
-
-
-def answering(vectors: Tensor, right: Tensor) -> Tensor:
-    """The first vector is a question's: the share of the softmax that falls on right answers, as a loss."""
-    likely = (vectors[1:] @ vectors[0] / ANSWER_TEMPERATURE).log_softmax(0)
-    return -likely[right.to(likely.device)].logsumexp(0)
 
 
 def train_adapter(

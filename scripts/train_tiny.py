@@ -164,11 +164,8 @@ class Run:
         self._save("base", tiny_training.train_base(self.config, self._texts(), start, saved, self.device, check))
 
     def _adapter(self) -> None:
-        judged = tiny_training.Judged.read(self.data)
-        print(f"  {len(judged.sts):,} judged pairs, {len(judged.qa)} answered questions")
-        data = tiny_training.AdapterData(
-            self.config, self._strings(), self._texts(), judged, PUBLISHED / "base" / "tokenizer.json"
-        )
+        tokenizer = PUBLISHED / "base" / "tokenizer.json"
+        data = tiny_training.AdapterData(self.config, self._strings(), self._texts(), tokenizer)
         # As it will be published: what the adapter corrects should be what it meets.
         base = {name: one.bfloat16().float() for name, one in load_file(self.work / "base.safetensors").items()}
         saved = self.work / "adapter.state"

@@ -119,9 +119,10 @@ def test_the_better_batch_of_the_rival_counts_and_one_that_does_not_fit_is_left_
 
 def test_both_libraries_give_the_same_vectors(everything: tuple[Json, str]) -> None:
     limits = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}
-    for row in everything[0]["throughput"]["engines"]:
-        assert row["max_relative_l2"] <= limits[row["dtype"]]
-        assert row["min_cosine"] > 1 - limits[row["dtype"]]
+    rows = everything[0]["throughput"]["engines"]
+    for row in rows:
+        assert row["max_relative_l2"] <= limits[row["dtype"]], rows
+        assert row["min_cosine"] > 1 - limits[row["dtype"]], rows
 
 
 def test_latency_compares_equal_scores(everything: tuple[Json, str]) -> None:

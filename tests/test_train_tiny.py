@@ -19,6 +19,7 @@ from transformers import AutoModel, MistralConfig, MistralModel
 
 from e5 import Embedder, tasks
 from scripts import (
+    quality,
     tiny_data,
     tiny_evaluate,
     tiny_everyday,
@@ -33,12 +34,13 @@ from scripts.tiny_export import write_adapter, write_base
 from scripts.tiny_network import Packed, Shape, forward, initial, merged, pack
 from scripts.tiny_teacher import Teacher, folder, principal, reduced
 from scripts.tiny_text import Heldout
-from scripts.tiny_training import Judged, Schedule, answering, distance, fresh_adapter, ranking, run
+from scripts.tiny_training import Schedule, distance, fresh_adapter, run
 from scripts.train_tiny import Run
 from tests.reference import Reference, relative_l2, with_peft
 
 SMALL = Shape(vocabulary=32000, width=64, inner=48, layers=2, heads=4, key_heads=2, head_width=32, semantic=60)
 HELDOUT = ("A man is playing a large flute.", "the act of going up", "Not at all", "Shares rose 5% on Monday!")
+SPLIT = "It did n't rain in the hills ."
 
 
 def hashed(text: str) -> str:
@@ -74,9 +76,10 @@ def test_a_held_out_sentence_is_found_whole_and_as_a_part(heldout: Heldout, text
     assert heldout.any(["something else", text]) is (part is not None)
 
 
-def test_one_and_two_words_are_held_out_as_a_whole_text_only() -> None:
+def test_one_and_two_words_are_held_out_as_a_text_or_between_two_marks() -> None:
     short = Heldout(map(hashed, ("Go up.", "dog")))
     assert short.within("go UP") == "go up" and short.within("Dog!") == "dog"
+    assert short.within("ascent: go up") == "go up" and short.within('It is a cat. "Dog", he said.') == "dog"
     assert short.within("to go up the hill") is None and short.within("a dog barks") is None
 
 
@@ -92,7 +95,7 @@ def test_sentences_end_where_they_end() -> None:
     text = 'Mr. Smith came. He said "no." Then, e.g. at 5 p.m., he left! Why?'
     assert tiny_sources.sentences(text) == [
         "Mr. Smith came.",
-        'He said "no.',
+        'He said "no."',
         "Then, e.g. at 5 p.m., he left!",
         "Why?",
     ]
@@ -194,18 +197,6 @@ def test_distance_by_hand() -> None:
         theirs, ours = theirs / theirs.sum(), ours / ours.sum()
         divergence.append((theirs * np.log(theirs / ours)).sum())
     assert found["relation"].item() == pytest.approx(2 * np.mean(divergence), abs=1e-6)
-
-
-def test_judgements_by_hand() -> None:
-    """Two pairs with cosines 0 and 1, which people find so or the other way; and one question with two answers."""
-    vectors = torch.tensor([[1.0, 0], [0, 1], [1, 0], [1, 0]])
-    assert ranking(vectors, torch.tensor([4.0, 1.0])).item() == pytest.approx(np.log(1 + np.exp(20)), rel=1e-6)
-    assert ranking(vectors, torch.tensor([1.0, 4.0])).item() == pytest.approx(np.log(1 + np.exp(-20)), abs=1e-6)
-    assert ranking(vectors, torch.tensor([2.0, 2.0])).item() == 0
-    asked = torch.tensor([[1.0, 0], [0.1, 0], [0, 0], [0.05, 0]])
-    weights = np.exp([2, 0, 1])
-    want = -np.log((weights[0] + weights[2]) / weights.sum())
-    assert answering(asked, torch.tensor([True, False, True])).item() == pytest.approx(want, rel=1e-5)
 
 
 def test_what_is_exported_is_what_was_trained(tmp_path: Path) -> None:
@@ -350,7 +341,7 @@ def write_sources(target: Path) -> None:
 
 def write_data(target: Path) -> None:
     target.mkdir()
-    (target / tiny_text.HELDOUT).write_text("\n".join(map(hashed, HELDOUT)) + "\n")
+    (target / tiny_text.HELDOUT).write_text("\n".join(map(hashed, (*HELDOUT, SPLIT))) + "\n")
     things = ("dog", "cat", "guitar", "house", "river", "train", "book", "garden")
     for name, verb in ((tiny_text.STS_TRAIN, "likes"), (tiny_text.STS_DEV, "owns")):
         with (target / name).open("w", newline="") as file:
@@ -367,6 +358,9 @@ def write_data(target: Path) -> None:
                 writer.writerow([f"Where is the {kind} {one}?", "0", f"So he says: {HELDOUT[2]}!"])
                 writer.writerow([f"Where is the {kind} {one}?", "1", f"The {kind} {one} is behind the hill ."])
                 writer.writerow([f"Where is the {kind} {one}?", "0", f"Nobody in {kind} times bought anything ."])
+            if name == tiny_text.QA_TRAIN:
+                # Held out as it stands, but not as people would write it: "did", "n't" are two words.
+                writer.writerow(["Where is it ?", "0", SPLIT])
 
 
 @pytest.fixture(scope="module")
@@ -405,9 +399,12 @@ def test_no_training_text_has_a_held_out_sentence(trained: Run) -> None:
     joined = "\n".join(tiny_text.plain(text) for text in texts)
     for sentence in HELDOUT:
         assert tiny_text.plain(sentence) not in joined
+    assert "rain in the hills" not in joined
     assert "owns" not in joined, "nothing of the dev split is trained on"
     assert not [text for text in texts if " new " in text and "Where is" in text]
     assert counts["definitions held out"] == 1 and counts["packages held out"] == 1 and counts["sts held out"] >= 1
+    # The held-out question, two answers of the dev split, a sentence with a held-out part, one that is in two forms.
+    assert counts["questions held out"] == 5
 
 
 def test_the_result_runs_in_the_package_and_in_peft(trained: Run) -> None:
@@ -439,6 +436,9 @@ def test_the_same_seeds_give_the_same_text(trained: Run, tmp_path: Path) -> None
 
 def test_the_card_has_all_figures(trained: Run) -> None:
     result = tiny_evaluate.evaluate(trained.target, trained.data)
+    merged = Embedder.load("e5-mistral-tiny", trained.target, dtype="float32", device="cpu")
+    bare = Embedder.load("e5-mistral-tiny", trained.target / "base", source="merged", dtype="float32", device="cpu")
+    pairs = quality.read_pairs(trained.data / quality.SIMILARITY)
     card = tiny_evaluate.card(result)
     names = ["stsb-en-dev", "trecqa-dev MRR", "trecqa-dev MAP"]
     assert card.splitlines()[0] == "| merged model | " + " | ".join(names) + " |"
@@ -448,8 +448,9 @@ def test_the_card_has_all_figures(trained: Run) -> None:
     )
     for values in (*result["figures"].values(), *result["unseen"]):
         assert list(values) == names and all(-100 <= value <= 100 for value in values.values())
-    same = result["figures"]["without the adapter, plain"], result["figures"]["plain"]
-    assert same[0] != same[1], "the adapter changes something"
+    assert result["figures"]["plain"]["stsb-en-dev"] == quality.similarity(merged, pairs, None)
+    assert result["figures"]["without the adapter, plain"]["stsb-en-dev"] == quality.similarity(bare, pairs, None)
+    assert (merged.embed_documents(["A man likes a dog."]) != bare.embed_documents(["A man likes a dog."])).any()
 
 
 def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -457,15 +458,6 @@ def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
         train_tiny.main(["--data", str(tmp_path)])
     assert end.value.code == 2
     assert "lacks heldout_sentences.sha256, stsb-en-train.csv" in capsys.readouterr().err
-
-
-def test_judgements_of_held_out_sentences_are_left_out(trained: Run) -> None:
-    judged = Judged.read(trained.data)
-    assert len(judged.sts) == 64 and len(judged.qa) == 7
-    banned = {tiny_text.plain(text) for text in HELDOUT}
-    texts = [text for pair in judged.sts for text in (pair.first, pair.second)]
-    texts += [text for one in judged.qa for text in (one.question, *one.right, *one.wrong)]
-    assert not [text for text in texts if any(one in tiny_text.plain(text) for one in banned)]
 
 
 @pytest.mark.parametrize("content", ["", "not a hash\n", "ab" * 32 + "\n", "0123456789ABCDEF\n"])
