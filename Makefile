@@ -42,7 +42,7 @@ weights: $(VENV)/cog  ## download and verify the weights of E5_MODEL into weight
 
 DATA ?= data
 
-train-tiny: $(VENV)/dev  ## train the embedded model anew: DATA=folder of STS-B's and TrecQA's splits; three hours on two cores
+train-tiny: $(VENV)/dev  ## train the embedded model anew: DATA=folder of STS-B's and TrecQA's splits; 1.5 hours on two cores
 	$(BIN)/python scripts/train_tiny.py --data $(DATA)
 	$(BIN)/python -m tests.golden
 

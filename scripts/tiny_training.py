@@ -1,8 +1,8 @@
 """The two stages of training with gradients, base and adapter, in one loop that can be interrupted and taken up again.
 
-Both have one aim: the teacher's vector for each text, and the teacher's similarities within each batch. The base sees
-plain texts. The adapter, with the base frozen, sees most of them behind an instruction, and is to leave them where they
-were.
+Both have one aim: the vector that a teacher gives to each text, and the teacher's similarities within each batch. The
+base sees plain texts, and its teacher is another model. The adapter sees most of them behind an instruction, and its
+teacher is the base, which sees them without: what it is to learn is to leave the instruction out.
 """
 
 import math
@@ -164,12 +164,15 @@ class AdapterData:
         self.config, self.strings, self.texts = config, strings, texts
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
 
-    def steps(self, base: Weights, device: torch.device) -> Iterator[Step]:
+    def steps(self, base: Weights) -> Iterator[Step]:
         config = self.config
         generator = random.Random(config.seed + 4)
+        frozen = low_precision(base, torch.bfloat16)
         for rows in batches(self.texts, config, config.seed + 4, extra=config.instruction_tokens):
             batch = self.packed([self.prompted(self.strings[row], generator) for row in rows.tolist()])
-            targets = self.texts.targets(rows[batch.order]).to(device)
+            bare = pack([[BOS, *self.texts.tokens(row), EOS] for row in rows[batch.order].tolist()])
+            with torch.no_grad():
+                targets = functional.normalize(forward(frozen, config.shape, bare))[bare.order.argsort()]
 
             def losses(adapter: dict[str, Tensor], batch: Packed = batch, targets: Tensor = targets) -> Losses:
                 weights = low_precision(merged(base, adapter, config.alpha / config.rank), torch.bfloat16)
@@ -198,4 +201,4 @@ def train_adapter(
     def check_merged(adapter: Weights) -> str:
         return check(merged(frozen, adapter, config.alpha / config.rank))
 
-    return run(parameters, data.steps(frozen, device), schedule, config, saved, check_merged)
+    return run(parameters, data.steps(frozen), schedule, config, saved, check_merged)
