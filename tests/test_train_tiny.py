@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoModel, MistralConfig, MistralModel
 
@@ -27,14 +28,15 @@ from scripts import (
     tiny_instructions,
     tiny_sources,
     tiny_text,
+    tiny_training,
     train_tiny,
 )
 from scripts.tiny_config import Config
 from scripts.tiny_export import write_adapter, write_base
-from scripts.tiny_network import Packed, Shape, forward, initial, merged, pack
+from scripts.tiny_network import Packed, Shape, Weights, forward, initial, merged, pack
 from scripts.tiny_teacher import Teacher, folder, principal, reduced
 from scripts.tiny_text import Heldout
-from scripts.tiny_training import Schedule, distance, fresh_adapter, run
+from scripts.tiny_training import AdapterData, Schedule, distance, fresh_adapter, run
 from scripts.train_tiny import Run
 from tests.reference import Reference, relative_l2, with_peft
 
@@ -197,6 +199,42 @@ def test_distance_by_hand() -> None:
         theirs, ours = theirs / theirs.sum(), ours / ours.sum()
         divergence.append((theirs * np.log(theirs / ours)).sum())
     assert found["relation"].item() == pytest.approx(2 * np.mean(divergence), abs=1e-6)
+
+
+def test_the_adapter_is_to_give_the_vectors_of_the_plain_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the texts have instructions, of other lengths: each row's target is its own text's, without one."""
+    strings = ["A man plays a guitar.", "x", "How do I remove a stain from a shirt?", "an old dog", "two words"] * 20
+    file = train_tiny.PUBLISHED / "base" / "tokenizer.json"
+    ids, offsets = tiny_data.tokenized(strings, file, 256)
+    texts = tiny_data.Texts(ids, offsets, torch.zeros(100, SMALL.semantic), torch.arange(100) % 5)
+    config = Config(shape=SMALL, rank=2, alpha=4, batch_tokens=600, group=4, instructed=0.5)
+    base = random_weights(SMALL)
+    seen: list[Packed] = []
+    targets: list[Tensor] = []
+
+    def spied(weights: Weights, shape: Shape, batch: Packed) -> Tensor:
+        seen.append(batch)
+        return forward(weights, shape, batch)
+
+    def spied_distance(_: Tensor, teacher: Tensor, __: Config) -> dict[str, Tensor]:
+        targets.append(teacher)
+        return {}
+
+    monkeypatch.setattr(tiny_training, "forward", spied)
+    monkeypatch.setattr(tiny_training, "distance", spied_distance)
+    next(AdapterData(config, strings, texts, file).steps(base))(fresh_adapter(config))
+    tokenizer = Tokenizer.from_file(str(file))
+    student, at, found = seen[-1], 0, []
+    for count, length in student.runs:
+        for _ in range(count):
+            prompt = tokenizer.decode(student.ids[at : at + length].tolist())
+            found.append(prompt.rpartition("Query:")[2].strip())
+            at += length
+    assert len(set(found)) > 2 and set(found) <= set(strings) and at / len(found) > 15, "there are instructions"
+    for text, target in zip(found, targets[0], strict=True):
+        plain = pack([[tiny_data.BOS, *tokenizer.encode(text, add_special_tokens=False).ids, tiny_data.EOS]])
+        want = torch.nn.functional.normalize(forward(base, SMALL, plain))[0]
+        assert target @ want > 0.999
 
 
 def test_what_is_exported_is_what_was_trained(tmp_path: Path) -> None:
