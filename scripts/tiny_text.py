@@ -124,12 +124,11 @@ def read_qa(path: Path) -> list[str]:
     questions: dict[str, list[Candidate]] = {}
     for one in read_candidates(path):
         questions.setdefault(one.question, []).append(one)
-    found = ((text, *(one.answer for one in sorted(rows, key=_wrong))) for text, rows in questions.items())
-    return list(dict.fromkeys(text for texts in found for text in texts))
-
-
-def _wrong(one: Candidate) -> bool:
-    return not one.right
+    texts: dict[str, None] = {}
+    for question, rows in questions.items():
+        texts[question] = None
+        texts |= dict.fromkeys(one.answer for one in sorted(rows, key=lambda one: not one.right))
+    return list(texts)
 
 
 def untokenized(text: str) -> str:

@@ -171,10 +171,10 @@ class AdapterData:
         for rows in batches(self.texts, config, config.seed + 4, extra=config.instruction_tokens):
             batch = self.packed([self.prompted(self.strings[row], generator) for row in rows.tolist()])
             bare = pack([[BOS, *self.texts.tokens(row), EOS] for row in rows[batch.order].tolist()])
-            with torch.no_grad():
-                targets = functional.normalize(forward(frozen, config.shape, bare))[bare.order.argsort()]
 
-            def losses(adapter: dict[str, Tensor], batch: Packed = batch, targets: Tensor = targets) -> Losses:
+            def losses(adapter: dict[str, Tensor], batch: Packed = batch, bare: Packed = bare) -> Losses:
+                with torch.no_grad():
+                    targets = functional.normalize(forward(frozen, config.shape, bare))[bare.order.argsort()]
                 weights = low_precision(merged(base, adapter, config.alpha / config.rank), torch.bfloat16)
                 return distance(forward(weights, config.shape, batch), targets, config)
 
