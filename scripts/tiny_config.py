@@ -17,9 +17,10 @@ class Config:
     quotas: dict[str, int] = field(
         default_factory=lambda: {
             "definitions": 115_000,
+            "entries": 190_000,
             "usages": 45_000,
             "packages": 110_000,
-            "gcide": 130_000,
+            "gcide": 230_000,
             "terms": 25_000,
             "fortunes": 27_000,
             "speeches": 24_000,
@@ -30,10 +31,12 @@ class Config:
             "manuals": 8_000,
             "sts": 10_000,
             "questions": 10_000,
+            "names": 260_000,
             "everyday": 160_000,
         }
     )
     everyday: int = 170_000  # made by the grammar, before duplicates go
+    names: int = 270_000  # made by another grammar
     variants: int = 360_000  # of the texts above, a word or a few changed
     most_words: int = 60
     longer_words: int = 180  # for one text in twenty
@@ -45,7 +48,7 @@ class Config:
     static_epochs: int = 3
 
     # Base: the teacher's vectors of plain texts.
-    base_steps: int = 4600
+    base_steps: int = 5000
     base_rate: float = 5e-4
     base_warm_up: int = 300
 

@@ -195,8 +195,9 @@ GRAMMAR: dict[str, str] = {
 
 
 def rules(grammar: Mapping[str, str]) -> Rules:
-    """A grammar, whose alternatives are separated by |, as `expand` wants it; names are words in capitals."""
-    names = re.compile(r"\b(?:" + "|".join(sorted(grammar, key=len, reverse=True)) + r")\b|BEAST(?=s)")
+    """A grammar, whose alternatives are separated by |, as `expand` wants it; names are words in capitals, as such or
+    with an s after it for the plural."""
+    names = re.compile(r"\b(?:" + "|".join(sorted(grammar, key=len, reverse=True)) + r")(?=s?\b)")
     return Rules({name: tuple(text.split("|")) for name, text in grammar.items()}, names)
 
 
@@ -209,8 +210,13 @@ def expand(name: str, rules: Rules, generator: random.Random) -> str:
 _RULES = rules(GRAMMAR)
 
 
+def begun(text: str) -> str:
+    """The text with a capital first, and "an" before vowels."""
+    text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
+    return text[0].upper() + text[1:]
+
+
 def make(count: int, generator: random.Random) -> Iterator[str]:
     """`count` sentences, some of them alike."""
     for _ in range(count):
-        text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", expand("TEXT", _RULES, generator))
-        yield text[0].upper() + text[1:]
+        yield begun(expand("TEXT", _RULES, generator))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 DEBIAN = (
     "wordnet-base",
+    "wamerican-huge",
     "dict-gcide",
     "dict-foldoc",
     "dict-jargon",
@@ -295,6 +296,25 @@ def definitions(folder: Path) -> Iterator[str]:
         yield one.definition
 
 
+def entries(folder: Path) -> Iterator[str]:
+    """WordNet: words with what they mean, among them people and places by their names."""
+    for one in synsets(folder):
+        for lemma in one.lemmas[:3]:
+            yield f"{lemma}: {one.definition}"
+
+
+def nouns(folder: Path) -> list[str]:
+    """WordNet: what its nouns are called."""
+    found = (lemma for one in synsets(folder) if one.offset.startswith("noun") for lemma in one.lemmas)
+    return list(dict.fromkeys(found))
+
+
+def spelled(folder: Path) -> list[str]:
+    """SCOWL's American English: 350,000 words as they are spelled, names too; without their genitives."""
+    file = folder / "wamerican-huge/usr/share/dict/american-english-huge"
+    return [word for word in file.read_text(encoding="utf-8").split() if word.isascii() and word.isalpha()]
+
+
 def usages(folder: Path) -> Iterator[str]:
     """WordNet: how words are used, mostly in half sentences of everyday speech."""
     for one in synsets(folder):
@@ -312,6 +332,7 @@ def descriptions(folder: Path) -> Iterator[str]:
 
 SOURCES: dict[str, Callable[[Path], Iterator[str]]] = {
     "definitions": definitions,
+    "entries": entries,
     "usages": usages,
     "packages": descriptions,
     "gcide": gcide,

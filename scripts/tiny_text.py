@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from scripts import tiny_everyday, tiny_sources
+from scripts import tiny_everyday, tiny_names, tiny_sources
 from scripts.quality import RETRIEVAL, SIMILARITY, Candidate, read_candidates, read_pairs
 from scripts.tiny_config import Config
 
@@ -145,17 +145,24 @@ def gather(config: Config, sources: Path, data: Path, heldout: Heldout) -> Itera
     """
     for name, read in tiny_sources.SOURCES.items():
         if name in config.quotas:
-            if not (texts := _distinct(read(sources), config)):
-                raise tiny_sources.SourceError(
-                    f"{name}: no text below {sources}: is the package laid out otherwise now?"
-                )
+            texts = _distinct(read(sources), config)
+            _there(name, texts, sources)
             yield name, texts, 0
+    dictionary = tiny_names.dictionary(tiny_sources.spelled(sources), tiny_sources.nouns(sources))
+    for kind, words in dictionary._asdict().items():
+        _there(f"names ({kind})", words, sources)
+    yield "names", _distinct(tiny_names.make(dictionary, config.names, random.Random(config.seed)), config), 0
     sts = read_pairs(data / STS_TRAIN)
     yield "sts", _distinct((text for pair in sts for text in (pair.first, pair.second)), config), 0
     forms = [(text, untokenized(text)) for text in read_qa(data / QA_TRAIN)]
     kept = [both for both in forms if not heldout.any(both)]
     yield "questions", _distinct((form for both in kept for form in both), config), len(forms) - len(kept)
     yield "everyday", _distinct(tiny_everyday.make(config.everyday, random.Random(config.seed)), config), 0
+
+
+def _there(name: str, texts: Sequence[str], sources: Path) -> None:
+    if not texts:
+        raise tiny_sources.SourceError(f"{name}: no text below {sources}: is the package laid out otherwise now?")
 
 
 def _distinct(texts: Iterable[str], config: Config) -> list[str]:

@@ -26,6 +26,7 @@ from scripts import (
     tiny_everyday,
     tiny_export,
     tiny_instructions,
+    tiny_names,
     tiny_sources,
     tiny_text,
     tiny_training,
@@ -126,6 +127,35 @@ def test_the_grammar_makes_english_without_leftovers_of_its_names() -> None:
     words = {word.strip(".,?'") for text in made for word in text.split()}
     assert not {word for word in words if len(word) > 2 and word.isupper()} - {"DNA"}
     assert not [text for text in made if " a a" in text.lower() or " a e" in text.lower()]
+
+
+def test_names_fill_sentences_whose_words_are_english_and_which_share_a_subject(tmp_path: Path) -> None:
+    write_sources(tmp_path)
+    dictionary = tiny_names.dictionary(tiny_sources.spelled(tmp_path), tiny_sources.nouns(tmp_path))
+    assert dictionary.names == ("Anna", "Berlin")
+    assert dictionary.initials == ("NATO",)
+    assert dictionary.words == ("bridge", "carve")
+    assert dictionary.known == ("Peru", "Lake Garda")
+    assert {"dog", "teacher", "thing"} < set(dictionary.nouns)
+    assert not {"Peru", "Lake Garda"} & set(dictionary.nouns)
+    assert all(dictionary)
+    made = list(tiny_names.make(dictionary, 3000, random.Random(1)))
+    assert made == list(tiny_names.make(dictionary, 3000, random.Random(1)))
+    words = {word.strip(".,;?'`") for text in made for word in text.split()}
+    assert not {word for word in words if len(word) > 2 and word.isupper()} - {"NATO", "AIDS", "-LRB-", "-RRB-"}
+    assert not [text for text in made if " a a" in text.lower() or " a e" in text.lower()]
+    # A question is followed by a text on the same subject.
+    follows = [two for one, two in itertools.pairwise(made) if one == "Where is Lake Garda?"]
+    assert follows
+    assert all("Lake Garda" in text for text in follows)
+
+
+def test_a_dictionary_without_names_is_an_error(tmp_path: Path) -> None:
+    write_sources(tmp_path)
+    (tmp_path / "wamerican-huge/usr/share/dict/american-english-huge").write_text("bridge\nNATO\n")
+    config = replace(Config(), quotas={"names": 10})
+    with pytest.raises(tiny_sources.SourceError, match="names"):
+        list(tiny_text.gather(config, tmp_path, tmp_path, Heldout([])))
 
 
 def test_unseen_instructions_are_unseen() -> None:
@@ -359,7 +389,7 @@ def write_sources(target: Path) -> None:
     """Two of the sources in their own formats, with a held-out sentence in each."""
     wordnet = target / "wordnet-base/usr/share/wordnet"
     wordnet.mkdir(parents=True)
-    nouns = ["dog", "cat", "guitar", "flute", "mountain", "river", "teacher", "house"]
+    nouns = ["dog", "cat", "guitar", "flute", "mountain", "river", "teacher", "house", "Peru", "Lake_Garda"]
     lines = ["  1 a licence\n"]
     for number, noun in enumerate(nouns):
         gloss = f'a common {noun} that most people know; "they saw the {noun} near the old bridge"'
@@ -369,6 +399,9 @@ def write_sources(target: Path) -> None:
     (wordnet / "data.noun").write_text("".join(lines))
     for part in ("verb", "adj", "adv"):
         (wordnet / f"data.{part}").write_text("  1 a licence\n")
+    spelling = target / "wamerican-huge/usr/share/dict"
+    spelling.mkdir(parents=True)
+    (spelling / "american-english-huge").write_text("Anna\nAnna's\nBerlin\nNATO\na\nbridge\ncarve\ncafé\nMcKay\n")
     records = [
         f"Package: {word}\nDescription-en: tool for {word} work\n It helps with {word} work.\n .\n {HELDOUT[0]}\n"
         for word in ("garden", "office", "kitchen", "workshop")
@@ -406,11 +439,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     home = tmp_path_factory.mktemp("training")
     write_sources(home / "work" / "sources")
     write_data(home / "data")
-    quotas = {"definitions": 50, "usages": 50, "packages": 50, "sts": 200, "questions": 100, "everyday": 400}
+    quotas = {"definitions": 50, "entries": 50, "usages": 50, "packages": 50, "sts": 200, "questions": 100}
+    quotas |= {"names": 200, "everyday": 400}
     config = Config(
         shape=SMALL,
         quotas=quotas,
         everyday=400,
+        names=200,
         variants=100,
         static_texts=64,
         base_steps=12,
