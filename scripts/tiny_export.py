@@ -23,9 +23,11 @@ def publish(target: Path, base: Weights, adapter: Weights, config: Config, token
     shutil.rmtree(partial, ignore_errors=True)
     write_base(partial / "base", base, config, tokenizer)
     write_adapter(partial / "adapter", adapter, config)
+    mode = (partial / "base" / "config.json").stat().st_mode  # safetensors writes 0600, whatever the umask says
     for file in [one for one in sorted(partial.rglob("*")) if one.is_file()]:
         place = target / file.relative_to(partial)
         place.parent.mkdir(parents=True, exist_ok=True)
+        file.chmod(mode)
         file.replace(place)
     shutil.rmtree(partial)
 

@@ -487,6 +487,14 @@ def test_the_result_runs_in_the_package_and_in_peft(trained: Run) -> None:
     assert relative_l2(tiny.embed_documents(texts), want) < 1e-4
 
 
+def test_what_is_published_may_be_read_by_whom_the_umask_lets(trained: Run) -> None:
+    plain = trained.target.with_name("plain")
+    plain.touch()
+    files = [one for one in trained.target.rglob("*") if one.is_file()]
+    assert len(files) == 6
+    assert {one.stat().st_mode for one in files} == {plain.stat().st_mode}
+
+
 def test_a_second_run_trains_nothing_and_another_configuration_is_refused(
     trained: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
