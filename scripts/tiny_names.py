@@ -162,6 +162,11 @@ SPACED = 0.1
 
 def make(dictionary: Dictionary, count: int, generator: random.Random) -> Iterator[str]:
     """`count` texts: of each subject a question or two, two statements; and searches for a few words."""
+    grammar = _SLOTS | {
+        f"{part}_{kind}": text
+        for part, by_kind in (("ASKED", _ASKED), ("SAID", _SAID), ("IS", _SUBJECTS))
+        for kind, text in by_kind.items()
+    }
     spelled = {
         "NAME": dictionary.names,
         "INITIALS": dictionary.initials,
@@ -169,33 +174,30 @@ def make(dictionary: Dictionary, count: int, generator: random.Random) -> Iterat
         "NOUN": dictionary.nouns,
         "KNOWN": dictionary.known,
     }
-    clash = _ASKED.keys() | _SLOTS.keys() | spelled.keys() | {"SUBJECT"}
+    # A word that is spelled as one of the grammar's names would be taken for that.
+    clash = grammar.keys() | spelled.keys() | {"SUBJECT"}
     lists = {name: tuple(one for one in some if one not in clash) for name, some in spelled.items()}
-    by_kind = {
-        kind: rules({**_SLOTS, **dict.fromkeys(spelled, ""), "ASKED": _ASKED[kind], "SAID": _SAID[kind], "IS": subject})
-        for kind, subject in _SUBJECTS.items()
-    }
-    for one in by_kind.values():
-        one.alternatives.update(lists)
-    kinds = tuple(by_kind)
+    filled = rules(grammar | {name: "|".join(some) for name, some in lists.items()})
+    kinds = tuple(_SUBJECTS)
     made = 0
     while made < count:
         kind = generator.choice(kinds)
         if generator.random() < 0.25:
             texts = [_searched(lists, generator)]
         else:
-            subject = expand("IS", by_kind[kind], generator)
+            subject = expand(f"IS_{kind}", filled, generator)
             texts = [
-                expand(name, by_kind[kind], generator).replace("SUBJECT", subject)
-                for name in generator.choice((("ASKED", "SAID"), ("ASKED", "ASKED", "SAID"), ("ASKED", "SAID", "SAID")))
+                expand(f"{part}_{kind}", filled, generator).replace("SUBJECT", subject)
+                for part in generator.choice((("ASKED", "SAID"), ("ASKED", "ASKED", "SAID"), ("ASKED", "SAID", "SAID")))
             ]
             if generator.random() < 0.4:
-                other = by_kind[generator.choice(kinds)]
-                more = expand("SAID", other, generator).replace("SUBJECT", expand("IS", other, generator))
+                other = generator.choice(kinds)
+                more = expand(f"SAID_{other}", filled, generator)
+                more = more.replace("SUBJECT", expand(f"IS_{other}", filled, generator))
                 more = _BEGINNING.sub(lambda found: found[0].lower(), more, count=1)
                 texts[-1] = texts[-1].removesuffix(".") + f"{generator.choice(JOINED)} {more}"
-        for text in texts:
-            yield _spaced(begun(text)) if generator.random() < SPACED else begun(text)
+        for text in map(begun, texts):
+            yield _spaced(text) if generator.random() < SPACED else text
         made += len(texts)
 
 
