@@ -59,7 +59,9 @@ class Config:
     adapter_rate: float = 2e-3
     adapter_warm_up: int = 50
     instructed: float = 0.6  # share of the texts
-    instruction_tokens: int = 16  # by which a batch's texts are longer on average
+    lengthened: float = 0.5  # share of the texts that get others behind them
+    lengthened_by: int = 3  # at most
+    more_tokens: int = 33  # by which a batch's texts are longer on average: instructions, and other texts
 
     batch_tokens: int = 8192
     group: int = 8  # texts that lie near each other in the teacher's space come in groups, in one batch
@@ -72,3 +74,17 @@ class Config:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+ADAPTER = {
+    "rank",
+    "alpha",
+    "adapter_steps",
+    "adapter_rate",
+    "adapter_warm_up",
+    "instructed",
+    "lengthened",
+    "lengthened_by",
+    "more_tokens",
+}
+"""What no stage before the adapter depends on."""

@@ -168,9 +168,10 @@ class AdapterData:
         config = self.config
         generator = random.Random(config.seed + 4)
         frozen = low_precision(base, torch.bfloat16)
-        for rows in batches(self.texts, config, config.seed + 4, extra=config.instruction_tokens):
-            batch = self.packed([self.prompted(self.strings[row], generator) for row in rows.tolist()])
-            bare = pack([[BOS, *self.texts.tokens(row), EOS] for row in rows[batch.order].tolist()])
+        for rows in batches(self.texts, config, config.seed + 4, extra=config.more_tokens):
+            plain = [self.lengthened(self.strings[row], generator) for row in rows.tolist()]
+            batch = self.packed([self.prompted(text, generator) for text in plain])
+            bare = self.packed([plain[row] for row in batch.order.tolist()])
 
             def losses(adapter: dict[str, Tensor], batch: Packed = batch, bare: Packed = bare) -> Losses:
                 with torch.no_grad():
@@ -179,6 +180,16 @@ class AdapterData:
                 return distance(forward(weights, config.shape, batch), targets, config)
 
             yield losses
+
+    def lengthened(self, text: str, generator: random.Random) -> str:
+        """A text, or now and then several, one behind the other.
+
+        An adapter that saw short texts only takes a long one's beginning for an instruction: without this the mean
+        cosine with the base's vector was .9989 for plain texts under 15 tokens and .9875 for those of 50 to 80.
+        """
+        if generator.random() > self.config.lengthened:
+            return text
+        return " ".join((text, *generator.choices(self.strings, k=generator.randint(1, self.config.lengthened_by))))
 
     def prompted(self, text: str, generator: random.Random) -> str:
         """A text as a query, with some instruction, or as a document."""

@@ -1,7 +1,8 @@
 """Train weights/e5-mistral-tiny: text, teacher, static start, base, adapter, export, evaluation.
 
 Every stage keeps its result in --work and is skipped when it is there; base and adapter go on where they were
-interrupted. Stop it at any time, and run it again. Configuration: scripts/tiny_config.py. Needs pip install '.[train]'.
+interrupted. Stop it at any time, and run it again. Configuration: scripts/tiny_config.py; where only the adapter's
+changes, only the adapter is trained anew. Needs pip install '.[train]'.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +38,7 @@ from scripts import (  # noqa: E402
     tiny_text,
     tiny_training,
 )
-from scripts.tiny_config import Config  # noqa: E402
+from scripts.tiny_config import ADAPTER, Config  # noqa: E402
 from scripts.tiny_network import Weights, forward, initial, pack  # noqa: E402
 from scripts.tiny_teacher import Teacher, principal, reduced  # noqa: E402
 
@@ -89,20 +91,31 @@ class Run:
         print(f"written to {self.target}")
 
     def _same_configuration(self) -> None:
-        """Stages made from another configuration or from other data are not mixed with this one's."""
+        """Stages made from another configuration or from other data are not mixed with this one's.
+
+        Where the adapter's alone is another, the stages before it stay.
+        """
         path = self.work / "made_from.json"
         data = {name: hashlib.sha256((self.data / name).read_bytes()).hexdigest() for name in NEEDED}
-        said = json.dumps({"configuration": self.config.as_json(), "data": data}, indent=1) + "\n"
+        wanted = {"configuration": self.config.as_json(), "data": data}
         begun = [name for name in STAGES if name != STAGES[0] and (self.work / name).exists()]
-        if (path.read_text() if path.exists() else None if begun else said) != said:
+        found = json.loads(path.read_text()) if path.exists() else {} if begun else wanted
+        if _before_adapter(found) != _before_adapter(wanted):
             raise SystemExit(
                 f"{self.work} was begun with another configuration or other data: name another folder with --work, "
                 "or delete this one"
             )
-        if not path.exists():
+        if found != wanted:
+            print("the adapter's configuration is another than before: it is trained anew")
+            self._forget(STAGES[-1])
+        if found != wanted or not path.exists():
             partial = path.with_suffix(".part")
-            partial.write_text(said)
+            partial.write_text(json.dumps(wanted, indent=1) + "\n")
             partial.rename(path)
+
+    def _forget(self, result: str) -> None:
+        (self.work / result).unlink(missing_ok=True)
+        (self.work / result).with_suffix(".state").unlink(missing_ok=True)
 
     def _stage(self, result: str, make: Callable[[], object]) -> None:
         name = Path(result).parts[0].partition(".")[0]
@@ -110,9 +123,7 @@ class Run:
             print(f"{name}: there", flush=True)
             return
         for later in STAGES[STAGES.index(result) + 1 :]:
-            # What was made from the result that is gone.
-            (self.work / later).unlink(missing_ok=True)
-            (self.work / later).with_suffix(".state").unlink(missing_ok=True)
+            self._forget(later)  # it was made from the result that is gone
         print(f"{name} …", flush=True)
         started = time.perf_counter()
         make()
@@ -193,6 +204,11 @@ class Run:
         partial = self.work / f"{name}.part"
         save_file({key: one.cpu().contiguous() for key, one in tensors.items()}, partial)
         partial.rename(self.work / f"{name}.safetensors")
+
+
+def _before_adapter(made_from: dict[str, Any]) -> dict[str, Any]:
+    configuration = made_from.get("configuration", {})
+    return made_from | {"configuration": {key: configuration[key] for key in configuration.keys() - ADAPTER}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,10 +6,12 @@ import hashlib
 import itertools
 import json
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ from scripts import (
     tiny_training,
     train_tiny,
 )
-from scripts.tiny_config import Config
+from scripts.tiny_config import ADAPTER, Config
 from scripts.tiny_export import write_adapter, write_base
 from scripts.tiny_network import Packed, Shape, Weights, forward, initial, merged, pack
 from scripts.tiny_teacher import Teacher, folder, principal, reduced
@@ -232,12 +234,14 @@ def test_distance_by_hand() -> None:
 
 
 def test_the_adapter_is_to_give_the_vectors_of_the_plain_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of the texts have instructions, of other lengths: each row's target is its own text's, without one."""
+    """Half have instructions, half other texts behind them: each row's target is that of all but the instruction."""
     strings = ["A man plays a guitar.", "x", "How do I remove a stain from a shirt?", "an old dog", "two words"] * 20
     file = train_tiny.PUBLISHED / "base" / "tokenizer.json"
     ids, offsets = tiny_data.tokenized(strings, file, 256)
     texts = tiny_data.Texts(ids, offsets, torch.zeros(100, SMALL.semantic), torch.arange(100) % 5)
-    config = Config(shape=SMALL, rank=2, alpha=4, batch_tokens=600, group=4, instructed=0.5)
+    config = Config(
+        shape=SMALL, rank=2, alpha=4, batch_tokens=900, group=4, instructed=0.5, lengthened=0.5, lengthened_by=2
+    )
     base = random_weights(SMALL)
     seen: list[Packed] = []
     targets: list[Tensor] = []
@@ -254,13 +258,18 @@ def test_the_adapter_is_to_give_the_vectors_of_the_plain_texts(monkeypatch: pyte
     monkeypatch.setattr(tiny_training, "distance", spied_distance)
     next(AdapterData(config, strings, texts, file).steps(base))(fresh_adapter(config))
     tokenizer = Tokenizer.from_file(str(file))
-    student, at, found = seen[-1], 0, []
+    student, at, found, instructions = seen[-1], 0, [], 0
     for count, length in student.runs:
         for _ in range(count):
             prompt = tokenizer.decode(student.ids[at : at + length].tolist())
-            found.append(prompt.rpartition("Query:")[2].strip())
+            instruction, _, text = prompt.rpartition("Query:")
+            instructions += bool(instruction)
+            found.append(text.strip())
             at += length
-    assert len(set(found)) > 2 and set(found) <= set(strings) and at / len(found) > 15, "there are instructions"
+    one = "|".join(map(re.escape, set(strings)))
+    assert all(re.fullmatch(f"({one})( ({one})){{0,2}}", text) for text in found), "whole texts and no instruction"
+    assert 0.3 < sum(text in strings for text in found) / len(found) < 0.7 and len(found) > 15
+    assert 0.3 < instructions / len(found) < 0.7
     for text, target in zip(found, targets[0], strict=True):
         plain = pack([[tiny_data.BOS, *tokenizer.encode(text, add_special_tokens=False).ids, tiny_data.EOS]])
         want = torch.nn.functional.normalize(forward(base, SMALL, plain))[0]
@@ -507,6 +516,43 @@ def test_a_second_run_trains_nothing_and_another_configuration_is_refused(
         shutil.copytree(trained.data, other)
         (other / tiny_text.HELDOUT).write_text(hashed("one more") + "\n")
         replace(trained, data=other).all()
+
+
+OTHER_ADAPTER: dict[str, Any] = {
+    "rank": 3,
+    "alpha": 5,
+    "adapter_steps": 8,
+    "adapter_rate": 1e-3,
+    "adapter_warm_up": 3,
+    "instructed": 0.3,
+    "lengthened": 0.2,
+    "lengthened_by": 2,
+    "more_tokens": 10,
+}
+
+
+def test_another_configuration_of_the_adapter_keeps_the_base(
+    trained: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    work, target = tmp_path / "work", tmp_path / "out"
+    shutil.copytree(trained.work, work)
+    again = replace(trained, work=work, target=target, config=replace(trained.config, **OTHER_ADAPTER))
+    again.all()
+    out = capsys.readouterr().out
+    assert "base: there" in out and "step 8/8" in out and "step 12/12" not in out
+    assert json.loads((target / "adapter/adapter_config.json").read_text())["r"] == 3
+    again.all()
+    assert capsys.readouterr().out.count(": there") == 8
+
+
+def test_the_adapters_configuration_is_nothing_to_the_stages_before_it(trained: Run, tmp_path: Path) -> None:
+    assert set(OTHER_ADAPTER) == ADAPTER
+    for key, value in OTHER_ADAPTER.items():
+        assert getattr(trained.config, key) != value, key
+    shutil.copytree(trained.work / "sources", tmp_path / "sources")
+    replace(trained, work=tmp_path, target=tmp_path / "out", config=replace(trained.config, **OTHER_ADAPTER)).all()
+    assert (tmp_path / "base.safetensors").read_bytes() == (trained.work / "base.safetensors").read_bytes()
+    assert (tmp_path / "adapter.safetensors").read_bytes() != (trained.work / "adapter.safetensors").read_bytes()
 
 
 def test_the_same_seeds_give_the_same_text(trained: Run, tmp_path: Path) -> None:
