@@ -53,11 +53,11 @@ class Config:
     base_warm_up: int = 300
 
     # Adapter: texts with instructions, beside plain ones.
-    rank: int = 16
-    alpha: int = 32
-    adapter_steps: int = 800
+    rank: int = 32
+    alpha: int = 64
+    adapter_steps: int = 2000
     adapter_rate: float = 2e-3
-    adapter_warm_up: int = 50
+    adapter_warm_up: int = 100
     instructed: float = 0.6  # share of the texts
     lengthened: float = 0.5  # share of the texts that get others behind them
     lengthened_by: int = 3  # at most
