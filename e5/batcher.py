@@ -198,7 +198,7 @@ class Batcher:
             trim_memory()
         batch = _Batch(texts)
         try:
-            batch.result = Arriving(self.embedder.forward([np.frombuffer(text.ids, np.int32) for text in texts]))
+            batch.result = self.embedder.launch([np.frombuffer(text.ids, np.int32) for text in texts])
         except Exception as error:
             batch.fail(error)
         return batch

@@ -155,6 +155,10 @@ class Embedder:
         """
         return self.packed.embed(batches.pack(ids, self.packed.padding_id, self.packed.few_shapes))
 
+    def launch(self, ids: Sequence[Sequence[int] | NDArray[np.int32]]) -> Arriving:
+        """`forward`, and the copy of its vectors to the host, which the caller waits for when it needs them."""
+        return Arriving(self.forward(ids), sum(map(len, ids)))
+
     def embed_tokens(self, tokens: Tokens, progress: bool | None = False) -> Vectors:
         """The pooled vector of each text, not normalised → float32 [N, D], in the order of `tokens`.
 
@@ -172,7 +176,7 @@ class Embedder:
         with tqdm(total=count, unit="text", delay=delay, disable=quiet) as bar:
             for tokens in windows:
                 for indices in batches.plan([len(ids) for ids in tokens.ids], self.max_batch_tokens):
-                    result = Arriving(self.forward([tokens.ids[index] for index in indices]))
+                    result = self.launch([tokens.ids[index] for index in indices])
                     # A GPU computes this batch while the one before it is fetched: nobody waits in between.
                     _collect(vectors, waiting)
                     waiting = [first + index for index in indices], result

@@ -11,6 +11,7 @@ Recording is an optimisation: where it fails, it says so in the log and everythi
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -123,8 +124,21 @@ class _CudaCapture:
                 output = compute()
         except BaseException:
             torch.cuda.set_stream(current)  # where a recording fails, torch 2.11 leaves its own the current one
+            self._end_allocation()
             raise
         return output, graph.replay
+
+    def _end_allocation(self) -> None:
+        """Tell torch's allocator that a failed recording is over.
+
+        Up to torch 2.11 `CUDAGraph.capture_end` checks for the failure before it does this (pytorch#180395). The
+        allocator would believe in a recording for ever: `empty_cache` would do nothing (pytorch#158152), and an
+        allocation that fails would not be tried again after cached blocks are freed.
+        """
+        device = self._stream.device_index
+        with suppress(RuntimeError):  # it is over already: the failure came before or after the recording itself
+            torch._C._cuda_endAllocateToPool(device, self._pool)
+            torch._C._cuda_releasePool(device, self._pool)  # the reference that the failed graph held
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -11,14 +11,14 @@ import platform
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from e5 import attention, catalog, checkpoint, decoder, graphs, pooling
+from e5 import attention, catalog, checkpoint, decoder, graphs, linear, pooling
 from e5.adapter import Adapter
 from e5.batches import PackedBatch
 from e5.errors import SettingsError, WeightsError
@@ -29,6 +29,9 @@ from e5.weights import LocalWeights
 
 NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What CPUs say; the driver, of pinned memory and of launches; and cuBLAS."""
+SPIN_TOKENS = 2000
+"""Up to this batch size the host spins until the GPU is done. Above, it sleeps: waking up takes 20 to 50 µs, and a
+core that spins for the 40 ms or more of such a batch of the flagship is lost to the tokenizer and the server."""
 
 
 class Network(Protocol):
@@ -102,12 +105,15 @@ class Arriving:
     A copy that is asked for later waits on a GPU for all the work that was asked for before it: the next batch's.
     """
 
-    def __init__(self, result: Tensor) -> None:
+    def __init__(self, result: Tensor, tokens: int) -> None:
+        """`tokens`: how many the batch of `result` has."""
         self._host, self._copied = result, None
         if result.is_cuda:
-            self._host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
-            self._host.copy_(result, non_blocking=True)
-            self._copied = torch.cuda.current_stream(result.device).record_event()
+            with _current(result.device):  # pinning memory creates a context on the current device, 500 MB of its own
+                self._host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+                self._host.copy_(result, non_blocking=True)
+                self._copied = torch.cuda.Event(blocking=tokens > SPIN_TOKENS)  # type: ignore[no-untyped-call]
+                self._copied.record(torch.cuda.current_stream(result.device))
 
     def vectors(self) -> Vectors:
         """float32 [N, D], once they are there. Raises what went wrong on the device."""
@@ -151,7 +157,7 @@ def _empty(model: catalog.Model, folder: Path, device: torch.device, dtype: torc
     if kind == "mistral":
         if dtype == FLOAT8:
             _check_float8(device)
-            # The only dtype that the product of float8 rows, each with its own scale, gives back on Hopper.
+            # Before CUDA 12.9 the product of float8 rows is CUTLASS's, which gives back nothing else on Hopper.
             return decoder.Decoder(decoder.Config.read(folder), device, torch.bfloat16, float8=True)
         return decoder.Decoder(decoder.Config.read(folder), device, dtype)
     if dtype == FLOAT8:
@@ -179,11 +185,38 @@ def _compiling(network: Network) -> Iterator[None]:
 
 
 def _check_float8(device: torch.device) -> None:
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
-        name = torch.cuda.get_device_name(device)
+    """Raise SettingsError where the device cannot multiply float8 rows that have a scale each, or does it wrong."""
+    if device.type != "cuda":
+        return
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    if capability < (8, 9):
         raise SettingsError(
             f"E5_DTYPE=float8: {name} has no such arithmetic (Ada, Hopper and newer have): leave it out"
         )
+    # Before 2.12 the kernel for Ada ignores the current stream (pytorch#177651): beside other streams it hangs, and a
+    # CUDA graph does not record it, so that replays would read whatever its buffer holds.
+    if capability == (8, 9) and torch.__version__ < "2.12":
+        raise SettingsError(
+            f"E5_DTYPE=float8: torch {torch.__version__} multiplies float8 wrongly on {name}: "
+            "install torch 2.12 or newer, or leave it out"
+        )
+    try:
+        _try_float8(device)
+    except RuntimeError as error:  # cuBLAS lacks this product for Blackwell (pytorch#160693, #192707)
+        raise SettingsError(
+            f"E5_DTYPE=float8: torch {torch.__version__} cannot multiply float8 on {name} "
+            f"({str(error).splitlines()[0]}): leave it out"
+        ) from error
+
+
+def _try_float8(device: torch.device) -> None:
+    """Multiply two small float8 matrices of ones. Raises RuntimeError where that fails or gives a wrong result."""
+    size = 32  # a multiple of 16, which the product requires
+    layer = linear.empty(size, size, device, torch.bfloat16, float8=True)
+    layer.place(0, size).copy_(torch.ones(size, size, device=device))
+    product = layer(linear.quantize(torch.ones(size, size, device=device)))
+    if (product.float() - size).abs().max().item() > 0.5:
+        raise RuntimeError(f"{size} ones times {size} ones is {product.flatten()[0].item()}")
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -224,9 +257,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory() -> None:
-    """Give the GPU's cached, unused blocks back, so that a smaller batch can be laid out anew."""
+    """Return the GPU's cached, unused blocks to the driver, so that a smaller batch fits."""
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # the GPU reports an earlier error here as well; the next batch meets it, too
+            torch.cuda.empty_cache()
 
 
 def trim_memory() -> None:

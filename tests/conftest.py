@@ -20,6 +20,13 @@ from e5 import Embedder  # noqa: E402
 from tests import checkpoints, gateways  # noqa: E402
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(scope="session")
 def decoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.decoder(tmp_path_factory.mktemp("decoder"))

@@ -125,7 +125,7 @@ def test_the_operator_takes_what_the_kernel_is_asked_for() -> None:
     assert positional == asked[:10]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (True, 4)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_variable_length_kernel_matches_the_dense_runs(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 from transformers import MistralConfig, MistralModel
 
 from e5 import Embedder, SettingsError, catalog, elementwise, model
@@ -167,6 +168,45 @@ def test_a_gpu_without_float8_is_named(decoder_folder: Path, monkeypatch: pytest
         model._empty(flagship, decoder_folder / "base", torch.device("cuda"), FLOAT8)
 
 
+@pytest.mark.parametrize(("version", "refused"), [("2.11.0+cu130", True), ("2.12.0+cu130", False)])
+def test_float8_on_ada_needs_torch_2_12(
+    version: str, refused: bool, decoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L40S")
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    monkeypatch.setattr(model, "_try_float8", lambda device: None)
+    if refused:
+        with pytest.raises(SettingsError, match=r"torch 2\.11\.0\+cu130 multiplies float8 wrongly on NVIDIA L40S"):
+            model._check_float8(torch.device("cuda"))
+    else:
+        model._check_float8(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("product", "reason"),
+    [
+        (RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED\nwhen calling cublasLtMatmulAlgoGetHeuristic"), "CUBLAS_STATUS_NOT"),
+        (torch.full((32, 32), 16.0, dtype=torch.bfloat16), "32 ones times 32 ones is 16.0"),
+    ],
+    ids=["an error", "a wrong product"],
+)
+def test_float8_is_tried_on_the_device(product: Any, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def multiply(*_: object) -> torch.Tensor:
+        if isinstance(product, Exception):
+            raise product
+        return torch.as_tensor(product)
+
+    model._try_float8(CPU)  # right as it is
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (12, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA RTX 5090")
+    monkeypatch.setattr(Float8, "__call__", multiply)
+    try_float8 = model._try_float8
+    monkeypatch.setattr(model, "_try_float8", lambda device: try_float8(CPU))
+    with pytest.raises(SettingsError, match=rf"cannot multiply float8 on NVIDIA RTX 5090 \({reason}.*leave it out"):
+        model._check_float8(torch.device("cuda"))
+
+
 def test_kernels_that_do_not_compile_are_done_without(
     decoder_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -184,9 +224,10 @@ def test_kernels_that_do_not_compile_are_done_without(
     assert "Failed to find C compiler" in caplog.text and "slower" in caplog.text
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 5e-3), ("bfloat16", 3e-2), ("float8", 1e-1)])
 def test_the_embedded_model_on_a_gpu_is_near_the_stock_one(dtype: str, tolerance: float) -> None:
+    pytest.importorskip("mistral_common", reason="mistral-common has the reference's tokenizer")
     base = checkpoints.EMBEDDED / "base"
     texts = [f"text number {index} " * (1 + index * index) for index in range(12)]
     embedder = Embedder.load(weights=base, source="merged", dtype=dtype, device="cuda")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+pytestmark = pytest.mark.kernels
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 pytest.importorskip("triton", reason="Triton is there for Linux")

@@ -132,7 +132,7 @@ def test_an_adapter_of_another_base_leaves_nothing(tmp_path: Path, capsys: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["parts"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_merges_to_the_same_files(tmp_path: Path) -> None:
     for device in ("cpu", "cuda"):
         assert merge_weights.main(["--to", str(tmp_path / device), "--device", device]) == 0

@@ -120,7 +120,7 @@ def test_the_base_itself_stays_as_it_is(dtype: torch.dtype, tmp_path: Path) -> N
     assert torch.equal(base, before)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_gpu_has_the_same_weights_to_the_last_bit(dtype: torch.dtype, tmp_path: Path) -> None:
     size: dict[str, object] = {"hidden_size": 512, "intermediate_size": 1792, "head_dim": 128, "dtype": torch.bfloat16}

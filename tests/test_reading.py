@@ -248,7 +248,7 @@ def test_memory_is_pinned_while_it_is_used_and_no_longer(
     assert all(torch.equal(got[name], tensor) for name, tensor in drawn().items())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_pinned_memory_is_pinned_and_given_back(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file(drawn(), file)

@@ -18,7 +18,7 @@ def test_a_cpu_s_seconds() -> None:
     assert 0.06 <= watch.seconds() < 0.3
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_s_seconds_last_until_the_work_is_done() -> None:
     matrix, watch = torch.ones(8192, 8192, device="cuda"), Stopwatch(torch.device("cuda", 0))
     matrix @ matrix
