@@ -21,7 +21,7 @@ import numpy as np
 
 from scripts import cog_schema, schema
 from scripts.bench_report import Json, interleaved, log, percentile, ratio_lines, ratios, seconds, table
-from scripts.local_server import free_port
+from scripts.local_server import free_port, python_path
 
 ROOT = Path(__file__).resolve().parents[1]
 PREDICTOR = ROOT / "scripts" / "bench_answer_predictor.py"
@@ -120,7 +120,7 @@ def _environment(port: int, concurrency: int) -> dict[str, str]:
         "COG_PREDICT_TYPE_STUB": f"{PREDICTOR.name}:Predictor",
         "COG_MAX_CONCURRENCY": str(concurrency),
         "PORT": str(port),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": python_path(),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
 

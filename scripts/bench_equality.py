@@ -25,7 +25,7 @@ from e5.weights import LocalWeights
 from scripts import bench_engines, bench_merge, bench_variants, quality
 from scripts.bench_agreement import distance
 from scripts.bench_device import free
-from scripts.bench_report import Json, log, table
+from scripts.bench_report import Json, Keep, discard, log, table
 from scripts.bench_texts import Texts
 
 TEXTS, QUICK_TEXTS = 40, 8
@@ -50,7 +50,9 @@ class Place:
         return bench_engines.load_one(self.model, self.checkpoint, self.device, dtype)
 
 
-def measure(place: Place, dtypes: Sequence[str] | None, data: Path | None, quick: bool, seed: int) -> Json:
+def measure(
+    place: Place, dtypes: Sequence[str] | None, data: Path | None, quick: bool, seed: int, keep: Keep = discard
+) -> Json:
     """Every part by itself: what fails is a row that says why, and the rest goes on."""
     known = ["float32", *SIXTEEN, *([bench_variants.FLOAT8] if bench_variants.has_float8(place.model) else [])]
     names = list(dtypes or known)
@@ -72,15 +74,18 @@ def measure(place: Place, dtypes: Sequence[str] | None, data: Path | None, quick
         for part in (_stock_rows, _engine_rows):
             log(f"equality: {name} …")
             _noted(result["rows"], name, partial(part, place, name, ids, reference))
+            keep(result)
             free(place.device)
     if place.found.adapter is not None:
         for name in [name for name in names if name in SIXTEEN]:
             log(f"equality: merge in {name} …")
             _noted(result["merge"], name, partial(_merge, place, name, words))
+            keep(result)
             free(place.device)
     for name in known if data else []:
         log(f"equality: quality in {name} …")
         _noted(result["quality"], name, partial(_quality, place, name, data))
+        keep(result)
     return result
 
 

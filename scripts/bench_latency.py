@@ -15,7 +15,9 @@ from scripts.bench_counts import Counts
 from scripts.bench_engines import CARD, OURS, RIVAL, Card, Engines, pair_texts, score_ours, score_rival
 from scripts.bench_report import (
     Json,
+    Keep,
     Sample,
+    discard,
     interleaved,
     log,
     megabytes,
@@ -37,7 +39,9 @@ Name = tuple[str, str]
 """Engine and dtype."""
 
 
-def measure(engines: Engines, texts: Texts, count: int, counts: Counts, bytes_per_second: float) -> Json:
+def measure(
+    engines: Engines, texts: Texts, count: int, counts: Counts, bytes_per_second: float, keep: Keep = discard
+) -> Json:
     """`count` different pairs, each through every engine: tokenise, forward, score.
 
     `bytes_per_second`: how fast the device reads, and `counts` what it has to.
@@ -52,25 +56,28 @@ def measure(engines: Engines, texts: Texts, count: int, counts: Counts, bytes_pe
             actions[CARD, dtype] = _card(Card(engines.rivals[dtype], model), prompted)
             actions[RIVAL, dtype] = _rival(engines.rivals[dtype], prompted)
         actions[OURS, dtype] = _ours(engines.ours[dtype], pairs)
-    samples = interleaved(actions, count, WARM_UP)
     ids = [engines.default.tokenize([pair.query], [pair.document], DEFAULT_TASK).ids for pair in pairs]
-    alone = interleaved(_engine_actions(engines, ids), count, WARM_UP)
-    truth = [sample.value for sample in samples[CARD, engines.reference]]
-    rows = [_row(name, samples[name], truth) for name in actions]
-    p50 = {(row["engine"], row["dtype"]): row["p50_milliseconds"] for row in rows}
     limits = {dtype: counts.read_milliseconds(bytes_per_second, weight_bytes(dtype)) for dtype in engines.dtypes}
-    return {
+    result: Json = {
         "pairs": count,
         "query_tokens": len(ids[0][0]),
         "document_tokens": len(ids[0][1]),
         "reference": engines.reference,
-        "engines": rows,
-        "ratios": ratios(
-            p50, [((other, dtype), (OURS, dtype)) for dtype in engines.shared_dtypes for other in (CARD, RIVAL)]
-        ),
-        "engine_alone": [_engine_row(name, alone[name], limits[name[1]]) for name in alone],
+        "engines": [],
+        "ratios": [],
         "graphs": {dtype: capture_cost(engines.ours[dtype]) for dtype in engines.dtypes},
     }
+    alone = interleaved(_engine_actions(engines, ids), count, WARM_UP)
+    result["engine_alone"] = [_engine_row(name, alone[name], limits[name[1]]) for name in alone]
+    keep(result)
+    samples = interleaved(actions, count, WARM_UP)
+    truth = [sample.value for sample in samples[CARD, engines.reference]]
+    result["engines"] = [_row(name, samples[name], truth) for name in actions]
+    p50 = {(row["engine"], row["dtype"]): row["p50_milliseconds"] for row in result["engines"]}
+    result["ratios"] = ratios(
+        p50, [((other, dtype), (OURS, dtype)) for dtype in engines.shared_dtypes for other in (CARD, RIVAL)]
+    )
+    return result
 
 
 def weight_bytes(dtype: str) -> int:

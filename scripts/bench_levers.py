@@ -4,6 +4,7 @@ Many texts in tokens a second, tokenising included, and one query and one docume
 vectors on the host. All take turns in one process. `docs/performance-notes.md` has what each was predicted to bring.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from e5 import DEFAULT_TASK
 from e5.embedder import Embedder
 from e5.tokens import Tokens
 from scripts import bench_variants
-from scripts.bench_report import Json, Sample, interleaved, log, median, percentile, seconds, table
+from scripts.bench_report import Json, Keep, Sample, discard, interleaved, log, median, percentile, seconds, table
 from scripts.bench_texts import Texts
 
 BUDGETS = (4096, 8192, 16384, 32768)
@@ -22,6 +23,7 @@ WARM_UP = 3
 BASE = "as it is"
 
 Switch = Callable[[Embedder], AbstractContextManager[None]]
+Samples = dict[str, list[Sample[None]]]
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,13 @@ LEVERS = (
     Lever(BASE),
     Lever("torch's operators between products", bench_variants.without_kernels, "kernels"),
     Lever("no graphs", bench_variants.without_graphs, "graphs"),
-    Lever("attention by dense runs", bench_variants.dense_attention, "attention"),
     Lever("products by cuBLASLt", bench_variants.cublaslt, "products"),
     Lever("float16 products summed in float32", bench_variants.sums_in_float32, "products"),
     Lever("waiting for each batch", bench_variants.synchronised, "synchronised"),
     Lever("all texts tokenised first", ready="measured"),
     Lever("token ids ready", ready="not measured"),
     *(Lever(f"batches of {size:,} tokens", partial(bench_variants.budget, tokens=size)) for size in BUDGETS),
+    Lever("attention by dense runs", bench_variants.dense_attention, "attention"),
 )
 PAIR_LEVERS = tuple(
     lever for lever in LEVERS if lever.needs in ("kernels", "graphs", "attention", "products") or lever.name == BASE
@@ -52,7 +54,7 @@ PAIR_LEVERS = tuple(
 FLOAT8 = Lever(bench_variants.FLOAT8, needs=bench_variants.FLOAT8)
 
 
-def measure(texts: Texts, load: Callable[[str], Embedder], count: int, rounds: int) -> Json:
+def measure(texts: Texts, load: Callable[[str], Embedder], count: int, rounds: int, keep: Keep = discard) -> Json:
     """`load`: this package in another dtype, for float8, on the same weights."""
     embedder = texts.embedder
     documents = texts.mixed(count)
@@ -66,52 +68,77 @@ def measure(texts: Texts, load: Callable[[str], Embedder], count: int, rounds: i
         except Exception as error:  # a reason for this row alone; the others are still worth having
             skipped[FLOAT8.name] = _reason(error)
     log(f"levers: {len(engines)} on {count} texts, {tokens.total} tokens, {rounds} rounds …")
-    many = {lever.name: _many(lever, engine, documents, tokens) for lever, engine in engines.items()}
-    found = _turns(many, rounds, 1, skipped)
-    one = {
+    actions = {lever.name: _many(lever, engine, documents, tokens) for lever, engine in engines.items()}
+    pair_actions = {
         lever.name: _pair(lever, engine, pairs)
         for lever, engine in engines.items()
         if lever in PAIR_LEVERS or lever is FLOAT8
     }
-    short = _turns(one, CALLS_PER_ROUND * rounds, WARM_UP, skipped)
-    base = median(seconds(found[BASE]))
-    base_pair = percentile(seconds(short[BASE]), 50)
-    return {
-        "device": embedder.device,
-        "dtype": embedder.dtype,
-        "texts": count,
-        "tokens": tokens.total,
-        "batch_tokens": embedder.max_batch_tokens,
-        "rounds": rounds,
-        "pairs": CALLS_PER_ROUND * rounds,
-        "levers": [
-            {
-                "lever": name,
-                "seconds": seconds(kept),
-                "tokens_per_second": tokens.total / median(seconds(kept)),
-                "ratio": base / median(seconds(kept)),
-            }
-            for name, kept in found.items()
-        ],
-        "pair_levers": [
-            {
-                "lever": name,
-                "p50_milliseconds": percentile(seconds(kept), 50) * 1e3,
-                "p90_milliseconds": percentile(seconds(kept), 90) * 1e3,
-                "ratio": base_pair / percentile(seconds(kept), 50),
-            }
-            for name, kept in short.items()
-        ],
-        "skipped": skipped,
-    }
+    many: Samples = {}
+    short: Samples = {}
+
+    def summary() -> Json:
+        return {
+            "device": embedder.device,
+            "dtype": embedder.dtype,
+            "texts": count,
+            "tokens": tokens.total,
+            "batch_tokens": embedder.max_batch_tokens,
+            "rounds": rounds,
+            "pairs": CALLS_PER_ROUND * rounds,
+            "levers": _rows(many, tokens.total),
+            "pair_levers": _pair_rows(short),
+            "skipped": skipped,
+        }
+
+    def keep_round(samples: Samples) -> None:
+        many.update(samples)
+        keep(summary())
+
+    # The pairs first: they take seconds, and what is late must not cost them.
+    short |= _turns(pair_actions, CALLS_PER_ROUND * rounds, WARM_UP, skipped)
+    keep(summary())
+    many |= _turns(actions, rounds, 1, skipped, keep_round)
+    return summary()
+
+
+def _rows(samples: Samples, tokens: int) -> list[Json]:
+    medians = {name: median(seconds(kept)) for name, kept in samples.items()}
+    return [
+        {
+            "lever": name,
+            "seconds": seconds(kept),
+            "tokens_per_second": tokens / medians[name],
+            "ratio": medians[BASE] / medians[name],
+        }
+        for name, kept in samples.items()
+    ]
+
+
+def _pair_rows(samples: Samples) -> list[Json]:
+    p50 = {name: percentile(seconds(kept), 50) for name, kept in samples.items()}
+    return [
+        {
+            "lever": name,
+            "p50_milliseconds": p50[name] * 1e3,
+            "p90_milliseconds": percentile(seconds(kept), 90) * 1e3,
+            "ratio": p50[BASE] / p50[name],
+        }
+        for name, kept in samples.items()
+    ]
 
 
 def _turns(
-    actions: Mapping[str, Callable[[int], None]], rounds: int, warm_up: int, skipped: dict[str, str]
-) -> dict[str, list[Sample[None]]]:
+    actions: Mapping[str, Callable[[int], None]],
+    rounds: int,
+    warm_up: int,
+    skipped: dict[str, str],
+    after_round: Callable[[Samples], None] = discard,
+) -> Samples:
     """Each called in turn; one that fails is left out with its reason, and the rest goes on."""
     good = {}
     for name, action in actions.items():
+        started = time.perf_counter()
         try:
             for number in range(warm_up):
                 action(number)
@@ -120,7 +147,8 @@ def _turns(
             if name == BASE:
                 raise
             skipped[name] = _reason(error)
-    return interleaved(good, rounds, warm_up=0)
+        log(f"levers: {name}: warm after {time.perf_counter() - started:.1f} s")
+    return interleaved(good, rounds, warm_up=0, after_round=after_round)
 
 
 def _reason(error: Exception) -> str:

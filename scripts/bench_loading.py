@@ -32,9 +32,9 @@ from torch import Tensor
 
 from e5 import catalog, checkpoint, reading
 from e5.weights import LocalWeights
-from scripts.bench_report import Json, log, median, megabytes, table
+from scripts.bench_report import Json, Keep, discard, log, median, megabytes, table
 
-READERS = (1, 4, 16)
+READERS = (4, 16)
 """Threads of the raw reads; the fastest number is the limit, so that it does not rest on this package's own choice."""
 PART_BYTES = 16 << 20
 STATES = ("cold", "warm")
@@ -45,7 +45,14 @@ STATUS = Path("/proc/self/status")
 Tensors = dict[str, Tensor]
 
 
-def measure(model: catalog.Model, found: LocalWeights, device: torch.device, rounds: int, folder: Path) -> Json:
+def measure(
+    model: catalog.Model,
+    found: LocalWeights,
+    device: torch.device,
+    rounds: int,
+    folder: Path,
+    keep: Keep = discard,
+) -> Json:
     """Medians of `rounds`. `folder`: an empty one, for the merged checkpoint where there is an adapter to merge."""
     files = checkpoint.shards(found.checkpoint)
     log(f"loading: {rounds} rounds of raw reads and of each loader …")
@@ -66,7 +73,11 @@ def measure(model: catalog.Model, found: LocalWeights, device: torch.device, rou
         "loaders": [_row("loader", name, seconds[name], size) for name in loaders],
         "skipped": [name for name in ("runai_model_streamer", "fastsafetensors") if not _has(name)],
     }
-    result["loads"] = _whole_loads(model, found, device, rounds, folder, result["bandwidth_bytes_per_second"])
+    result["loads"] = []
+    keep(result)
+    for loads in _whole_loads(model, found, device, rounds, folder, result["bandwidth_bytes_per_second"]):
+        result["loads"] = loads
+        keep(result)
     return result
 
 
@@ -146,7 +157,10 @@ def drop(files: Sequence[Path]) -> bool:
         with path.open("rb") as file:
             os.fsync(file.fileno())  # pages that are not written yet would stay
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return all(resident(path) <= STILL_THERE for path in files)
+    try:
+        return all(resident(path) <= STILL_THERE for path in files)
+    except OSError:  # a sandboxed kernel without mincore: nobody knows what is cached
+        return False
 
 
 def resident(path: Path) -> float:
@@ -221,13 +235,6 @@ def _loaders(files: Sequence[Path], device: torch.device) -> dict[str, Callable[
                 tensors |= {name: file.get_tensor(name).to(device, copy=True) for name in file.offset_keys()}
         return tensors
 
-    def directly() -> Tensors:
-        tensors: Tensors = {}
-        for path in files:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                tensors |= {name: file.get_tensor(name) for name in file.offset_keys()}
-        return tensors
-
     def runai() -> Tensors:
         from runai_model_streamer import SafetensorsStreamer
 
@@ -247,8 +254,6 @@ def _loaders(files: Sequence[Path], device: torch.device) -> dict[str, Callable[
         return tensors
 
     loaders = {"this package, read ahead": whole(ahead), "mapped file, copied": whole(mapped)}
-    if device.type != "cpu":  # on a CPU its tensors are the mapped file itself: nothing has been read
-        loaders["safe_open(device=…)"] = whole(directly)
     if _has("runai_model_streamer"):
         loaders["runai-model-streamer"] = whole(runai)
     if _has("fastsafetensors"):
@@ -267,7 +272,8 @@ def _whole_loads(
     rounds: int,
     folder: Path,
     bandwidth: dict[str, float | None],
-) -> list[Json]:
+) -> Iterator[list[Json]]:
+    """A row for each source, after each process that has measured one."""
     sources = {found.source: found}
     if found.adapter is not None:
         from e5.model import choose_dtype
@@ -278,28 +284,35 @@ def _whole_loads(
         merged = Merge(found, choose_dtype(None, device), device).into(folder)
         sources["merged"] = in_folder(model, merged, "merged")
     log(f"loading: {rounds} fresh processes for each source, cold and warm …")
-    runs: dict[tuple[str, str], list[Json]] = {(source, state): [] for source in sources for state in STATES}
+    runs: dict[str, dict[str, list[Json]]] = {source: {state: [] for state in STATES} for source in sources}
     for _ in range(rounds):
         for source, files in sources.items():
             for state in STATES:
                 if state == "warm" or drop(_files(files)):
-                    runs[source, state].append(_spawn(model, files, device))
-    rows = []
-    for source, files in sources.items():
-        row: Json = {"source": source, "bytes": _needed(files)}
-        for state in STATES:
-            seconds = [run["seconds"] for run in runs[source, state]]
-            rate = bandwidth[state]
-            row[f"{state}_seconds"] = median(seconds) if seconds else None
-            row[f"{state}_limit_seconds"] = row["bytes"] / rate if rate else None
-        warm = runs[source, "warm"]
-        peaks = [run["peak_bytes"] for run in warm if run["peak_bytes"] is not None]
-        row["merge_seconds"] = median([run["merge_seconds"] for run in warm])
-        row["weights_bytes"] = warm[0]["weights_bytes"]
-        row["peak_bytes"] = round(median(peaks)) if peaks else None
-        row["peak_to_weights_ratio"] = row["peak_bytes"] / row["weights_bytes"] if peaks else None
-        rows.append(row)
-    return rows
+                    runs[source][state].append(_spawn(model, files, device))
+                    yield [
+                        _load_row(name, sources[name], runs[name], bandwidth)
+                        for name in sources
+                        if any(runs[name].values())
+                    ]
+
+
+def _load_row(
+    source: str, files: LocalWeights, runs: dict[str, list[Json]], bandwidth: dict[str, float | None]
+) -> Json:
+    row: Json = {"source": source, "bytes": _needed(files)}
+    for state in STATES:
+        seconds = [run["seconds"] for run in runs[state]]
+        rate = bandwidth[state]
+        row[f"{state}_seconds"] = median(seconds) if seconds else None
+        row[f"{state}_limit_seconds"] = row["bytes"] / rate if rate else None
+    measured = runs["warm"] or runs["cold"]
+    peaks = [run["peak_bytes"] for run in measured if run["peak_bytes"] is not None]
+    row["merge_seconds"] = median([run["merge_seconds"] for run in measured])
+    row["weights_bytes"] = measured[0]["weights_bytes"]
+    row["peak_bytes"] = round(median(peaks)) if peaks else None
+    row["peak_to_weights_ratio"] = row["peak_bytes"] / row["weights_bytes"] if peaks else None
+    return row
 
 
 def _files(found: LocalWeights) -> list[Path]:

@@ -8,6 +8,7 @@ import os
 import platform
 import random
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,10 @@ T = TypeVar("T")
 K = TypeVar("K")
 Json = dict[str, Any]
 """A section's numbers. Each key that holds a number of a unit names it: seconds, milliseconds, bytes, …"""
+Keep = Callable[[Json], None]
+"""Takes a section's numbers as far as they are known, in case the rest is never measured."""
 
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "cog")
 
 
@@ -36,11 +40,21 @@ class Sample(Generic[T]):
     value: T
 
 
-def interleaved(actions: Mapping[K, Callable[[int], T]], rounds: int, warm_up: int = 1) -> dict[K, list[Sample[T]]]:
+def discard(_: object) -> None:
+    """Keep nothing: for callers that do not want results before the end."""
+
+
+def interleaved(
+    actions: Mapping[K, Callable[[int], T]],
+    rounds: int,
+    warm_up: int = 1,
+    after_round: Callable[[dict[K, list[Sample[T]]]], None] = discard,
+) -> dict[K, list[Sample[T]]]:
     """Call every action once in each round, with the round's number; the first `warm_up` rounds are not kept.
 
     The order within a round is shuffled (the same in every run). So what changes while the benchmark runs – heat, a
-    busy neighbour, what the call before left in the caches – falls on all of them alike.
+    busy neighbour, what the call before left in the caches – falls on all of them alike. `after_round` gets the samples
+    of every round so far.
     """
     samples: dict[K, list[Sample[T]]] = {name: [] for name in actions}
     for number in range(warm_up + rounds):
@@ -52,6 +66,8 @@ def interleaved(actions: Mapping[K, Callable[[int], T]], rounds: int, warm_up: i
             seconds = time.perf_counter() - started
             if number >= warm_up:
                 samples[name].append(Sample(seconds, value))
+        if number >= warm_up:
+            after_round(samples)
     return samples
 
 
@@ -114,6 +130,9 @@ def machine() -> Json:
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "gpu": gpu.name if gpu else None,
         "gpu_bytes": gpu.total_memory if gpu else None,
+        "cuda_build": torch.version.cuda,
+        "driver": _printed("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else None,
+        "commit": _printed("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
         "threads": torch.get_num_threads(),
         "spin": f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', '')} "
         f"GOMP_SPINCOUNT={os.environ.get('GOMP_SPINCOUNT', '')}",
@@ -124,7 +143,12 @@ def machine() -> Json:
 
 
 def machine_card(found: Json) -> str:
-    gpu = f"{found['gpu']}, {found['gpu_bytes'] / 2**30:.0f} GiB" if found["gpu"] else "no GPU"
+    gpu = "no GPU"
+    if found["gpu"]:
+        gpu = (
+            f"{found['gpu']}, {found['gpu_bytes'] / 2**30:.0f} GiB (CUDA build {found['cuda_build']}, "
+            f"driver {found['driver']})"
+        )
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items() if version)
     return (
         f"Machine   {found['cpu']}, {found['usable_cores']} of {found['cores']} cores, {gpu}; {found['system']}\n"
@@ -141,6 +165,15 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def _printed(*command: str) -> str | None:
+    """The first line that a command prints; None where it is missing or fails."""
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return lines[0].strip() if lines else None
 
 
 def _version(package: str) -> str | None:

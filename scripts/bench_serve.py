@@ -17,10 +17,10 @@ from pathlib import Path
 from e5 import DEFAULT_TASK
 from e5.embedder import Embedder
 from scripts import bench_answer
-from scripts.bench_report import Json, log, median, percentile, table
+from scripts.bench_report import Json, Keep, discard, log, median, percentile, table
 from scripts.bench_texts import Pair, Texts
 from scripts.load_client import Client, Reply, Spell, keep_busy, rate_and_waits
-from scripts.local_server import ROOT, running
+from scripts.local_server import python_path, running
 
 OURS, ALONE, CEILING = "shared batches", "one at a time", "no model (the server's ceiling)"
 CLIENTS, QUICK_CLIENTS = (1, 8, 32, 64), (1, 8)
@@ -29,14 +29,30 @@ PAIRS = 1000
 PHASES = ("tokenize_ms", "queued_ms", "model_ms", "encode_ms")
 
 
-def measure(embedder: Embedder, texts: Texts, environment: dict[str, str], quick: bool, rounds: int) -> Json:
+def measure(
+    embedder: Embedder, texts: Texts, environment: dict[str, str], quick: bool, rounds: int, keep: Keep = discard
+) -> Json:
     """`environment`: the E5_* variables that make a server run what `embedder` is."""
     pairs = texts.pairs(PAIRS if not quick else 50)
     clients, seconds = (QUICK_CLIENTS, QUICK_SECONDS) if quick else (CLIENTS, SECONDS)
-    one_at_a_time = {"COG_PREDICT_TYPE_STUB": "scripts/bench_serve_predictor.py:Predictor", "PYTHONPATH": str(ROOT)}
+    one_at_a_time = {"COG_PREDICT_TYPE_STUB": "scripts/bench_serve_predictor.py:Predictor", "PYTHONPATH": python_path()}
     runs: dict[tuple[str, int], list[Spell]] = defaultdict(list)
     engine: list[float] = []
     lone: list[float] = []
+
+    def summary() -> Json:
+        rows = [_row(name, count, found) for (name, count), found in runs.items()]
+        return {
+            "pairs": len(pairs),
+            "dtype": embedder.dtype,
+            "rounds": rounds,
+            "seconds": seconds,
+            "engine_requests_per_second": median(engine),
+            "lone_call_p50_milliseconds": percentile(lone, 50) * 1e3,
+            "servers": rows,
+            "shares": _shares(rows, median(engine)),
+        }
+
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         log("starting three servers …")
@@ -54,17 +70,8 @@ def measure(embedder: Embedder, texts: Texts, environment: dict[str, str], quick
             for count in clients:
                 for name, url in urls.items():
                     runs[name, count].append(asyncio.run(_load(url, bodies[name], count, seconds)))
-    rows = [_row(name, count, found) for (name, count), found in runs.items()]
-    return {
-        "pairs": len(pairs),
-        "dtype": embedder.dtype,
-        "rounds": rounds,
-        "seconds": seconds,
-        "engine_requests_per_second": median(engine),
-        "lone_call_p50_milliseconds": percentile(lone, 50) * 1e3,
-        "servers": rows,
-        "shares": _shares(rows, median(engine)),
-    }
+                keep(summary())
+    return summary()
 
 
 def card(result: Json) -> str:

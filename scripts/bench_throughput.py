@@ -13,7 +13,19 @@ from sentence_transformers import SentenceTransformer
 from e5.embedder import Embedder
 from e5.vectors import Vectors
 from scripts.bench_engines import OURS, RIVAL, Engines, check_same_ids, document_texts
-from scripts.bench_report import Json, Sample, interleaved, log, median, ratio_lines, ratios, seconds, table
+from scripts.bench_report import (
+    Json,
+    Keep,
+    Sample,
+    discard,
+    interleaved,
+    log,
+    median,
+    ratio_lines,
+    ratios,
+    seconds,
+    table,
+)
 from scripts.bench_texts import Texts
 
 RIVAL_BATCHES = {"cpu": (32,), "cuda": (32, 128)}
@@ -21,10 +33,18 @@ RIVAL_BATCHES = {"cpu": (32,), "cuda": (32, 128)}
 
 Name = tuple[str, str]
 """Engine and dtype."""
+Way = tuple[Name, int]
+"""An engine and its batch size in texts; 0 for this package, whose batches are counted in tokens."""
 
 
 def measure(
-    engines: Engines, texts: Texts, count: int, rounds: int, rival_batches: Sequence[int], limit: float
+    engines: Engines,
+    texts: Texts,
+    count: int,
+    rounds: int,
+    rival_batches: Sequence[int],
+    limit: float,
+    keep: Keep = discard,
 ) -> Json:
     """`count` documents, tokenising included. The first round warms up, with the same texts.
 
@@ -35,7 +55,7 @@ def measure(
     lengths = sorted(map(len, engines.default.tokenize([], documents, "").ids))
     log(f"throughput: {count} texts, {tokens} tokens, 1 + {rounds} rounds …")
     prompted = document_texts(engines.default.model, documents)
-    actions: dict[tuple[Name, int], Callable[[int], Vectors]] = {}
+    actions: dict[Way, Callable[[int], Vectors]] = {}
     for dtype in engines.dtypes:
         if dtype in engines.rivals:
             actions |= {
@@ -43,40 +63,43 @@ def measure(
             }
         actions[(OURS, dtype), 0] = _ours(engines.ours[dtype], documents)
     failed = _warm_up(actions)
-    samples = interleaved(actions, rounds, warm_up=0)
-    best = _best(samples)
-    reference = samples[best[RIVAL, engines.reference]][-1].value
-    rows = [_row(name, samples[best[name]], best[name][1], tokens, limit, reference) for name in best]
-    speed = {(row["engine"], row["dtype"]): row["tokens_per_second"] for row in rows}
-    first, last = engines.dtypes[0], engines.dtypes[-1]
-    pairs = [((OURS, dtype), (RIVAL, dtype)) for dtype in engines.shared_dtypes]
-    pairs += [((OURS, last), (RIVAL, first)), ((OURS, last), (OURS, first))] if first != last else []
-    others = [
-        {"dtype": dtype, "batch_texts": batch, "tokens_per_second": tokens / median(seconds(samples[name, batch]))}
-        for name, batch in samples
-        if name[0] == RIVAL and best[name][1] != batch
-        for dtype in [name[1]]
-    ]
-    return {
-        "device": engines.default.device,
-        "texts": count,
-        "tokens": tokens,
-        "median_tokens": lengths[len(lengths) // 2],
-        "longest_tokens": lengths[-1],
-        "rounds": rounds,
-        "rival_batch_texts": list(rival_batches),
-        "rival_slower_batches": others,
-        "rival_failed_batches": failed,
-        "rival_pads": not getattr(engines.rivals[first][0], "can_flatten_inputs", False),
-        "our_batch_tokens": engines.default.max_batch_tokens,
-        "limit_tokens_per_second": limit,
-        "reference": engines.reference,
-        "engines": rows,
-        "ratios": ratios(speed, pairs),
-    }
+
+    def summary(samples: dict[Way, list[Sample[Vectors]]]) -> Json:
+        best = _best(samples)
+        reference = samples[best[RIVAL, engines.reference]][-1].value
+        rows = [_row(name, samples[best[name]], best[name][1], tokens, limit, reference) for name in best]
+        speed = {(row["engine"], row["dtype"]): row["tokens_per_second"] for row in rows}
+        first, last = engines.dtypes[0], engines.dtypes[-1]
+        pairs = [((OURS, dtype), (RIVAL, dtype)) for dtype in engines.shared_dtypes]
+        pairs += [((OURS, last), (RIVAL, first)), ((OURS, last), (OURS, first))] if first != last else []
+        others = [
+            {"dtype": dtype, "batch_texts": batch, "tokens_per_second": tokens / median(seconds(samples[name, batch]))}
+            for name, batch in samples
+            if name[0] == RIVAL and best[name][1] != batch
+            for dtype in [name[1]]
+        ]
+        return {
+            "device": engines.default.device,
+            "texts": count,
+            "tokens": tokens,
+            "median_tokens": lengths[len(lengths) // 2],
+            "longest_tokens": lengths[-1],
+            "rounds": rounds,
+            "rival_batch_texts": list(rival_batches),
+            "rival_slower_batches": others,
+            "rival_failed_batches": failed,
+            "rival_pads": not getattr(engines.rivals[first][0], "can_flatten_inputs", False),
+            "our_batch_tokens": engines.default.max_batch_tokens,
+            "limit_tokens_per_second": limit,
+            "reference": engines.reference,
+            "engines": rows,
+            "ratios": ratios(speed, pairs),
+        }
+
+    return summary(interleaved(actions, rounds, warm_up=0, after_round=lambda samples: keep(summary(samples))))
 
 
-def _warm_up(actions: dict[tuple[Name, int], Callable[[int], Vectors]]) -> list[Json]:
+def _warm_up(actions: dict[Way, Callable[[int], Vectors]]) -> list[Json]:
     """Call each of them once; a larger batch of sentence-transformers that does not fit is taken out of the race."""
     failed = []
     for name, batch in list(actions):
@@ -91,9 +114,9 @@ def _warm_up(actions: dict[tuple[Name, int], Callable[[int], Vectors]]) -> list[
     return failed
 
 
-def _best(samples: dict[tuple[Name, int], list[Sample[Vectors]]]) -> dict[Name, tuple[Name, int]]:
+def _best(samples: dict[Way, list[Sample[Vectors]]]) -> dict[Name, Way]:
     """For each engine and dtype its fastest way."""
-    best: dict[Name, tuple[Name, int]] = {}
+    best: dict[Name, Way] = {}
     for way in samples:
         name = way[0]
         if name not in best or median(seconds(samples[way])) < median(seconds(samples[best[name]])):

@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from e5 import attention, catalog, elementwise
 from e5.batches import PackedBatch
@@ -65,8 +66,14 @@ def without_kernels(embedder: Embedder) -> Iterator[None]:
 
 @contextmanager
 def dense_attention(embedder: Embedder) -> Iterator[None]:
-    """Attention over runs of equally long texts, as where there is no variable-length kernel."""
-    with without_graphs(embedder), patch.object(attention, "_has_kernel", lambda *_: False):
+    """Attention over runs of equally long texts, as where there is no variable-length kernel.
+
+    Without cuDNN, which torch 2.11 prefers on Hopper: it builds a plan for each new shape, .4 s each (FunASR#3704), and
+    the runs of 384 texts have some 500 shapes.
+    """
+    backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    without_kernel = patch.object(attention, "_has_kernel", lambda *_: False)
+    with without_graphs(embedder), without_kernel, sdpa_kernel(backends):
         yield
 
 

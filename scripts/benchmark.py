@@ -28,7 +28,7 @@ import e5
 from e5 import catalog, openmp
 from e5.errors import SettingsError, WeightsError
 from e5.settings import DTYPES, Settings
-from scripts.bench_report import Json, log, machine, machine_card
+from scripts.bench_report import Json, Keep, discard, log, machine, machine_card
 
 if TYPE_CHECKING:  # torch loads in main(), once the environment is set
     from e5.embedder import Embedder
@@ -75,8 +75,12 @@ def main(argv: list[str]) -> int:
     except (SettingsError, WeightsError) as error:
         print(f"benchmark.py: {error}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
-    print(json.dumps(_rounded(result)), flush=True)
+    _print_json(result)
     return 0
+
+
+def _print_json(result: Json) -> None:
+    print(json.dumps(_rounded(result)), flush=True)
 
 
 def _measure(arguments: argparse.Namespace, folder: Path) -> Json:
@@ -93,9 +97,12 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> Json:
         + f"\n{machine_card(result['machine'])}",
         flush=True,
     )
+    if arguments.partial:
+        bench.keep = lambda section: _print_json(result | section)
     for name in arguments.only:
         result[name], card = getattr(bench, name)()
         print(f"\n{card}", flush=True)
+        bench.keep({})
     if state := bench.gpu_state():
         result["gpu"] = state
         print("\nOn the GPU: " + ", ".join(f"{name} {'on' if on else 'OFF'}" for name, on in state.items()), flush=True)
@@ -122,6 +129,8 @@ class Bench:
         self.device = model.choose_device(Settings(device=arguments.device).device)
         self.weights = self._draw(arguments.layers) if self.random else arguments.weights
         self.found = weights.locate(self.model, self.weights)
+        self.keep: Keep = discard
+        """Gets {section: its numbers so far}."""
 
     def facts(self) -> Json:
         """What is measured, on how much."""
@@ -161,7 +170,8 @@ class Bench:
     def loading(self) -> tuple[Json, str]:
         from scripts import bench_loading
 
-        result = bench_loading.measure(self.model, self.found, self.device, self.rounds, self.folder / "merged")
+        merged, keep = self.folder / "merged", self._keep_as("loading")
+        result = bench_loading.measure(self.model, self.found, self.device, self.rounds, merged, keep)
         return result, bench_loading.card(result)
 
     def answer(self) -> tuple[Json, str]:
@@ -179,7 +189,8 @@ class Bench:
 
         batches = self.rival_batches or bench_throughput.RIVAL_BATCHES[self.device.type]
         limit = self.counts.tokens_per_second(self.device_ceilings.flop_per_second)
-        result = bench_throughput.measure(self.engines, self.texts, self.count, self.rounds, batches, limit)
+        keep = self._keep_as("throughput")
+        result = bench_throughput.measure(self.engines, self.texts, self.count, self.rounds, batches, limit, keep)
         return result, bench_throughput.card(result)
 
     def latency(self) -> tuple[Json, str]:
@@ -188,13 +199,14 @@ class Bench:
         from scripts import bench_latency
 
         count, bandwidth = CALLS_PER_ROUND * self.rounds, self.device_ceilings.bytes_per_second
-        result = bench_latency.measure(self.engines, self.texts, count, self.counts, bandwidth)
+        keep = self._keep_as("latency")
+        result = bench_latency.measure(self.engines, self.texts, count, self.counts, bandwidth, keep)
         return result, bench_latency.card(result)
 
     def levers(self) -> tuple[Json, str]:
         from scripts import bench_levers
 
-        result = bench_levers.measure(self.texts, self._load, self.count, self.rounds)
+        result = bench_levers.measure(self.texts, self._load, self.count, self.rounds, self._keep_as("levers"))
         return result, bench_levers.card(result)
 
     def profile(self) -> tuple[Json, str]:
@@ -218,7 +230,8 @@ class Bench:
         from scripts import bench_equality
 
         place = bench_equality.Place(self.model, self.found, self.checkpoint, self.device, self.folder / "equality")
-        result = bench_equality.measure(place, self.dtypes, self.data, self.quick, SEED)
+        keep = self._keep_as("equality")
+        result = bench_equality.measure(place, self.dtypes, self.data, self.quick, SEED, keep)
         return result, bench_equality.card(result)
 
     def scaling(self) -> tuple[Json, str]:
@@ -233,7 +246,9 @@ class Bench:
             return _skipped("serve", NO_COG + "; pip install aiohttp")
         from scripts import bench_serve
 
-        result = bench_serve.measure(self.texts.embedder, self.texts, self._environment, self.quick, self.rounds)
+        keep = self._keep_as("serve")
+        embedder, environment = self.texts.embedder, self._environment
+        result = bench_serve.measure(embedder, self.texts, environment, self.quick, self.rounds, keep)
         return result, bench_serve.card(result)
 
     def gateway(self) -> tuple[Json, str]:
@@ -252,6 +267,9 @@ class Bench:
         from e5 import elementwise
 
         return {"fused kernels": elementwise.use_kernels, "graphs": loaded.packed.graphs is not None}
+
+    def _keep_as(self, section: str) -> Keep:
+        return lambda numbers: self.keep({section: numbers})
 
     @property
     def _environment(self) -> dict[str, str]:
@@ -340,6 +358,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtypes", type=_dtypes, metavar="LIST", help="default: float32 and the device's own")
     parser.add_argument("--only", type=_sections, default=unnamed_sections(), metavar="LIST", help=",".join(SECTIONS))
     parser.add_argument("--serve", action="store_const", dest="only", const=["serve"], help="the same as --only serve")
+    parser.add_argument("--partial", action="store_true", help="a line of JSON whenever there are new numbers")
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs, not for figures")
     parser.add_argument(
         "--repeats", type=_positive, metavar="N", help=f"rounds of each measurement (default: {ROUNDS})"

@@ -22,6 +22,16 @@ limit at most; a cold start in × bytes / bandwidth, and seconds on top; device 
 capturing graphs may cost."""
 
 
+def machine(result: Json) -> str:
+    """What a figure must be quoted with: figures of other cards, drivers or CUDA builds are other figures."""
+    found = result["machine"]
+    commit = f", commit {found['commit']}" if found["commit"] else ""
+    return (
+        f"{found['gpu'] or 'no GPU'}, driver {found['driver'] or 'none'}, CUDA build {found['cuda_build'] or 'none'}, "
+        f"torch {found['packages']['torch']}{commit}"
+    )
+
+
 def lines(results: Mapping[str, Json]) -> list[str]:
     """From step → its JSON line; what is not there has no line, and what cannot be read says so."""
     parts: dict[str, Callable[[Any], Iterator[str]]] = {

@@ -63,6 +63,11 @@ def stop(process: subprocess.Popen[bytes]) -> int:
         return process.wait()
 
 
+def python_path() -> str:
+    """PYTHONPATH for a child process: the repository, then what the parent's says, where packages may lie."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -2,15 +2,17 @@
 
     python scripts/measure_gpu.py --to out --part 1     ceilings, throughput, latency; and the tests that need CUDA
     python scripts/measure_gpu.py --to out --part 2     what each part of the engine brings; equality at full size
-    python scripts/measure_gpu.py --to out --part 3     setup, loading, serving, a profile, the merge, quality by dtype
+    python scripts/measure_gpu.py --to out --part 3     serving, a profile, setup, the merge, quality by dtype, loading
     python scripts/measure_gpu.py --to out --dry-run    all of it on the embedded model, tiny, to see that it runs
 
-Each step is a process of its own with its own limit: one that fails or is late is noted, and the next one runs. The
-weights are drawn once a run. Standard output is a line a step as it ends, then a table with the figures against the
-goals; what the steps print is in the folder's logs.
+Each step is a process of its own with its own time limit. A step that fails or is late does not stop the next one, and
+keeps the figures that it had until then. A step whose packages are not installed is left out. Standard output has a
+step's figures, beside their goals, as soon as it ends; `summary.txt` in the folder always has all of them so far, and
+the logs have what the steps print. With `--weights` the random weights are kept, and used again by the next command.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -19,8 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts import gpu_figures
 from scripts.bench_report import Json, table
+from scripts.local_server import ROOT, python_path
 
-ROOT = Path(__file__).resolve().parents[1]
 FLAGSHIP, EMBEDDED = "e5-mistral-7b-instruct", "e5-mistral-tiny"
 MINUTES = 9.5
 MARGIN_SECONDS, LEAST_SECONDS = 8, 20
@@ -37,17 +39,21 @@ MARGIN_SECONDS, LEAST_SECONDS = 8, 20
 LOG_BYTES = 15 << 20
 DRAW_SECONDS = (20, 90)
 """Estimate for 14.5 GB in 16 bits: drawing them takes a second; the disk's rate, .2 to 1 GB/s, makes the difference."""
+CLOCKS = ("nvidia-smi", "--query-gpu=timestamp,clocks.sm,power.draw,temperature.gpu", "--format=csv", "-l", "2")
+RIVAL = "sentence_transformers"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One process: its arguments for Python, the file that it logs to, how long it may take, and the step it needs."""
+    """One process: its arguments for Python, the file that it logs to, how many seconds it may take, the step whose
+    result it needs, and the packages that it imports."""
 
     name: str
     log: str
     limit: float
     command: tuple[str, ...]
     needs: str = ""
+    packages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def steps(part: int | None, weights: Path, data: Path | None, dry: bool) -> list
     sixteen = "float32,bfloat16" if dry else "float16"
 
     def benchmark(section: str, *options: str) -> tuple[str, ...]:
-        return ("scripts/benchmark.py", "--only", section, "--model", model, *options, *small)
+        return ("scripts/benchmark.py", "--partial", "--only", section, "--model", model, *options, *small)
 
     drawn, adapted = ("--weights", str(weights / "merged")), ("--weights", str(weights / "adapted"))
     labelled = ("--data", str(data)) if data else ()
@@ -81,26 +87,41 @@ def steps(part: int | None, weights: Path, data: Path | None, dry: bool) -> list
     latency = () if dry else ("--repeats", "20")
     many = () if dry else ("--texts", "384", "--repeats", "3")
     layers = ("--random-weights", "--layers", "1" if dry else "2")
+    throughput = benchmark("throughput", "--dtypes", sixteen, *drawn, *rivals)
     parts = {
         1: [
             draw,
-            Step("tests", "tests.log", 120, ("-m", "pytest", "-q", "-p", "no:cacheprovider", *_cuda_tests(dry))),
+            Step("tests", "tests.log", 120, ("-m", "pytest", *_cuda_tests()), "", ("pytest", "pytest_timeout")),
             Step("ceilings", "speed.log", 80, benchmark("ceilings", *drawn), "draw"),
-            Step("throughput", "speed.log", 230, benchmark("throughput", "--dtypes", sixteen, *drawn, *rivals), "draw"),
-            Step("latency", "speed.log", 120, benchmark("latency", "--dtypes", sixteen, *drawn, *latency), "draw"),
+            Step("throughput", "speed.log", 230, throughput, "draw", (RIVAL,)),
+            Step(
+                "latency",
+                "speed.log",
+                120,
+                benchmark("latency", "--dtypes", sixteen, *drawn, *latency),
+                "draw",
+                (RIVAL,),
+            ),
         ],
         2: [
             draw,
-            Step("levers", "levers.log", 220, benchmark("levers", *drawn, *many), "draw"),
-            Step("equality", "equality.log", 260, benchmark("equality", *drawn), "draw"),
+            Step("levers", "levers.log", 240, benchmark("levers", *drawn, *many), "draw"),
+            Step("equality", "equality.log", 280, benchmark("equality", *drawn), "draw", (RIVAL,)),
         ],
         3: [
             draw_base,
-            Step("setup", "setup.log", 120, benchmark("setup", "--repeats", "1", *adapted), "draw base"),
+            Step(
+                "serve",
+                "serve.log",
+                180,
+                benchmark("serve", "--repeats", "1", *adapted),
+                "draw base",
+                ("cog", "aiohttp"),
+            ),
+            Step("profile", "levers.log", 130, benchmark("profile,elementwise", *adapted), "draw base"),
+            Step("setup", "setup.log", 90, benchmark("setup", "--repeats", "1", *adapted), "draw base"),
+            Step("merge", "equality.log", 130, benchmark("equality", *layers, *labelled), "", (RIVAL, "peft")),
             Step("loading", "setup.log", 330, benchmark("loading", "--repeats", "1", *adapted), "draw base"),
-            Step("serve", "serve.log", 200, benchmark("serve", "--repeats", "1", *adapted), "draw base"),
-            Step("profile", "levers.log", 150, benchmark("profile,elementwise", *adapted), "draw base"),
-            Step("merge", "equality.log", 240, benchmark("equality", *layers, *labelled)),
         ],
     }
     if part is not None:
@@ -108,35 +129,38 @@ def steps(part: int | None, weights: Path, data: Path | None, dry: bool) -> list
     return list({step.name: step for one in parts.values() for step in one}.values())
 
 
-def _cuda_tests(dry: bool) -> list[str]:
-    """The test files that ask whether there is CUDA; for a dry run one that is quick."""
-    if dry:
-        return ["tests/test_batches.py"]
-    files = sorted((ROOT / "tests").glob("test_*.py"))
-    return [f"tests/{path.name}" for path in files if "cuda.is_available" in path.read_text("utf-8")]
+def _cuda_tests() -> list[str]:
+    """Options for pytest: the tests that need CUDA or Triton. Only their files are collected: others need packages that
+    a bare GPU machine lacks."""
+    texts = {path: path.read_text("utf-8") for path in sorted((ROOT / "tests").glob("test_*.py"))}
+    marked = [f"tests/{path.name}" for path, text in texts.items() if "mark.gpu" in text or "mark.kernels" in text]
+    return ["-v", "-p", "no:cacheprovider", "-m", "gpu or kernels", *marked]
 
 
-def run(chosen: Sequence[Step], to: Path, scratch: Path, seconds: float) -> list[Outcome]:
-    """One after the other, until `seconds` are over; a line on standard output as each ends."""
+def run(chosen: Sequence[Step], to: Path, scratch: Path, seconds: float) -> Iterator[Outcome]:
+    """One after the other, until `seconds` are over."""
     to.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + seconds - MARGIN_SECONDS
-    outcomes: list[Outcome] = []
+    failed: set[str] = set()
     for step in chosen:
         left = deadline - time.monotonic()
-        if any(one.step == step.needs and one.status != "good" for one in outcomes):
-            outcomes.append(Outcome(step.name, "left out: no weights", 0))
+        missing = [package for package in step.packages if importlib.util.find_spec(package) is None]
+        if step.needs in failed:
+            outcome = Outcome(step.name, "left out: no weights", 0)
+        elif missing:
+            outcome = Outcome(step.name, f"left out: {missing[0]} is not installed", 0)
         elif left < min(LEAST_SECONDS, step.limit):
-            outcomes.append(Outcome(step.name, "left out: no time", 0))
+            outcome = Outcome(step.name, "left out: no time", 0)
         else:
-            outcomes.append(_run(step, to / step.log, scratch, min(step.limit, left)))
-        last = outcomes[-1]
-        print(f"{last.step}: {last.status}, {last.seconds:.0f} s", flush=True)
-    return outcomes
+            outcome = _run(step, to / step.log, scratch, min(step.limit, left))
+        if outcome.status != "good":
+            failed.add(step.name)
+        yield outcome
 
 
 def _run(step: Step, log: Path, scratch: Path, limit: float) -> Outcome:
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(scratch)}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment["PYTHONPATH"] = python_path()
     begins = log.stat().st_size if log.exists() else 0
     started = time.monotonic()
     with log.open("ab") as file:
@@ -172,6 +196,21 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
+@contextmanager
+def _clocks(to: Path) -> Iterator[None]:
+    """Log the GPU's clock, power and temperature every other second: a share of the peak means little without them."""
+    if shutil.which(CLOCKS[0]) is None:
+        yield
+        return
+    to.mkdir(parents=True, exist_ok=True)
+    with (to / "clocks.log").open("ab") as file:
+        process = subprocess.Popen(CLOCKS, stdout=file, stderr=subprocess.STDOUT, process_group=0)
+        try:
+            yield
+        finally:
+            _end(process)
+
+
 def _json(line: str) -> Json | None:
     if not line.startswith('{"benchmark"'):
         return None
@@ -190,31 +229,43 @@ def _shorten(log: Path) -> None:
         log.write_bytes(content[:head] + b"\n... cut ...\n" + content[head - LOG_BYTES :])
 
 
+def lines(outcome: Outcome) -> list[str]:
+    """How a step ended, and its figures beside their goals; without figures, the last line that it printed."""
+    figures = gpu_figures.lines({outcome.step: outcome.result}) if outcome.result else []
+    tell = bool(outcome.seconds) and (outcome.status != "good" or not outcome.result)
+    last_line = [f"  {outcome.step}: {outcome.last_line[:150]}"] if tell else []
+    return [f"{outcome.step}: {outcome.status}, {outcome.seconds:.0f} s", *last_line, *figures]
+
+
 def report(outcomes: Sequence[Outcome]) -> str:
-    """At most 60 lines: how each step ended, and its figures against the goals."""
+    """How each step ended, as a table, and all figures."""
     rows = [[one.step, one.status, f"{one.seconds:.0f}"] for one in outcomes]
-    results = {one.step: one.result for one in outcomes if one.result}
-    failed = [f"  {one.step}: {one.last_line[:150]}" for one in outcomes if one.seconds and one.status != "good"]
-    figures = gpu_figures.lines(results)
-    return "\n".join([table(["step", "ended", "s"], rows, text_columns=2), *failed, *figures][:60])
+    machines = dict.fromkeys(gpu_figures.machine(one.result) for one in outcomes if one.result)
+    details = [line for one in outcomes for line in lines(one)[1:]]
+    return "\n".join([*machines, table(["step", "ended", "s"], rows, text_columns=2), *details])
 
 
 def main(argv: list[str]) -> int:
     """Exit status: 0 when every step was good, else 1."""
     arguments = _arguments(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the step in progress is ended, too
-    with tempfile.TemporaryDirectory(prefix="e5-gpu-", dir=arguments.scratch) as folder:
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory(prefix="e5-gpu-", dir=arguments.scratch) as folder, _clocks(arguments.to):
         scratch = Path(folder)
         free = shutil.disk_usage(scratch).free
         drawing = "" if arguments.dry_run else f"; drawing 14.5 GB: {DRAW_SECONDS[0]} to {DRAW_SECONDS[1]} s"
         print(f"{arguments.minutes} minutes; {free / 1e9:.0f} GB free in {scratch.parent}{drawing}", flush=True)
-        chosen = steps(arguments.part, scratch / "weights", arguments.data, arguments.dry_run)
+        weights = arguments.weights or scratch / "weights"
+        chosen = steps(
+            arguments.part, weights.resolve(), arguments.data and arguments.data.resolve(), arguments.dry_run
+        )
         if arguments.only:
             chosen = [step for step in chosen if step.name in arguments.only]
-        outcomes = run(chosen, arguments.to, scratch, 60 * arguments.minutes)
-    text = report(outcomes)
-    (arguments.to / "summary.txt").write_text(text + "\n", "utf-8")
-    print(text, flush=True)
+        for outcome in run(chosen, arguments.to, scratch, 60 * arguments.minutes):
+            outcomes.append(outcome)
+            print("\n".join(lines(outcome)), flush=True)
+            (arguments.to / "summary.txt").write_text(report(outcomes) + "\n", "utf-8")
+    print("\n".join(report(outcomes).splitlines()[: 2 + len(outcomes)]), flush=True)
     return int(any(one.status != "good" for one in outcomes))
 
 
@@ -226,7 +277,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=MINUTES, metavar="N", help=f"in all (default: {MINUTES})")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="trecqa-dev.csv and stsb-en-dev.csv, for quality")
     parser.add_argument(
-        "--scratch", type=Path, metavar="FOLDER", help="for 15 GB of weights, 45 without --part (default: the system's)"
+        "--weights", type=Path, metavar="FOLDER", help="keep the random weights here for the next run: 15 to 30 GB"
+    )
+    parser.add_argument(
+        "--scratch", type=Path, metavar="FOLDER", help="for temporary files, 15 to 45 GB (default: the system's)"
     )
     parser.add_argument("--dry-run", action="store_true", help="on the embedded model, with tiny sizes")
     return parser.parse_args(argv)

@@ -9,6 +9,8 @@ them) and `adapter/` (rank 16 on all seven projections), or `--merged` the compl
 library loads; an encoder one file. The tensors are drawn on the GPU if there
 is one and saved shard by shard, so that the host never holds more than one shard (twice, while it is written).
 
+A folder that has the same checkpoint already is left as it is.
+
 Speed and memory are those of the real model; the vectors mean nothing. The encoders' tokenizers are small ones.
 """
 
@@ -242,9 +244,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--merged", action="store_true", help="of a decoder: the complete checkpoint, without adapter")
     arguments = parser.parse_args(argv)
-    model, folder = catalog.get(arguments.model), arguments.to
-    build(model, folder, layers=arguments.layers, seed=arguments.seed, merged=arguments.merged)
-    print(f"E5_MODEL={arguments.model} E5_WEIGHTS={arguments.to}")
+    folder: Path = arguments.to
+    options = {"layers": arguments.layers, "seed": arguments.seed, "merged": arguments.merged}
+    done, want = folder / "drawn.json", json.dumps({"model": arguments.model, **options})
+    if done.is_file() and done.read_text("utf-8") == want:
+        print(f"{folder} has this checkpoint already")
+    else:
+        done.unlink(missing_ok=True)
+        build(catalog.get(arguments.model), folder, **options)
+        done.write_text(want, "utf-8")  # last: a folder that has it is complete
+    print(f"E5_MODEL={arguments.model} E5_WEIGHTS={folder}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ from e5.graphs import Graphs
 from e5.tokens import Tokens
 from scripts import (
     bench_agreement,
+    bench_answer,
     bench_device,
     bench_equality,
     bench_latency,
     bench_levers,
     bench_merge,
+    bench_report,
     bench_variants,
     benchmark,
     gpu_figures,
+    local_server,
     measure_gpu,
     quality,
     random_checkpoint,
@@ -156,10 +160,14 @@ def test_random_weights_come_merged_as_well(tmp_path: Path) -> None:
 
 def test_switches_are_put_back(library: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     graphs: Any = object()
+    cudnn_enabled: Any = torch.backends.cuda.cudnn_sdp_enabled
     monkeypatch.setattr(library.packed, "graphs", graphs)
     for switch in (bench_variants.without_graphs, bench_variants.without_kernels, bench_variants.dense_attention):
         with switch(library):
             assert bench_variants.graphs(library) is None
+            if switch is bench_variants.dense_attention:
+                assert not cudnn_enabled()
+        assert cudnn_enabled()
         assert bench_variants.graphs(library) is graphs
     monkeypatch.setattr(library.packed, "graphs", None)
     with bench_variants.without_kernels(library):
@@ -241,14 +249,16 @@ def script(text: str, limit: float = 60, needs: str = "", name: str = "step") ->
 
 def test_a_step_that_fails_or_is_late_does_not_keep_the_next_from_running(tmp_path: Path) -> None:
     line = json.dumps({"benchmark": "e5-cog", "answer": 42})
+    so_far = json.dumps({"benchmark": "e5-cog", "answer": 41})
     steps = [
         script("import sys; print('why'); sys.exit(3)"),
-        script("import time; print('so far', flush=True); time.sleep(60)", limit=3),
+        script(f"import time; print({so_far!r}); print('so far', flush=True); time.sleep(60)", limit=3),
         script(f"print('card'); print({line!r}); print('{{\"benchmark\"')"),
     ]
     bad, late, good = measure_gpu.run(steps, tmp_path / "logs", tmp_path, 120)
     assert (bad.status, bad.last_line) == ("status 3", "why")
-    assert (late.status, late.last_line, late.result) == ("late: over 3 s", "so far", None)
+    assert (late.status, late.last_line) == ("late: over 3 s", "so far")
+    assert late.result == {"benchmark": "e5-cog", "answer": 41}, "a late step keeps the figures that it had"
     assert good.status == "good" and good.result == {"benchmark": "e5-cog", "answer": 42}
     log = (tmp_path / "logs" / "one.log").read_text("utf-8")
     assert all(part in log for part in ("why", "so far", "card")) and log.count("=== step: ") == 3
@@ -259,6 +269,41 @@ def test_what_cannot_be_measured_any_more_is_left_out(tmp_path: Path) -> None:
     outcomes = measure_gpu.run(steps, tmp_path, tmp_path, 60)
     assert [one.status for one in outcomes] == ["status 1", "left out: no weights", "good"]
     assert [one.status for one in measure_gpu.run(steps[2:], tmp_path, tmp_path, 10)] == ["left out: no time"]
+
+
+def test_a_step_whose_package_is_missing_is_left_out(tmp_path: Path) -> None:
+    steps = [Step("one", "one.log", 60, ("-c", "pass"), packages=("pytest", "no_such_package")), script("pass")]
+    outcomes = list(measure_gpu.run(steps, tmp_path, tmp_path, 60))
+    assert [one.status for one in outcomes] == ["left out: no_such_package is not installed", "good"]
+    assert measure_gpu.lines(outcomes[0]) == ["one: left out: no_such_package is not installed, 0 s"]
+
+
+def test_a_random_checkpoint_is_drawn_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", catalog.EMBEDDED, "--to", str(tmp_path), "--merged", "--layers", "1"]
+    written = []
+    for more in ([], [], ["--seed", "1"]):
+        random_checkpoint.main([*options, *more])
+        written.append((tmp_path / "model-00001-of-00001.safetensors").stat().st_mtime_ns)
+    assert written[0] == written[1] != written[2]
+    assert capsys.readouterr().out.count("has this checkpoint already") == 1
+    (tmp_path / "drawn.json").unlink()  # as after a run that was cut off
+    random_checkpoint.main([*options, "--seed", "1"])
+    assert (tmp_path / "model-00001-of-00001.safetensors").stat().st_mtime_ns != written[2]
+
+
+def test_samples_are_reported_after_every_round() -> None:
+    counts: list[list[int]] = []
+    actions = {"one": lambda number: number, "two": lambda number: -number}
+    bench_report.interleaved(actions, 2, warm_up=1, after_round=lambda s: counts.append([len(s[n]) for n in actions]))
+    assert counts == [[1, 1], [2, 2]]
+
+
+def test_children_find_packages_beside_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = str(local_server.ROOT)
+    monkeypatch.setenv("PYTHONPATH", "/site")
+    assert bench_answer._environment(1, 1)["PYTHONPATH"] == local_server.python_path() == f"{root}{os.pathsep}/site"
+    monkeypatch.delenv("PYTHONPATH")
+    assert local_server.python_path() == root
 
 
 def test_a_long_log_keeps_its_head_and_its_tail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,11 +339,15 @@ def test_a_dry_run_measures_and_compares(tmp_path: Path, capfd: pytest.CaptureFi
     output = capfd.readouterr().out
     assert status == 0, [path.read_text("utf-8")[-2000:] for path in (tmp_path / "out").glob("*.log")]
     summary = (tmp_path / "out" / "summary.txt").read_text("utf-8")
-    assert summary in output and summary.count("\n") <= 60
+    assert all(line in output for line in summary.splitlines()) and summary.count("\n") <= 60
     assert "ceilings: " in summary and "levers: as it is 1.00" in summary and "profile: one pair of" in summary
     assert "profile: gate, 128 tokens, torch's operators: " in summary
     assert "equality: float32 engine against float32 reference code: relative L2" in summary
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # the weights are gone
+    assert summary.startswith("no GPU, driver none, CUDA build none, torch 2")
+    options = ["--dry-run", "--only", "draw", "--weights", str(tmp_path / "kept")]
+    assert [measure_gpu.main(["--to", str(tmp_path / "out"), *options]) for _ in range(2)] == [0, 0]
+    assert "has this checkpoint already" in (tmp_path / "out" / "setup.log").read_text("utf-8")
 
 
 def test_figures_say_what_was_reached_and_what_was_not() -> None:
@@ -317,5 +366,5 @@ def test_figures_say_what_was_reached_and_what_was_not() -> None:
 
 
 def test_this_python_is_the_steps_python(tmp_path: Path) -> None:
-    measure_gpu.run([script("import sys; print(sys.executable)")], tmp_path, tmp_path, 60)
+    list(measure_gpu.run([script("import sys; print(sys.executable)")], tmp_path, tmp_path, 60))
     assert sys.executable in (tmp_path / "one.log").read_text("utf-8")
