@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from e5 import catalog
+from e5 import catalog, pooling
 from e5.batches import pack
 from e5.model import SPIN_TOKENS, Arriving, load, release_memory
 from e5.weights import LocalWeights
@@ -34,6 +34,19 @@ def test_an_encoder_on_a_gpu_is_near_the_stock_one(
     with torch.no_grad():
         want = np.stack([stock._hidden(one).mean(dim=0).numpy() for one in ids])
     assert relative_l2(got, want) < tolerance and centred_cosine(got, want) > 1 - tolerance
+
+
+@pytest.mark.gpu
+def test_mean_pooling_does_not_wait_for_the_gpu() -> None:
+    hidden = torch.ones(6, 4, dtype=torch.float16, device="cuda")
+    cu_seqlens = torch.tensor([0, 1, 6], dtype=torch.int32, device="cuda")
+    pooling.mean(hidden, cu_seqlens)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        pooled = pooling.mean(hidden, cu_seqlens)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(pooled.cpu(), torch.ones(2, 4))
 
 
 @pytest.mark.gpu

@@ -245,7 +245,7 @@ def test_cog_yaml_has_what_cog_knows_and_the_image_needs() -> None:
     assert set(config) == {"build", "predict", "environment"}  # Cog ignores a misspelt key in silence
     assert config["build"] == {
         "gpu": True,
-        "cuda": "12.8",
+        "cuda": "12.9",
         "python_version": "3.12",
         "python_requirements": "requirements.txt",
     }
