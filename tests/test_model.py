@@ -1,6 +1,7 @@
 """Loading and merging: bit for bit peft's result in float64, one copy of the weights, no tensor lost or left over."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -395,8 +396,10 @@ def test_peak_memory_is_the_result_and_little_more(tmp_path: Path, decoder_folde
     }
     folder = checkpoints.decoder(tmp_path, base_options=size)
     command = [sys.executable, "-c", PEAK, str(folder), str(decoder_folder)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=checkpoints.ROOT).stdout
-    ratio, result = map(float, output.split())
+    # By default glibc keeps ever larger freed blocks for itself, by chance more or fewer: ratios of 1.07 to 1.24 were seen.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=checkpoints.ROOT, env=environment)
+    ratio, result = map(float, done.stdout.split())
     assert result > 320e6
     print(f"peak / weights: {ratio:.3f}")
     assert 0.95 < ratio <= 1.15
