@@ -41,8 +41,8 @@ DOCUMENTS = [
 SCORES = [[93.2054, 76.3608], [74.9358, 91.4403]]
 
 BFLOAT16_RELATIVE_L2, BFLOAT16_COSINE = 0.02, 0.9999
-"""Bounds against float32. An EPYC without bfloat16 instructions gives .0059 and .99998; a missing prompt, the least of the
-mistakes below, .072 and .9974."""
+"""Bounds against float32. An EPYC without bfloat16 instructions gives .0059 and .99998; a missing prompt,
+the least of the mistakes below, .072 and .9974."""
 
 
 @pytest.fixture(scope="module")
