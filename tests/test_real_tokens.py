@@ -83,7 +83,7 @@ def sentencepiece_processor(pieces: list[tuple[str, float]]) -> Oracle:
 
 
 def strings(pieces: list[tuple[str, float]]) -> list[str]:
-    """The same 2,700 strings in each run: sentences, joined pieces, code points by block, white space, …"""
+    """The same 2,281 strings in each run: sentences, joined pieces, code points by block, white space, …"""
     draw = random.Random(0)
     normal = [text.replace("▁", " ") for text, _ in pieces if text not in real_e5.SPECIAL]
     joined = ["".join(draw.choices(normal, k=draw.randint(1, 20))) for _ in range(1_000)]
