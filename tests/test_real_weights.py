@@ -142,7 +142,7 @@ def test_sick_r_gives_the_published_figure(real_e5_model: Embedder) -> None:
 
 
 def unit(vectors: Vectors) -> Vectors:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 def cosines(one: Vectors, other: Vectors) -> Vectors:
