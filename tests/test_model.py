@@ -396,7 +396,7 @@ def test_peak_memory_is_the_result_and_little_more(tmp_path: Path, decoder_folde
     }
     folder = checkpoints.decoder(tmp_path, base_options=size)
     command = [sys.executable, "-c", PEAK, str(folder), str(decoder_folder)]
-    # By default glibc keeps ever larger freed blocks for itself, by chance more or fewer: ratios of 1.07 to 1.24 were seen.
+    # By default glibc keeps some of the freed blocks for itself: ratios from 1.07 to 1.24 were seen.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=checkpoints.ROOT, env=environment)
     ratio, result = map(float, done.stdout.split())
