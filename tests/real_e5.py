@@ -179,16 +179,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="multilingual-e5-small, rounded to 4 bits, without Hugging Face")
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="default: %(default)s")
     folder: Path = parser.parse_args().folder
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     started = time.perf_counter()
     try:
         if is_complete(folder):
-            print(f"{folder} is complete")
+            print(f"{shown} is complete")
         else:
             build(folder)
-            print(f"{folder}: built in {time.perf_counter() - started:.1f} s")
+            print(f"{shown}: built in {time.perf_counter() - started:.1f} s")
     except WeightsError as error:
         sys.exit(f"Error: {error}")
-    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     print(f"Use it, here for the Cog server:\n\n  E5_MODEL={MODEL} E5_WEIGHTS={shown} make serve")
 
 

@@ -119,6 +119,6 @@ def test_a_folder_with_a_missing_file_or_of_older_code_is_incomplete(real_e5_fol
 def test_the_program_prints_the_command_and_builds_only_once(real_e5_folder: Path) -> None:
     command = [sys.executable, "-m", "tests.real_e5", str(real_e5_folder)]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert f"{real_e5_folder} is complete" in printed
     shown = os.path.relpath(real_e5_folder, ROOT) if real_e5_folder.is_relative_to(ROOT) else real_e5_folder
+    assert f"{shown} is complete" in printed
     assert f"E5_MODEL=multilingual-e5-small E5_WEIGHTS={shown} make serve" in printed
