@@ -29,6 +29,7 @@ test: $(VENV)/dev  ## lint, types and the whole suite
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
 benchmark: $(VENV)/dev  ## speed beside sentence-transformers, latency, the answer's cost, setup, scaling, serving, gateway
@@ -50,7 +51,7 @@ train-tiny: $(VENV)/dev  ## train the embedded model anew: DATA=folder of STS-B'
 	$(BIN)/python -m tests.golden
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .cog e5_cog.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .cog
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'

@@ -1,8 +1,8 @@
 """The front for Cog: its inputs in, the engine's call, its outputs back. What is computed, and how, is in `e5`.
 
-Cog's build reads this file without running it, so inputs and outputs are plain literals (scripts/cog_schema.py refuses
-the rest). Predictions that run at the same time share batches (e5/batcher.py); the event loop answers health checks
-and cancellations meanwhile.
+Cog's build reads this file without running it, so inputs and outputs are plain literals (e5_cog/static_schema.py
+refuses the rest). Predictions that run at the same time share batches (e5/serving/batcher.py); the event loop answers
+health checks and cancellations meanwhile.
 """
 
 import asyncio
@@ -14,11 +14,12 @@ import cog
 from cog import BaseModel, BasePredictor, Input
 
 import e5  # its parts load when first used: torch in setup(), so that a tool may import this file at no cost
-from e5 import openmp, wire
 from e5.inputs import check_task, gather
 from e5.limits import Limits
-from e5.sweep import sweep
+from e5.network import openmp
+from e5.serving import serialize
 from e5.vectors import Vectors
+from e5_cog.housekeeping import sweep
 
 TASK = "Given a web search query, retrieve relevant passages that answer the query"
 TASK_HELP = "What the queries look for, in one sentence: goes with each query, never with documents. May be empty."
@@ -53,7 +54,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         started = time.perf_counter()
         settings = e5.Settings.from_environment()
         openmp.spin_shortly()
-        from e5.batcher import Batcher  # loads torch, which must find the environment as it is now
+        from e5.serving.batcher import Batcher  # loads torch, which must find the environment as it is now
 
         self.limits = settings.limits
         self.next_sweep = 0.0
@@ -141,10 +142,10 @@ def encode(vectors: Vectors, queries: int, unit_length: bool, encoding_format: s
     """float32 [N, D], the first `queries` of them queries → the answer."""
     shown = e5.normalize(vectors) if unit_length else vectors
     base64 = encoding_format == "base64"
-    embeddings = None if base64 else wire.rows(shown)
-    embeddings_base64 = wire.base64_rows(shown) if base64 else None
+    embeddings = None if base64 else serialize.rows(shown)
+    embeddings_base64 = serialize.base64_rows(shown) if base64 else None
     paired = 0 < queries < len(vectors)
-    scores = wire.rows(e5.scores(vectors[:queries], vectors[queries:])) if paired else None
+    scores = serialize.rows(e5.scores(vectors[:queries], vectors[queries:])) if paired else None
     return Output(
         embeddings=embeddings,
         embeddings_base64=embeddings_base64,

@@ -1,7 +1,7 @@
 """What each model of the family is: frozen facts, pinned by commit.
 
 Sources: the model cards, microsoft/unilm `e5/README.md` and mteb's model metadata. Revisions are commits of the
-Hugging Face repositories. This module knows nothing of files on disk (`e5.weights`) or of tensors (`e5.model`).
+Hugging Face repositories. This module knows nothing of files on disk (`e5.weights`) or of tensors (`e5.network`).
 """
 
 from dataclasses import dataclass

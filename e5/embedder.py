@@ -14,14 +14,18 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from e5 import batches, catalog, pooling, prompts, weights
+from e5 import catalog, prompts
 from e5.errors import InputError
 from e5.inputs import check_prompt, check_task, check_texts
-from e5.model import Arriving, PackedModel, choose_device, choose_dtype, load
+from e5.network import batches, pooling
+from e5.network.device import choose_device, choose_dtype
+from e5.network.load import load
+from e5.network.model import Arriving, PackedModel
 from e5.prompts import DEFAULT_TASK
 from e5.settings import Settings
 from e5.tokens import Tokenizer, Tokens
 from e5.vectors import Vectors, check_finite
+from e5.weights.locate import locate
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +95,7 @@ class Embedder:
         started = time.perf_counter()
         model = catalog.get(settings.model)
         device = choose_device(settings.device)
-        files = weights.locate(model, settings.weights, settings.source)
+        files = locate(model, settings.weights, settings.source)
         located = time.perf_counter() - started
         packed, seconds = load(model, files, device, choose_dtype(settings.dtype, device))
         if packed.dimensions != model.dimensions:

@@ -1,7 +1,7 @@
 """Configuration: environment variables, read once, refused at start when wrong. Six say what runs, five set limits.
 
 Values that need the model's facts or the machine (does this model have that source? is there a GPU?) are
-checked where those are known: `e5.weights` and `e5.model`.
+checked where those are known: `e5.weights.locate` and `e5.network.model`.
 """
 
 import os

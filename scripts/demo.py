@@ -11,15 +11,11 @@ import json
 import os
 import sys
 import urllib.request
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from e5.errors import SettingsError  # noqa: E402
-from e5.settings import Settings  # noqa: E402
-from scripts.local_server import running  # noqa: E402
+from e5.errors import SettingsError
+from e5.settings import Settings
+from e5_cog.server import running
 
 # The worked example of the cards of intfloat/e5-mistral-7b-instruct and e5-small.
 QUERIES = ["how much protein should a female eat", "summit define"]

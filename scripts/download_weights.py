@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from e5 import catalog, weights
+from e5 import catalog
 from e5.errors import SettingsError, WeightsError
 from e5.settings import Settings
+from e5.weights.files import LocalWeights
+from e5.weights.locate import ROOT as WEIGHTS
+from e5.weights.locate import locate
 
 
 def main() -> int:
@@ -48,15 +49,15 @@ def main() -> int:
     return 0
 
 
-def _fetch(model: catalog.Model, source: str, to: Path | None) -> weights.LocalWeights:
+def _fetch(model: catalog.Model, source: str, to: Path | None) -> LocalWeights:
     if not model.parts(source):
         if to is not None:
-            raise SettingsError(f"--to {to}: {model.name} comes with the repository; copy {weights.ROOT / model.name}")
+            raise SettingsError(f"--to {to}: {model.name} comes with the repository; copy {WEIGHTS / model.name}")
         print(f"{model.name} comes with the repository: nothing to fetch", file=sys.stderr)
-        return weights.locate(model, source=source)
-    from e5 import fetch
+        return locate(model, source=source)
+    from e5.weights import fetch
 
-    folder = (to or weights.ROOT / model.name).expanduser().absolute()
+    folder = (to or WEIGHTS / model.name).expanduser().absolute()
     print(f"{model.name}, source {source} → {folder}", file=sys.stderr)
     return fetch.to_folder(model, source, folder)
 

@@ -8,84 +8,9 @@ status 2. Then this process becomes the server, so that signals and the exit sta
 model not load, the log has the reason and /health-check says SETUP_FAILED.
 """
 
-import argparse
-import importlib.util
-import json
-import os
-import socket
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from e5.errors import SettingsError  # noqa: E402
-from e5.settings import Settings  # noqa: E402
-from scripts import cog_schema, schema  # noqa: E402
-
-
-class StartError(RuntimeError):
-    """The server cannot be started: says why and what to do."""
-
-
-def main(argv: list[str]) -> None:
-    """Become the server, or print one line and exit with status 2."""
-    parser = argparse.ArgumentParser(description="Serve the model over HTTP with Cog's own server.")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=5000, help="port to listen on (default: 5000)")
-    arguments = parser.parse_args(argv)
-    try:
-        settings = Settings.from_environment()
-        host = listening_host(arguments.host, arguments.port)
-        environment = prepare(arguments.port, settings)
-    except (SettingsError, StartError, cog_schema.SignatureError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    os.chdir(ROOT)
-    sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-m", "cog.server.http", "--host", host], environment)
-
-
-def listening_host(host: str, port: int) -> str:
-    """The host as the server wants it, which knows numbers alone. Raises StartError unless it could listen there."""
-    if not 0 < port < 65536:
-        raise StartError(f"--port {port}: pass a port from 1 to 65535")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # As the server does it: connections that were closed a moment ago do not count as a port in use.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-        return f"[{address[0]}]" if family == socket.AF_INET6 else str(address[0])
-    except OSError as error:
-        raise StartError(f"cannot listen on {host}:{port} ({error.strerror}): pass another --host or --port") from None
-
-
-def prepare(port: int, settings: Settings) -> dict[str, str]:
-    """Write the schema where the server looks for it; return the environment that Cog's build gives an image."""
-    if importlib.util.find_spec("cog") is None:
-        raise StartError('cog is not installed: pip install "cog>=0.22,<0.24"')
-    signature = cog_schema.read(ROOT / "predict.py")
-    content = json.dumps(schema.openapi(signature))
-    try:
-        if not schema.SCHEMA.is_file() or schema.SCHEMA.read_text("utf-8") != content:
-            schema.write_atomically(schema.SCHEMA, content)
-    except OSError as error:
-        raise StartError(
-            f"cannot write {schema.SCHEMA} ({error.strerror}): run from a folder that can be written"
-        ) from None
-    # The server runs in the repository's folder: what is relative to this one must be said in full.
-    weights = {} if settings.weights is None else {"E5_WEIGHTS": str(settings.weights.resolve())}
-    return {
-        "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
-        **os.environ,
-        **weights,
-        "COG_MAX_CONCURRENCY": str(signature.concurrency),
-        "PORT": str(port),
-        # The server starts its worker with the `python` that PATH finds first, not with its own interpreter.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-    }
-
+from e5_cog.serve import main
 
 if __name__ == "__main__":
     main(sys.argv[1:])

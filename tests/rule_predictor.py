@@ -15,15 +15,14 @@ import base64
 import os
 import re
 import struct
-from pathlib import Path
 
 import cog
 from cog import BaseModel, BasePredictor, Input
 
 from e5.errors import InputError
+from e5_cog.repository import ROOT
 
 MODEL = "rule"
-ROOT = Path(__file__).resolve().parent.parent
 RULE = {"COG_PREDICT_TYPE_STUB": "tests/rule_predictor.py:Predictor", "PYTHONPATH": str(ROOT)}
 """What makes scripts/serve.py serve it."""
 

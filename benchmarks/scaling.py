@@ -1,0 +1,59 @@
+"""Scaling: whether the time for each token stays the same as the work list grows."""
+
+from collections.abc import Callable
+
+from benchmarks.report import Json, interleaved, log, median, seconds, table
+from benchmarks.texts import Texts
+from e5.embedder import Embedder
+from e5.vectors import Vectors
+
+SIZES, QUICK_SIZES = (1_000, 10_000, 100_000), (300, 1_000, 3_000)
+
+
+def measure(embedder: Embedder, texts: Texts, sizes: tuple[int, ...], rounds: int) -> Json:
+    """Short documents, tokenising included. The largest list is embedded once, smaller ones up to `rounds` times."""
+    documents = texts.short(max(sizes))
+    embedder.embed_documents(documents[: min(sizes)], progress=False)
+    rows = []
+    for size in sizes:
+        log(f"scaling: {size} texts …")
+        part = documents[:size]
+        tokens = embedder.tokenize([], part, "").total
+        times = max(1, min(rounds, max(sizes) // size))
+        samples = interleaved({size: _embed(embedder, part)}, times, warm_up=0)
+        middle = median(seconds(samples[size]))
+        rows.append(
+            {
+                "texts": size,
+                "tokens": tokens,
+                "rounds": times,
+                "median_seconds": middle,
+                "microseconds_per_token": middle / tokens * 1e6,
+            }
+        )
+    growth = rows[-1]["microseconds_per_token"] / rows[0]["microseconds_per_token"]
+    return {"dtype": embedder.dtype, "sizes": rows, "largest_to_smallest_ratio": growth}
+
+
+def _embed(embedder: Embedder, documents: list[str]) -> Callable[[int], Vectors]:
+    return lambda _: embedder.embed_documents(documents, progress=False)
+
+
+def card(result: Json) -> str:
+    rows = [
+        [
+            f"{row['texts']:,}",
+            f"{row['tokens']:,}",
+            f"{row['rounds']}",
+            f"{row['median_seconds']:.3f}",
+            f"{row['microseconds_per_token']:.2f}",
+        ]
+        for row in result["sizes"]
+    ]
+    return "\n".join(
+        [
+            f"Scaling: short documents in {result['dtype']}, tokenising included",
+            table(["texts", "tokens", "rounds", "median s", "µs/token"], rows, text_columns=0),
+            f"  µs/token of the largest list / the smallest  {result['largest_to_smallest_ratio']:.2f}",
+        ]
+    )

@@ -1,0 +1,8 @@
+"""`python -m e5_gateway`: as scripts/gateway.py."""
+
+import sys
+
+from e5_gateway.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

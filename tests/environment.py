@@ -1,0 +1,13 @@
+"""The environment of every test, set before anything reads it (pytest loads this by -p in pyproject.toml)."""
+
+import os
+
+import torch
+
+# The tests speak to no hub, and a developer's own settings must not reach them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+for _name in [name for name in os.environ if name.startswith("E5_")]:
+    del os.environ[_name]
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run on the CPU

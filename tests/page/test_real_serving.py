@@ -1,0 +1,99 @@
+"""A real E5 behind the whole chain, as `make playground` starts it: Cog server, gateway and page."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from openai import OpenAI
+from playwright.sync_api import expect, sync_playwright
+
+from e5 import Embedder, scores
+from e5_cog.repository import ROOT
+from e5_cog.server import free_port, stop
+from e5_gateway.settings import KEY_VARIABLE
+from e5_playground import examples
+from tests import real_e5
+from tests.gateways import SETTINGS
+from tests.languages import ARTICLE_1
+
+WAIT_SECONDS = 60
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def url(real_e5_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the gateway with the page, in front of its own Cog server."""
+    folder, port = tmp_path_factory.mktemp("playground"), free_port()
+    options = ["--no-browser", "--port", str(port), "--database", str(folder / "predictions.sqlite3")]
+    model = {"E5_MODEL": real_e5.MODEL, "E5_WEIGHTS": str(real_e5_folder)}
+    inherited = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "scripts" / "playground.py"), *options],
+            env={**inherited, **SETTINGS, **model},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_ready(address, process, folder / "log")
+        yield address
+    finally:
+        stop(process)
+
+
+def wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return once the gateway knows its model. Raises RuntimeError with the end of the log."""
+    end = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            if httpx.get(f"{address}/v1/models", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:  # not listening yet
+            pass
+        time.sleep(0.1)
+    raise RuntimeError(f"the gateway is not ready; its log ends with:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def test_openais_client_gets_the_librarys_vectors(url: str, real_e5_model: Embedder) -> None:
+    texts = list(ARTICLE_1.values())[::4]
+    with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        for suffix, embed in ((":query", real_e5_model.embed_queries), ("", real_e5_model.embed_documents)):
+            answer = client.embeddings.create(model=real_e5.MODEL + suffix, input=texts)
+            received = np.array([item.embedding for item in answer.data])
+            np.testing.assert_allclose(received, embed(texts, normalize=True), rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="THE PAGE IS NOT TESTED IN A BROWSER: no chromium or google-chrome on PATH"
+)
+def test_the_example_across_languages_shows_the_librarys_scores(url: str, real_e5_model: Embedder) -> None:
+    form = examples.get("languages").form
+    queries, documents = form.queries.splitlines(), form.documents.splitlines()
+    want = scores(real_e5_model.embed_queries(queries), real_e5_model.embed_documents(documents))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.set_default_timeout(WAIT_SECONDS * 1000)
+        page.goto(url)
+        expect(page.locator("#e5-model")).to_contain_text(real_e5.MODEL, timeout=WAIT_SECONDS * 1000)
+        page.get_by_role("button", name="Across languages").click()
+        status = page.locator("#e5-status [data-run]")
+        expect(status).to_contain_text("3 queries × 2 documents", timeout=WAIT_SECONDS * 1000)
+        cells = [float(text) for text in page.locator(".e5-heat tbody td").all_inner_texts()]
+        rankings = page.locator("#e5-result .e5-each")
+        shown = [float(text) for text in rankings.locator(".e5-score").all_inner_texts()]
+        places = [int(text.removeprefix("#")) - 1 for text in rankings.locator("p small").all_inner_texts()]
+        browser.close()
+    np.testing.assert_allclose(np.reshape(cells, want.shape), want, rtol=0, atol=0.06)  # one decimal is shown
+    order = np.argsort(-want, axis=1)
+    np.testing.assert_array_equal(np.reshape(places, want.shape), order)
+    np.testing.assert_allclose(np.reshape(shown, want.shape), np.take_along_axis(want, order, 1), rtol=0, atol=0.006)
+    assert [documents[place][:2] for place in order[:, 0]] == ["1.", "As", "1."], "each question finds its answer"

@@ -1,0 +1,484 @@
+"""Requests that nobody thought of: each gets its vectors or a refusal, and whoever comes next finds all well.
+
+Schemathesis makes them from the schema that the real server serves, hypothesis for the library and the queue. They are
+the same in every run, so that what fails here fails everywhere.
+"""
+
+import asyncio
+import base64
+import copy
+import itertools
+import json
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import schemathesis
+import torch
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import response_schema_conformance
+
+import predict
+from e5 import DEFAULT_TASK, Embedder, InputError, normalize
+from e5.limits import Limits
+from e5.serving.batcher import Batcher, Embedded
+from e5.vectors import Vectors
+from e5_cog.server import Server, running
+from loadtesting import cog_client
+from tests.reference import decoder_ids, relative_l2
+
+FUZZ = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+ONCE = settings(FUZZ, phases=[Phase.explicit, Phase.generate], report_multiple_bugs=False)
+"""The first failure is shown as it is: a search for a smaller one would wait for each one that hangs."""
+SECONDS = 20
+"""Longer than any answer takes on a slow machine: whoever waits so long waits for ever."""
+
+_ids = itertools.count()
+
+SAMPLES = ["", " ", "\u3000\n", "a", "</s>", "<s> a </s>", "<unk>", "<0x0A>", "[INST]", "\x00", "\ud83d\ude00"]
+TEXT = st.one_of(
+    st.sampled_from(SAMPLES),
+    st.text(max_size=30),
+    st.text(st.sampled_from("aé漢😀\u0303\u200b\u202e\x00\t \u3000\u2028\ud800\udfff"), max_size=6),
+)
+"""Any text, with a liking for what is none: white space alone, and lone surrogates."""
+NO_TEXT = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.binary(max_size=3), st.just(object()))
+ANYTHING: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(TEXT, NO_TEXT),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(TEXT, inner, max_size=2),
+        st.sets(TEXT, max_size=2),
+    ),
+    max_leaves=5,
+)
+
+
+def is_text(value: object) -> bool:
+    """Whether a model can embed it."""
+    return isinstance(value, str) and bool(value.strip()) and is_unicode(value)
+
+
+def is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def alone(embedder: Embedder, queries: Sequence[str], documents: Sequence[str], task: str = DEFAULT_TASK) -> Vectors:
+    """The vectors of texts that are embedded one at a time."""
+    vectors = [embedder.embed_queries([text], task=task) for text in queries]
+    vectors += [embedder.embed_documents([text]) for text in documents]
+    return np.concatenate(vectors)
+
+
+def assert_equal(got: Vectors, wanted: Vectors) -> None:
+    assert got.dtype == wanted.dtype == np.float32
+    assert got.shape == wanted.shape
+    error = relative_l2(got, wanted) if len(got) else 0.0
+    assert error < 1e-4  # which NaN is not
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Iterator[Embedder]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for texts this short more of them mostly wait for one another, and for the server's
+    yield Embedder.load(dtype="float32", device="cpu")
+    torch.set_num_threads(threads)
+
+
+# The server
+
+ENDPOINTS = {"post": "/predictions", "put": "/predictions/{prediction_id}"}
+CANCEL = "/predictions/{prediction_id}/cancel"
+CHECKS = [not_a_server_error, response_schema_conformance]
+"""Schemathesis has more checks, which ask for what Cog's server (0.23) does not promise, or does not keep:
+
+- status_code_conformance: its schema names 200 and 422; it also answers 400 (no JSON), 404 (nothing to cancel), 202;
+- content_type_conformance: 422 for a body that is no request object is text/plain, not the schema's JSON;
+- negative_data_rejection: it drops fields and inputs that it does not know, and a text that cannot be embedded is a
+  prediction that fails, with status 200;
+- positive_data_acceptance lets some refusals through: the test below asks for status 200.
+"""
+REFUSAL = re.compile(r"Prediction failed: Async prediction failed: InputError: (?=.*`).+", re.DOTALL)
+"""What is wrong with a request is said by an InputError that names the input; another error is a bug."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with running({"E5_DTYPE": "float32", "E5_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}) as one:
+        assert one.health["status"] == "READY", one.health
+        yield one
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Strategies by method: requests that fit the schema, and such that do not. And cancellations."""
+
+    fitting: dict[str, st.SearchStrategy[schemathesis.Case[Any]]]
+    unfitting: dict[str, st.SearchStrategy[schemathesis.Case[Any]]]
+    cancel: st.SearchStrategy[schemathesis.Case[Any]]
+
+
+@pytest.fixture(scope="module")
+def requests(server: Server) -> Requests:
+    served = get(server, "/openapi.json")
+    # Should Cog ever describe more of its endpoints, such as /shutdown, nobody is to fuzz them by accident.
+    assert sorted(served["paths"]) == ["/", "/health-check", "/predictions", CANCEL]
+    api = schemathesis.openapi.from_dict(as_the_server_reads_it(served), config=schemathesis.Config())
+    negative = schemathesis.GenerationMode.NEGATIVE
+    return Requests(
+        {method: api[path][method].as_strategy() for method, path in ENDPOINTS.items()},
+        {method: api[path][method].as_strategy(generation_mode=negative) for method, path in ENDPOINTS.items()},
+        api[CANCEL]["post"].as_strategy(),
+    )
+
+
+def as_the_server_reads_it(served: dict[str, Any]) -> dict[str, Any]:
+    """The schema so that a request which fits it is accepted, and does some work."""
+    schema = copy.deepcopy(served)
+    inputs, request = (schema["components"]["schemas"][name] for name in ("Input", "PredictionRequest"))
+    for field in inputs["properties"].values():
+        field.pop(
+            "nullable", None
+        )  # Cog's validator does not know this word and refuses null (tests/server/test_server.py)
+    # Left to itself the schema mostly gives requests without any text. What does not fit these, either, is sent, too.
+    inputs |= {"additionalProperties": False, "minProperties": 2}
+    for name in ("query", "document"):
+        inputs["properties"][name]["minLength"] = 1
+        inputs["properties"]["queries" if name == "query" else "documents"]["items"]["minLength"] = 1
+    request |= {"additionalProperties": False, "required": ["input"]}
+    schema["paths"][ENDPOINTS["post"]]["post"]["requestBody"]["required"] = True  # 400 without
+    # An endpoint that the server has and the schema lacks.
+    put = copy.deepcopy(schema["paths"][ENDPOINTS["post"]]["post"]) | {"operationId": "put"}
+    put["parameters"] = schema["paths"][CANCEL]["post"]["parameters"]
+    schema["paths"][ENDPOINTS["put"]] = {"put": put}
+    return schema
+
+
+def send(server: Server, case: schemathesis.Case[Any], **headers: str) -> schemathesis.Response:
+    """Send it, and look at the server afterwards. Without what would reach outside of the server:
+
+    The id becomes the name of a folder, also `/etc` and `../..`; and a webhook would be called. A list as the body
+    fills the request's fields in their order, of which the first is the id and the fourth the webhook.
+    """
+    name = f"fuzz-{next(_ids)}"
+    if "prediction_id" in case.path_parameters and case.path != CANCEL:
+        case.path_parameters["prediction_id"] = name
+    if isinstance(case.body, dict):
+        case.body.pop("webhook", None)
+        if isinstance(case.body.get("id"), str):
+            case.body["id"] = name
+    if isinstance(case.body, list):
+        case.body = [None if isinstance(item, str) else item for item in case.body]
+    response = ask(server, case, **headers)
+    assert get(server, "/health-check")["status"] == "READY"
+    assert "Traceback" not in server.log.read_text("utf-8"), "an error that nobody has caught"
+    return response
+
+
+def get(server: Server, path: str) -> dict[str, Any]:
+    with urllib.request.urlopen(server.url + path, timeout=SECONDS) as response:
+        answer: dict[str, Any] = json.load(response)
+    return answer
+
+
+def ask(server: Server, case: schemathesis.Case[Any], **headers: str) -> schemathesis.Response:
+    response = case.call(base_url=server.url, headers=headers, timeout=SECONDS)
+    case.validate_response(response, checks=CHECKS)
+    return response
+
+
+def assert_answers(response: schemathesis.Response, case: schemathesis.Case[Any], embedder: Embedder) -> None:
+    """Vectors and scores of the very texts of the request, or a refusal when there is something to refuse."""
+    answer, inputs = response.json(), inputs_of(case)
+    queries, documents = (
+        [inputs[one] for one in (name,) if one in inputs] + inputs.get(many, [])
+        for name, many in (("query", "queries"), ("document", "documents"))
+    )
+    if not queries + documents or not all(map(is_text, queries + documents)):
+        assert answer["status"] == "failed", answer
+        assert REFUSAL.fullmatch(answer["error"]), answer["error"]
+        assert "output" not in answer
+        return
+    assert answer["status"] == "succeeded", answer
+    output = answer["output"]
+    vectors = alone(embedder, queries, documents, inputs.get("task", DEFAULT_TASK))
+    assert_equal(cog_client.vectors(output), normalize(vectors) if inputs.get("normalize") else vectors)
+    assert (output["embeddings"] is None) == (inputs.get("encoding_format") == "base64")
+    assert (output["scores"] is None) == (not queries or not documents)
+    if queries and documents:
+        units = normalize(vectors)
+        wanted = 100 * units[: len(queries)] @ units[len(queries) :].T
+        np.testing.assert_allclose(np.array(output["scores"]), wanted, atol=0.02)
+    assert output["score"] == (output["scores"][0][0] if len(queries) == len(documents) == 1 else None)
+
+
+def inputs_of(case: schemathesis.Case[Any]) -> dict[str, Any]:
+    """What the server reads as the inputs of a request that it accepts."""
+    body: Any = json.loads(case.body) if isinstance(case.body, bytes) else case.body
+    inputs: dict[str, Any] | None = body.get("input") if isinstance(body, dict) else body[1]
+    return inputs or {}
+
+
+@pytest.mark.parametrize("method", ENDPOINTS)
+@settings(ONCE, max_examples=40)
+@given(data=st.data())
+def test_a_request_that_fits_the_schema_gets_what_it_asks_for(
+    server: Server, requests: Requests, embedder: Embedder, method: str, data: st.DataObject
+) -> None:
+    case = data.draw(requests.fitting[method])
+    response = send(server, case)
+    assert response.status_code == 200, response.text
+    assert_answers(response, case, embedder)
+
+
+@pytest.mark.parametrize("method", ENDPOINTS)
+@settings(ONCE, max_examples=40)
+@given(data=st.data())
+def test_a_request_that_does_not_fit_the_schema_is_refused_or_read_without_what_is_unknown(
+    server: Server, requests: Requests, embedder: Embedder, method: str, data: st.DataObject
+) -> None:
+    case = data.draw(requests.unfitting[method])
+    response = send(server, case)
+    if response.status_code == 200:
+        assert_answers(response, case, embedder)
+    else:
+        assert response.status_code in (400, 415, 422)  # no JSON, no JSON's content type, not this request
+        assert response.text
+
+
+@settings(ONCE, max_examples=10)
+@given(data=st.data())
+def test_a_request_that_does_not_wait_gets_its_answer_when_it_comes_again(
+    server: Server, requests: Requests, embedder: Embedder, data: st.DataObject
+) -> None:
+    case = data.draw(requests.fitting["put"])
+    response = send(server, case, Prefer="respond-async")
+    assert response.status_code == 202
+    assert response.json()["status"] == "starting"
+    end = time.monotonic() + SECONDS
+    while (response := ask(server, case)).status_code == 202:
+        assert time.monotonic() < end, "the prediction does not end"
+        time.sleep(0.005)
+    assert_answers(response, case, embedder)
+
+
+@settings(ONCE, max_examples=15)
+@given(data=st.data())
+def test_what_is_unknown_cannot_be_cancelled(server: Server, requests: Requests, data: st.DataObject) -> None:
+    response = send(server, data.draw(requests.cancel))
+    assert response.status_code == 404
+    assert response.json() == {}
+
+
+# The library
+
+
+@settings(FUZZ, max_examples=60)
+@given(
+    texts=st.lists(TEXT.filter(is_text), max_size=5) | st.lists(TEXT, max_size=5), task=TEXT, unit_length=st.booleans()
+)
+@example(texts=["word " * 5000, "a"], task="find", unit_length=False)
+def test_any_texts_get_the_vectors_that_each_has_alone_or_are_refused_by_name(
+    embedder: Embedder, texts: list[str], task: str, unit_length: bool
+) -> None:
+    for name, embed in embedders(embedder, task).items():
+        bad = next((f"`{name}[{index}]`" for index, text in enumerate(texts) if not is_text(text)), None)
+        if bad is None and name == "queries" and not is_unicode(task):
+            bad = "`task`"
+        if bad is not None:
+            with pytest.raises(InputError) as caught:
+                embed(texts, normalize=unit_length)
+            assert str(caught.value).startswith(bad)
+            continue
+        each = [embed([text], normalize=unit_length) for text in texts]
+        assert_equal(embed(texts, normalize=unit_length), np.concatenate([embed([]), *each]))
+
+
+def embedders(embedder: Embedder, task: Any) -> dict[str, Callable[..., Vectors]]:
+    return {"queries": partial(embedder.embed_queries, task=task), "documents": embedder.embed_documents}
+
+
+@settings(FUZZ, max_examples=200)
+@given(texts=ANYTHING, task=ANYTHING)
+@example(texts=b"", task="")
+def test_what_is_no_list_of_texts_is_refused_and_nothing_else_is_raised(
+    embedder: Embedder, texts: Any, task: Any
+) -> None:
+    fine = isinstance(texts, list | tuple) and all(map(is_text, texts))
+    for name, embed in embedders(embedder, task).items():
+        if fine and (name == "documents" or (isinstance(task, str) and is_unicode(task))):
+            assert embed(texts).shape == (len(texts), embedder.dimensions)
+        else:
+            with pytest.raises(InputError, match=f"^`(task|{name})"):
+                embed(texts)
+
+
+@settings(FUZZ, max_examples=60)
+@given(TEXT.filter(is_text), TEXT.filter(is_unicode), st.sampled_from([1, 2, 100, 2000, 20_000]), st.booleans())
+def test_no_text_is_longer_than_the_model_reads_and_what_is_cut_is_counted(
+    embedder: Embedder, part: str, task: str, times: int, as_query: bool
+) -> None:
+    text = part * times
+    prompted = f"Instruct: {task}\nQuery: {text}" if as_query and task else text
+    tokens = embedder.tokenize(*(([text], []) if as_query else ([], [text])), task)
+    limit = embedder.tokenizer.max_tokens
+    assert limit == 4096
+    assert tokens.ids == [decoder_ids(prompted, limit)]
+    assert tokens.truncated == (len(decoder_ids(prompted, limit + 1)) > limit)
+
+
+# The front's own steps
+
+LIMITS = Limits(texts=4, characters=12, request_tokens=2)  # and so 40 characters of all texts together
+
+
+@settings(FUZZ, max_examples=300)
+@given(
+    query=st.none() | TEXT | ANYTHING,
+    document=st.none() | TEXT | ANYTHING,
+    queries=st.none() | st.lists(TEXT, max_size=3) | ANYTHING,
+    documents=st.none() | st.lists(TEXT, max_size=3) | ANYTHING,
+    task=TEXT | ANYTHING,
+)
+@example(query="a", document=None, queries=None, documents=None, task=" " * 13)
+def test_the_texts_of_a_request_are_gathered_in_order_or_refused(
+    query: Any, document: Any, queries: Any, documents: Any, task: Any
+) -> None:
+    ones = [one for one in (query, document) if one is not None]
+    manys = [many for many in (queries, documents) if many is not None]
+    texts = ones + [text for many in manys if isinstance(many, list | tuple) for text in many]
+    fine = (
+        all(isinstance(many, list | tuple) for many in manys)
+        and all(is_text(text) and len(text) <= LIMITS.characters for text in texts)
+        and 1 <= len(texts) <= LIMITS.texts
+        and sum(map(len, texts)) <= 20 * LIMITS.request_tokens
+        and isinstance(task, str)
+        and len(task) <= LIMITS.characters
+        and is_unicode(task)
+    )
+    if not fine:
+        with pytest.raises(InputError, match=r"`|E5_MAX_"):
+            predict.gather_texts(LIMITS, query, document, queries, documents, task)
+        return
+    left, right = predict.gather_texts(LIMITS, query, document, queries, documents, task)
+    assert left == [one for one in (query,) if one is not None] + list(queries or [])
+    assert right == [one for one in (document,) if one is not None] + list(documents or [])
+
+
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+VECTORS = arrays.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 6)), elements=FLOATS)
+
+
+@settings(FUZZ, max_examples=100)
+@given(vectors=VECTORS, queries=st.integers(0, 5), unit_length=st.booleans())
+def test_an_answer_has_the_same_bits_in_both_formats_and_is_json(
+    vectors: Vectors, queries: int, unit_length: bool
+) -> None:
+    queries = min(queries, len(vectors))
+    answers: list[Any] = [predict.encode(vectors, queries, unit_length, name) for name in ("float", "base64")]
+    as_float, as_base64 = answers
+    wanted = normalize(vectors) if unit_length else vectors
+    assert as_base64.embeddings is None and as_float.embeddings_base64 is None
+    sent = json.loads(json.dumps(as_float.embeddings.tolist(), allow_nan=False))
+    assert np.array(sent, dtype=np.float32).tobytes() == wanted.tobytes()
+    assert b"".join(map(base64.b64decode, as_base64.embeddings_base64)) == wanted.tobytes()
+    for answer in answers:
+        if not 0 < queries < len(vectors):
+            assert answer.scores is None and answer.score is None
+            continue
+        scores = np.array(json.loads(json.dumps(answer.scores.tolist(), allow_nan=False)))
+        assert scores.shape == (queries, len(vectors) - queries)
+        assert np.abs(scores).max() <= 100
+        assert answer.score == (scores[0, 0] if scores.size == 1 else None)
+
+
+@settings(FUZZ, max_examples=50)
+@given(
+    vectors=VECTORS,
+    place=st.integers(0),
+    value=st.sampled_from([np.nan, np.inf, -np.inf]),
+    unit_length=st.booleans(),
+    encoding_format=st.sampled_from(["float", "base64"]),
+)
+def test_what_is_no_number_is_never_answered(
+    vectors: Vectors, place: int, value: float, unit_length: bool, encoding_format: str
+) -> None:
+    place %= vectors.size
+    vectors.flat[place] = value
+    with pytest.raises(FloatingPointError, match=f"text {place // vectors.shape[1] + 1} of {len(vectors)}:"):
+        predict.encode(vectors, len(vectors) // 2, unit_length, encoding_format)
+
+
+# The queue
+
+POOL = ["a", "b", "a b", "漢字", "</s>", "how tall is the tower?", "The tower is 300 m high.", "word " * 40, "x" * 99]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request to the queue: what it asks for, and milliseconds to its start and from there to its cancellation."""
+
+    queries: list[str]
+    documents: list[str]
+    start: int
+    cancel: int | None
+
+
+SOME = st.lists(st.sampled_from(POOL), max_size=4)
+CALL = st.builds(Call, SOME, SOME, st.integers(0, 20), st.none() | st.integers(0, 20))
+
+
+@pytest.fixture(scope="module")
+def pool(embedder: Embedder) -> dict[str, tuple[Vectors, Vectors]]:
+    """The vectors of each text of POOL, embedded alone: as a query and as a document."""
+    return {text: (alone(embedder, [text], []), alone(embedder, [], [text])) for text in POOL}
+
+
+@settings(ONCE, max_examples=50)
+@given(
+    calls=st.lists(CALL.filter(lambda call: bool(call.queries or call.documents)), min_size=1, max_size=12),
+    budget=st.sampled_from([1, 50, 300, 4096]),
+)
+def test_who_shares_batches_gets_the_vectors_of_each_text_alone_whoever_leaves(
+    embedder: Embedder, pool: dict[str, tuple[Vectors, Vectors]], calls: list[Call], budget: int
+) -> None:
+    def assert_vectors(got: Embedded, queries: list[str], documents: list[str]) -> None:
+        wanted = [pool[text][0] for text in queries] + [pool[text][1] for text in documents]
+        assert_equal(got.vectors, np.concatenate(wanted))
+
+    async def embed(batcher: Batcher, call: Call) -> Embedded:
+        await asyncio.sleep(call.start / 1000)
+        return await batcher.embed(batcher.prepare(call.queries, call.documents, DEFAULT_TASK))
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as thread:
+            async with asyncio.timeout(SECONDS):
+                batcher = Batcher(embedder, thread, 1_000_000)
+                tasks = [asyncio.create_task(embed(batcher, call)) for call in calls]
+                for call, task in zip(calls, tasks, strict=True):
+                    if call.cancel is not None:
+                        asyncio.get_running_loop().call_later((call.start + call.cancel) / 1000, task.cancel)
+                for call, got in zip(calls, await asyncio.gather(*tasks, return_exceptions=True), strict=True):
+                    if isinstance(got, asyncio.CancelledError) and call.cancel is not None:
+                        continue
+                    assert isinstance(got, Embedded), got
+                    assert_vectors(got, call.queries, call.documents)
+                assert_vectors(await embed(batcher, Call(["a"], POOL, 0, None)), ["a"], POOL)
+                assert not batcher.dead and not batcher.suspect
+
+    before, embedder.max_batch_tokens = embedder.max_batch_tokens, budget
+    try:
+        asyncio.run(main())
+    finally:
+        embedder.max_batch_tokens = before

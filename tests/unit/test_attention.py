@@ -1,0 +1,153 @@
+"""Packed attention against the textbook formula, one text and one head at a time, in float64."""
+
+import inspect
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from e5.network import attention
+from e5.network.attention import last_token_attention, packed_attention
+from e5.network.batches import pack
+from tests import flash
+
+LENGTHS = [7, 7, 7, 5, 3, 3, 1, 1, 130]
+LONGER = [230, 230, 210, 61, 61, 16, 16]
+
+
+def textbook(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], causal: bool, window: int | None) -> Tensor:
+    """[T, H, D] from softmax(q·k/√D) v, spelled out."""
+    out = torch.zeros_like(query, dtype=torch.float64)
+    group = query.shape[1] // key.shape[1]
+    start = 0
+    for length in lengths:
+        for head in range(query.shape[1]):
+            for i in range(start, start + length):
+                last = i if causal else start + length - 1
+                first = start if window is None else max(start, i - window + 1)
+                seen = slice(first, last + 1)
+                k, v = key[seen, head // group].double(), value[seen, head // group].double()
+                weights = torch.softmax(k @ query[i, head].double() / math.sqrt(query.shape[2]), dim=0)
+                out[i, head] = weights @ v
+        start += length
+    return out
+
+
+def inputs(
+    heads: int, key_heads: int, dtype: torch.dtype, lengths: list[int] = LENGTHS
+) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    tokens = sum(lengths)
+    q, k, v = (torch.randn(tokens, count, 16, dtype=torch.float64) * 2 for count in (heads, key_heads, key_heads))
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (True, 4), (True, 7), (True, 4096)])
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_matches_the_textbook(
+    heads: int, key_heads: int, causal: bool, window: int | None, dtype: torch.dtype, tolerance: float
+) -> None:
+    query, key, value = inputs(heads, key_heads, dtype)
+    batch = pack([[0] * length for length in LENGTHS])
+    got = packed_attention(query, key, value, batch, causal=causal, scale=0.25, window=window)
+    want = textbook(query, key, value, LENGTHS, causal, window)
+    assert got.shape == want.shape and got.dtype == dtype
+    assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < tolerance
+
+
+@pytest.mark.parametrize("few_shapes", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2)])
+def test_bfloat16_products_match_the_textbook(
+    heads: int, key_heads: int, causal: bool, few_shapes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[tuple[int, int]] = []
+    products = attention._by_products
+
+    def spy(q: Tensor, *rest: Any) -> Tensor:
+        called.append((q.shape[0], q.shape[2]))
+        return products(q, *rest)
+
+    monkeypatch.setattr(attention, "_by_products", spy)
+    query, key, value = inputs(heads, key_heads, torch.bfloat16, LONGER)
+    batch = pack([[0] * length for length in LONGER], few_shapes=few_shapes)
+    filler = len(batch.input_ids) - len(query)
+    assert (filler > 0) == few_shapes
+    q, k, v = (torch.cat([one, torch.full((filler, *one.shape[1:]), 1e4).to(one)]) for one in (query, key, value))
+    got = packed_attention(q, k, v, batch, causal=causal, scale=0.25)
+    want = textbook(query, key, value, LONGER, causal, None)
+    assert len(got) == len(batch.input_ids)
+    assert torch.linalg.norm(got[: len(want)] - want) / torch.linalg.norm(want) < 2e-2
+    # 230 and 210 tokens become 256 and 224 by filler, which no token of a text sees.
+    alone = [(1, 256), (1, 256), (1, 224)]
+    assert called == (alone if few_shapes and causal else [(2, 230), (1, 210)]), "the way that this test is about"
+
+
+@pytest.mark.parametrize("window", [None, 4, 7, 4096])
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2)])
+def test_the_last_tokens_alone_get_what_they_get_among_all(heads: int, key_heads: int, window: int | None) -> None:
+    query, key, value = inputs(heads, key_heads, torch.float32)
+    batch = pack([[0] * length for length in LENGTHS])
+    last = batch.cu_seqlens[1:].long() - 1
+    got = last_token_attention(query[last], key, value, batch, scale=0.25, window=window)
+    want = textbook(query, key, value, LENGTHS, True, window)[last]
+    assert got.shape == want.shape
+    assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 1e-6
+
+
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (True, 4), (True, 7), (True, 4096)])
+def test_the_kernel_is_asked_for_the_right_thing(
+    causal: bool, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = flash.install(monkeypatch)
+    query, key, value = inputs(4, 2, torch.float32)
+    batch = pack([[0] * length for length in LENGTHS])
+    want = textbook(query, key, value, LENGTHS, causal, window)
+    got = packed_attention(query, key, value, batch, causal=causal, scale=0.25, window=window)
+    assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 1e-6
+    if causal:
+        last = batch.cu_seqlens[1:].long() - 1
+        got = last_token_attention(query[last], key, value, batch, scale=0.25, window=window)
+        assert torch.linalg.norm(got - want[last]) / torch.linalg.norm(want[last]) < 1e-6
+    assert calls == [len(query), len(LENGTHS)][: len(calls)] and len(calls) == (2 if causal else 1)
+
+
+def test_the_operator_takes_what_the_kernel_is_asked_for() -> None:
+    """The stand-in of the tests has the real operator's argument names, in its order."""
+    schema = torch.ops.aten._flash_attention_forward.default._schema
+    names = [argument.name for argument in schema.arguments]
+    asked = list(inspect.signature(flash.flash_attention_forward).parameters)
+    assert names[: len(asked)] == asked
+    positional = [one.name for one in schema.arguments if not one.kwarg_only]
+    assert positional == asked[:10]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (True, 4)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_variable_length_kernel_matches_the_dense_runs(
+    causal: bool, window: int | None, dtype: torch.dtype
+) -> None:
+    query, key, value = inputs(4, 2, dtype)
+    batch = pack([[0] * length for length in LENGTHS])
+    want = packed_attention(query.float(), key.float(), value.float(), batch, causal=causal, scale=0.25, window=window)
+    device = torch.device("cuda")
+    got = packed_attention(
+        query.to(device),
+        key.to(device),
+        value.to(device),
+        batch.to(device),
+        causal=causal,
+        scale=0.25,
+        window=window,
+    )
+    assert torch.linalg.norm(got.cpu().float() - want) / torch.linalg.norm(want) < 2e-2
+    if causal:
+        last = batch.cu_seqlens[1:].long() - 1
+        tail = last_token_attention(
+            query[last].to(device), key.to(device), value.to(device), batch.to(device), scale=0.25, window=window
+        )
+        assert torch.linalg.norm(tail.cpu().float() - want[last]) / torch.linalg.norm(want[last]) < 2e-2

@@ -1,0 +1,241 @@
+"""The decoder's configuration and layout; its vectors are compared with stock ones in tests/unit/test_embedder.py."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.torch_version import TorchVersion
+from transformers import MistralConfig, MistralModel
+
+from e5 import Embedder, SettingsError, catalog
+from e5.errors import WeightsError
+from e5.network import device, fused_ops
+from e5.network import load as loading
+from e5.network.batches import pack
+from e5.network.decoder import Config, Decoder
+from e5.network.linear import FLOAT8, Float8, Rows8, quantize
+from e5.network.load import load
+from e5.weights.files import LocalWeights
+from e5_cog.repository import ROOT
+from tests import checkpoints, flash
+from tests.reference import Reference, centred_cosine, relative_l2
+
+CPU = torch.device("cpu")
+FIELDS = {
+    "vocabulary": "vocab_size",
+    "width": "hidden_size",
+    "inner": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "key_heads": "num_key_value_heads",
+    "head_width": "head_dim",
+    "positions": "max_position_embeddings",
+    "window": "sliding_window",
+    "epsilon": "rms_norm_eps",
+}
+V4 = {"rope_theta": 5e5, "rope_scaling": None, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def config(folder: Path, **said: object) -> Config:
+    (folder / "config.json").write_text(json.dumps({"model_type": "mistral", **said}), "utf-8")
+    return Config.read(folder)
+
+
+@pytest.mark.parametrize("said", [{}, V4, {"head_dim": None, "sliding_window": None}, {"head_dim": 32}])
+def test_a_config_means_what_it_means_to_transformers(said: dict[str, Any], tmp_path: Path) -> None:
+    got, want = config(tmp_path, **said), MistralConfig.from_pretrained(tmp_path)
+    for ours, theirs in FIELDS.items():
+        assert getattr(got, ours) == getattr(want, theirs), ours
+    assert got.theta == want.rope_parameters["rope_theta"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_act", "gelu"),
+        ("rope_parameters", {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}),
+        ("rope_scaling", {"type": "linear", "factor": 2.0}),
+        ("quantization_config", {"quant_method": "gptq"}),
+    ],
+)
+def test_what_is_not_computed_is_refused_by_name(field: str, value: object, tmp_path: Path) -> None:
+    name = "rope_type" if field.startswith("rope") else field
+    with pytest.raises(WeightsError, match=f"asks for {name}=.*, which is not computed here"):
+        config(tmp_path, **{field: value})
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"hidden_size": "wide"}', '{"num_attention_heads": null}'])
+def test_a_config_that_says_nothing_is_refused(content: str | None, decoder_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(decoder_folder, folder)
+    path = folder / "base" / "config.json"
+    if content is None:
+        path.unlink()
+    else:
+        said = json.loads(content) if content.startswith('{"') else None
+        path.write_text(content if said is None else json.dumps({"model_type": "mistral", **said}), "utf-8")
+    base = folder / "base"
+    with pytest.raises(WeightsError, match=r"config\.json cannot be read \(.*\): delete it and fetch it again"):
+        load(catalog.get("e5-mistral-7b-instruct"), LocalWeights("merged", base, base, None), CPU, torch.float32)
+
+
+def test_places_are_the_stock_model_s_parameters(tmp_path: Path) -> None:
+    small: dict[str, Any] = {**V4, "num_hidden_layers": 2, "intermediate_size": 96, "vocab_size": 100}
+    decoder = Decoder(config(tmp_path, **small), CPU, torch.float32)
+    stock = MistralModel(MistralConfig.from_pretrained(tmp_path))
+    want = {name: parameter.shape for name, parameter in stock.named_parameters()}
+    places = decoder.places()
+    assert {name: place.shape for name, place in places.items()} == want
+    for number, place in enumerate(places.values(), 1):
+        place.copy_(torch.full(place.shape, float(number)))
+    for number, place in enumerate(places.values(), 1):
+        assert isinstance(place, torch.Tensor) and bool((place == number).all()), "places do not overlap"
+
+
+def test_vectors_equal_the_stock_model_s_with_the_gpu_s_attention(
+    decoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed as on a GPU: without filler, lengths from the tensor, what belongs to no text undefined."""
+    calls = flash.install(monkeypatch)
+    base = decoder_folder / "base"
+    decoder, _ = load(
+        catalog.get("e5-mistral-7b-instruct"), LocalWeights("merged", base, base, None), CPU, torch.float32
+    )
+    stock = MistralModel.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
+    ids = [[1, *range(7, 7 + length), 2] for length in (40, 9, 9, 1, 0)]
+    got = decoder.embed(pack(ids))
+    with torch.no_grad():
+        want = torch.stack([stock(torch.tensor([one])).last_hidden_state[0, -1] for one in ids])
+    assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 1e-5
+    assert calls == [sum(map(len, ids))] * (len(stock.layers) - 1) + [len(ids)]
+
+
+def test_starts_of_decoders_do_without_transformers() -> None:
+    """Importing it takes longer than all the rest of a start."""
+    code = "import sys, e5.embedder as e; e.Embedder.load().embed_queries(['x']); print('transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+# --- float8 -----------------------------------------------------------------------------------------------------------
+
+
+def test_float8_products_are_those_of_the_rounded_operands() -> None:
+    torch.manual_seed(0)
+    rows, weight = torch.randn(7, 64) * torch.logspace(-3, 3, 7).unsqueeze(1), torch.randn(32, 64)
+    weight[3] = 0
+    layer = Float8(torch.empty(32, 64, dtype=FLOAT8), torch.empty(1, 32), torch.float32)
+    for start, stop in ((0, 20), (20, 32)):
+        layer.place(start, stop).copy_(weight[start:stop])
+    eight = quantize(rows)
+    assert isinstance(eight, Rows8) and torch.equal(eight.values.float().abs().amax(1), torch.full((7,), 448.0))
+    want = (eight.values.double() * eight.scale) @ (layer.weight.double() * layer.scale.T).T
+    assert torch.allclose(layer(eight).double(), want, rtol=1e-5, atol=1e-6 * float(want.abs().max()))
+    exact = rows.double() @ weight.double().T
+    error = torch.linalg.norm(want - exact, dim=1) / torch.linalg.norm(exact, dim=1)
+    assert bool((error < 0.06).all()) and bool((error > 0.01).all()), "each row has a scale of its own"
+    assert torch.equal(layer.part(20, 32)(eight), layer(eight)[:, 20:])
+
+
+def test_float8_is_near_float32_and_never_chosen_by_itself() -> None:
+    texts = ["A bank holds money.", "The river's bank is steep.", "Sparrows are small birds.", "Tea is brewed hot."]
+    eight = Embedder.load(dtype="float8", device="cpu")
+    assert eight.dtype == "float8"
+    assert Embedder.load(device="cpu").dtype in ("float32", "bfloat16")
+    full = Embedder.load(dtype="float32", device="cpu")
+    got, want = eight.embed_documents(texts), full.embed_documents(texts)
+    assert 0.01 < relative_l2(got, want) < 0.1
+    assert centred_cosine(got, want) > 0.99
+    linear = [place for name, place in eight.packed.network.places().items() if name.endswith("_proj.weight")]
+    assert len(linear) == 3 * 7 and not any(isinstance(place, torch.Tensor) for place in linear)
+    assert eight.packed.weights_bytes < full.packed.weights_bytes / 2
+
+
+def test_float8_is_for_decoders(bert_folder: Path) -> None:
+    with pytest.raises(SettingsError, match="E5_DTYPE=float8 is for Mistral models, e5-small is a bert one"):
+        Embedder.load("e5-small", bert_folder, dtype="float8")
+
+
+def test_a_gpu_without_float8_is_named(decoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    flagship = catalog.get("e5-mistral-7b-instruct")
+    with pytest.raises(SettingsError, match="E5_DTYPE=float8: NVIDIA A100 has no such arithmetic"):
+        loading._empty(flagship, decoder_folder / "base", torch.device("cuda"), FLOAT8)
+
+
+@pytest.mark.parametrize(("version", "refused"), [("2.11.0+cu130", True), ("2.12.0+cu130", False)])
+def test_float8_on_ada_needs_torch_2_12(
+    version: str, refused: bool, decoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L40S")
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    monkeypatch.setattr(device, "_try_float8", lambda device: None)
+    if refused:
+        with pytest.raises(SettingsError, match=r"torch 2\.11\.0\+cu130 multiplies float8 wrongly on NVIDIA L40S"):
+            device.check_float8(torch.device("cuda"))
+    else:
+        device.check_float8(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("product", "reason"),
+    [
+        (RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED\nwhen calling cublasLtMatmulAlgoGetHeuristic"), "CUBLAS_STATUS_NOT"),
+        (torch.full((32, 32), 16.0, dtype=torch.bfloat16), "32 ones times 32 ones is 16.0"),
+    ],
+    ids=["an error", "a wrong product"],
+)
+def test_float8_is_tried_on_the_device(product: Any, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def multiply(*_: object) -> torch.Tensor:
+        if isinstance(product, Exception):
+            raise product
+        return torch.as_tensor(product)
+
+    device._try_float8(CPU)  # right as it is
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (12, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA RTX 5090")
+    monkeypatch.setattr(Float8, "__call__", multiply)
+    try_float8 = device._try_float8
+    monkeypatch.setattr(device, "_try_float8", lambda device: try_float8(CPU))
+    with pytest.raises(SettingsError, match=rf"cannot multiply float8 on NVIDIA RTX 5090 \({reason}.*leave it out"):
+        device.check_float8(torch.device("cuda"))
+
+
+def test_kernels_that_do_not_compile_are_done_without(
+    decoder_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    decoder = Decoder(Config.read(decoder_folder / "base"), CPU, torch.float32)
+    monkeypatch.setattr(fused_ops, "use_kernels", True)
+    decoder.compile_kernels()  # every operator is called once as the layers call it
+    assert fused_ops.use_kernels and not caplog.messages
+    monkeypatch.setattr(fused_ops, "gate", broken)
+    with caplog.at_level(logging.WARNING, "e5.network.decoder"):
+        decoder.compile_kernels()
+    assert fused_ops.__dict__["use_kernels"] is False
+    assert "Failed to find C compiler" in caplog.text and "slower" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 5e-3), ("bfloat16", 3e-2), ("float8", 1e-1)])
+def test_the_embedded_model_on_a_gpu_is_near_the_stock_one(dtype: str, tolerance: float) -> None:
+    pytest.importorskip("mistral_common", reason="mistral-common has the reference's tokenizer")
+    base = checkpoints.EMBEDDED / "base"
+    texts = [f"text number {index} " * (1 + index * index) for index in range(12)]
+    embedder = Embedder.load(weights=base, source="merged", dtype=dtype, device="cuda")
+    got = embedder.embed_documents(texts)
+    want = Reference.load(base, 4096).embed(texts)
+    errors = np.linalg.norm(got - want, axis=1) / np.linalg.norm(want, axis=1)
+    assert errors.max() < tolerance
+    assert centred_cosine(got, want) > 1 - tolerance

@@ -1,0 +1,630 @@
+"""Downloads: every way in which one can go wrong, against a stand-in for the hub.
+
+huggingface_hub reads its environment when it is imported, so each start is a process of its own, as it is for a user.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from e5 import catalog
+from e5.weights.locate import locate
+from e5_cog.repository import ROOT as REPOSITORY
+from tests.hub import TOKENIZER, Fault, Hub, adapter, encoder, pickled, sha256, sharded, tensors, under, write
+
+SMALL = catalog.get("e5-small")
+FLAGSHIP = catalog.get(catalog.FLAGSHIP)
+BASE, E5_MISTRAL = "mistralai/Mistral-7B-v0.1", "intfloat/e5-mistral-7b-instruct"
+
+START = """
+import json, sys, time
+from pathlib import Path
+
+sleep = time.sleep
+time.sleep = lambda seconds: sleep(seconds / 100)
+from e5 import catalog
+from e5.weights.locate import locate
+from e5.errors import WeightsError
+
+{before}
+try:
+    found = locate(catalog.get({model!r}), source={source!r}, root=Path({root!r}))
+    paths = (found.checkpoint, found.tokenizer, found.adapter)
+    print(json.dumps([found.source, *(path and str(path) for path in paths)]))
+except WeightsError as error:
+    assert error.__cause__ is not None or not {caused!r}, "the error has no cause"
+    sys.exit(f"WeightsError: {{error}}")
+"""
+KILL = "import os, signal\nkill = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as hub:
+        hub.add("intfloat/e5-small", revision(SMALL), encoder() | {"pytorch_model.bin": pickled()})
+        hub.add(BASE, revision(FLAGSHIP, 0), sharded("mistral", 10, 2) | {"tokenizer.json": b"not this one"})
+        files = sharded("mistral", 20, 3) | TOKENIZER | under("lora", adapter()) | {"README.md": b"not needed"}
+        hub.add(E5_MISTRAL, revision(FLAGSHIP, 1), files)
+        yield hub
+
+
+def revision(model: catalog.Model, part: int = 0) -> str:
+    return model.parts(model.default_source)[part].revision
+
+
+@dataclass
+class Machine:
+    """A user's machine: its cache, its clone's weights folder, and the hub it talks to."""
+
+    home: Path
+    hub: Hub
+
+    @property
+    def root(self) -> Path:
+        return self.home / "weights"
+
+    def repo(self, repo: str) -> Path:
+        return self.home / "hf" / "hub" / f"models--{repo.replace('/', '--')}"
+
+    def snapshot(self, model: catalog.Model, part: int = 0) -> Path:
+        of = model.parts(model.default_source)[part]
+        return self.repo(of.repo) / "snapshots" / of.revision / of.subfolder
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
+            "HOME": str(self.home),
+            "HF_HOME": str(self.home / "hf"),
+            "HF_ENDPOINT": self.hub.url,
+            **more,
+        }
+
+    def begin(
+        self, model: str = SMALL.name, source: str | None = None, before: str = "", caused: bool = False, **more: str
+    ) -> "subprocess.Popen[str]":
+        code = START.format(model=model, source=source, root=str(self.root), before=before, caused=caused)
+        return self.popen([sys.executable, "-c", code], **more)
+
+    def popen(self, command: list[str], **more: str) -> "subprocess.Popen[str]":
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, env=self.environment(**more), cwd=self.home, stdout=pipe, stderr=pipe, text=True
+        )
+
+    def start(self, model: str = SMALL.name, source: str | None = None, before: str = "", **more: str) -> list[str]:
+        """What a start that succeeds finds: source, checkpoint, tokenizer, adapter."""
+        out, err, code = finish(self.begin(model, source, before, False, **more))
+        assert code == 0, err
+        result: list[str] = json.loads(out)
+        return result
+
+    def fail(self, model: str = SMALL.name, source: str | None = None, caused: bool = True, **more: str) -> str:
+        """The one error of a start that fails; with `caused`, it must be chained to its cause."""
+        out, err, code = finish(self.begin(model, source, caused=caused, **more))
+        assert code == 1 and "Traceback" not in err, (code, out, err)
+        return err[err.index("WeightsError: ") :].strip()
+
+    def download(self, *arguments: str, **more: str) -> tuple[str, str, int]:
+        return finish(self.begin_download(*arguments, **more))
+
+    def begin_download(self, *arguments: str, **more: str) -> "subprocess.Popen[str]":
+        return self.popen([sys.executable, str(REPOSITORY / "scripts/download_weights.py"), *arguments], **more)
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[str, str, int]:
+    out, err = process.communicate(timeout=60)
+    return out, err, process.returncode
+
+
+def wait_for(machine: Machine, arrived: int) -> None:
+    """Until `arrived` bytes of the file that the hub holds are on the disk."""
+    assert machine.hub.held.wait(30), "the transfer was never reached"
+    until = time.monotonic() + 10
+    while not any(path.stat().st_size == arrived for path in machine.home.rglob("*.part")):
+        assert time.monotonic() < until, "the bytes never reached the disk"
+        time.sleep(0.01)
+
+
+def kill_in_the_middle(process: "subprocess.Popen[str]", machine: Machine, arrived: int) -> None:
+    wait_for(machine, arrived)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    machine.hub.go_on.set()
+    assert machine.hub.ended.wait(10)  # what goes to the dead process must not be counted with the next one's
+
+
+@pytest.fixture
+def machine(tmp_path: Path, hub: Hub) -> Machine:
+    return Machine(tmp_path, hub)
+
+
+@pytest.fixture
+def small_disk(machine: Machine) -> Iterator[Path]:
+    """A file system of 1 MB in the place of HF_HOME."""
+    place = machine.home / "hf"
+    place.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"NOT TESTED: full disk; only root may mount a small file system here ({error})")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+# --- lookup order ----------------------------------------------------------------------------------------------------
+
+
+def test_the_embedded_model_needs_no_hub(machine: Machine) -> None:
+    code = (
+        "import sys; from e5 import catalog; from e5.weights.locate import locate; "
+        "print(locate(catalog.get(catalog.EMBEDDED)).source); "
+        "print([name for name in ('huggingface_hub', 'torch') if name in sys.modules])"
+    )
+    out, err, _ = finish(machine.popen([sys.executable, "-c", code]))
+    assert out.split("\n")[:2] == ["adapter", "[]"], err
+
+
+def test_the_clones_folder_comes_before_the_cache(machine: Machine) -> None:
+    write(machine.snapshot(SMALL), encoder())
+    ours = write(machine.root / SMALL.name, encoder())
+    assert machine.start()[1] == str(ours)
+
+
+def test_a_broken_clones_folder_is_passed_over_with_a_word(machine: Machine) -> None:
+    write(machine.snapshot(SMALL), encoder())
+    write(machine.root / SMALL.name, encoder() | {"config.json": b"{"})
+    out, err, _ = finish(machine.begin())
+    assert json.loads(out)[1] == str(machine.snapshot(SMALL))
+    assert "config.json is broken" in err and machine.hub.requests == []
+
+
+# --- download --------------------------------------------------------------------------------------------------------
+
+
+def test_an_encoder_is_fetched_whole_and_a_second_start_asks_nothing(machine: Machine) -> None:
+    found = machine.start()
+    snapshot = machine.snapshot(SMALL)
+    assert found == ["merged", str(snapshot), str(snapshot / "tokenizer.json"), None]
+    assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == encoder()  # no pytorch_model.bin
+    for name, content in encoder().items():
+        assert machine.hub.sent[name] == len(content)
+    machine.hub.forget()
+    no_hashing = "import hashlib\nhashlib.file_digest = None"
+    assert machine.start(before=no_hashing) == found
+    assert machine.hub.requests == []
+
+
+def test_what_was_fetched_is_what_huggingface_hub_finds(machine: Machine) -> None:
+    machine.start()
+    machine.hub.forget()
+    part = SMALL.parts("merged")[0]
+    tool = (
+        f"import huggingface_hub as h; print(h.hf_hub_download({part.repo!r}, 'config.json', "
+        f"revision={part.revision!r})); info = h.scan_cache_dir(); print(info.warnings); "
+        "print(sorted(f.file_name for r in info.repos for v in r.revisions for f in v.files))"
+    )
+    out, err, _ = finish(machine.popen([sys.executable, "-c", tool]))
+    found = out.splitlines()
+    assert found == [str(machine.snapshot(SMALL) / "config.json"), "[]", str(sorted(encoder()))], err
+    assert machine.hub.requests == []
+
+
+@pytest.mark.parametrize("kind", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_the_flagships_base_and_adapter_are_fetched_from_their_repositories(machine: Machine, kind: str) -> None:
+    files = machine.hub.repos[E5_MISTRAL, revision(FLAGSHIP, 1)]
+    files[f"lora/{kind}"] = files.pop("lora/adapter_model.safetensors") if kind.endswith("s") else pickled()
+    if kind.endswith("bin"):
+        del files["lora/adapter_model.safetensors"]
+    found = machine.start(FLAGSHIP.name)
+    base, tokenizer, lora = (machine.snapshot(FLAGSHIP, part) for part in range(3))
+    assert found == ["adapter", str(base), str(tokenizer / "tokenizer.json"), str(lora)]
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == sharded("mistral", 10, 2)
+    assert {path.name for path in lora.iterdir()} == {"adapter_config.json", kind}
+    assert {path.name for path in tokenizer.iterdir()} == {"tokenizer.json", "lora"}
+    machine.hub.forget()
+    assert machine.start(FLAGSHIP.name) == found
+    assert machine.hub.requests == []
+
+
+def test_a_sharded_checkpoint_is_fetched_by_its_index(machine: Machine) -> None:
+    found = machine.start(FLAGSHIP.name, source="merged")
+    snapshot = Path(found[1])
+    assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == sharded("mistral", 20, 3) | TOKENIZER
+    assert not any(BASE in request for request in machine.hub.requests)
+
+
+def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(machine: Machine) -> None:
+    machine.start(HF_TOKEN="hf_secret")
+    assert machine.hub.tokens == {"hub": {"Bearer hf_secret"}, "cdn": {None}}
+
+
+def test_a_file_that_is_missing_in_the_cache_is_the_only_one_fetched(machine: Machine) -> None:
+    machine.start(FLAGSHIP.name)
+    lost = machine.snapshot(FLAGSHIP, 2) / "adapter_config.json"
+    lost.resolve().unlink()
+    lost.unlink()
+    machine.hub.forget()
+    machine.hub.gated[BASE] = 401  # the base is complete, so nobody needs to ask for it
+    machine.start(FLAGSHIP.name)
+    assert set(machine.hub.sent) == {"lora/adapter_config.json"}
+    assert not any(BASE in request for request in machine.hub.requests)
+
+
+def test_a_truncated_file_in_the_cache_is_fetched_again_and_no_other(machine: Machine) -> None:
+    machine.start()
+    broken = machine.snapshot(SMALL) / "model.safetensors"
+    os.truncate(broken.resolve(), 1000)
+    machine.hub.forget()
+    machine.start()
+    assert broken.read_bytes() == encoder()["model.safetensors"]
+    assert set(machine.hub.sent) == {"model.safetensors"}
+
+
+def test_a_blob_of_another_commit_is_used_when_its_checksum_is_right(machine: Machine) -> None:
+    content = encoder()["model.safetensors"]
+    blobs = write(machine.repo("intfloat/e5-small") / "blobs", {sha256(content): content})
+    machine.start()
+    assert machine.hub.sent["model.safetensors"] == 0
+    shutil.rmtree(machine.home / "hf")
+    write(blobs, {sha256(content): content[:-1] + b"x"})
+    machine.start()
+    assert machine.hub.sent["model.safetensors"] == len(content)
+    assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == content
+
+
+# --- connections that break ------------------------------------------------------------------------------------------
+
+
+def test_a_closed_connection_goes_on_where_it_stopped(machine: Machine) -> None:
+    size = len(encoder()["model.safetensors"])
+    machine.hub.faults["model.safetensors"] = Fault(times=1, close_after=size // 2)
+    machine.start()
+    assert machine.hub.sent["model.safetensors"] == size
+    assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == encoder()["model.safetensors"]
+
+
+def test_a_line_that_breaks_again_and_again_ends_as_long_as_bytes_arrive(machine: Machine) -> None:
+    size = len(encoder()["model.safetensors"])
+    machine.hub.faults["model.safetensors"] = Fault(close_after=size // 12)
+    machine.start()
+    assert machine.hub.sent["model.safetensors"] == size
+
+
+def test_a_reset_connection_goes_on_where_it_stopped(machine: Machine) -> None:
+    size = len(encoder()["model.safetensors"])
+    machine.hub.faults["model.safetensors"] = Fault(times=1, cut_after=200_000)
+    machine.start()
+    assert machine.hub.sent["model.safetensors"] <= size + 66_000  # what the client had not read at the reset
+    assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == encoder()["model.safetensors"]
+
+
+def test_a_server_without_ranges_sends_the_whole_file_again(machine: Machine) -> None:
+    content = encoder()["model.safetensors"]
+    part = machine.repo("intfloat/e5-small") / ".incomplete" / f"{sha256(content)}.part"
+    write(part.parent, {part.name: content[:1000]})
+    machine.hub.faults["model.safetensors"] = Fault(ranges=False)
+    machine.start()
+    assert machine.hub.sent["model.safetensors"] == len(content)
+    assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == content
+
+
+def test_after_a_kill_in_the_middle_nothing_is_visible_and_the_next_start_goes_on(machine: Machine) -> None:
+    size = len(encoder()["model.safetensors"])
+    machine.hub.faults["model.safetensors"] = Fault(times=1, hold_at=196_608)
+    kill_in_the_middle(machine.begin(), machine, 196_608)
+    assert not (machine.snapshot(SMALL) / "model.safetensors").exists()
+    assert "no complete copy here" in machine.fail(HF_HUB_OFFLINE="1")
+    machine.hub.forget()
+    machine.start()
+    assert machine.hub.sent["model.safetensors"] == size - 196_608
+    assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == encoder()["model.safetensors"]
+
+
+def test_a_kill_before_the_verification_does_not_make_the_file_trusted(machine: Machine) -> None:
+    content = encoder()["model.safetensors"]
+    before = KILL + "from e5.weights import transfer\nreal = transfer.mismatch\n"
+    before += "transfer.mismatch = lambda path, file: kill() if file.path == 'model.safetensors' else real(path, file)"
+    assert finish(machine.begin(before=before))[2] == -signal.SIGKILL
+    assert not (machine.snapshot(SMALL) / "model.safetensors").exists()
+    arrived = machine.repo("intfloat/e5-small") / ".incomplete" / f"{sha256(content)}.part"
+    assert arrived.read_bytes() == content
+    arrived.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # as if those bytes had come over a bad line
+    machine.hub.forget()
+    machine.start()
+    assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == content
+    assert machine.hub.sent["model.safetensors"] == len(content)
+
+
+def test_a_kill_after_the_verification_costs_no_second_transfer(machine: Machine) -> None:
+    before = KILL + "Path.symlink_to = kill"
+    assert finish(machine.begin(before=before))[2] == -signal.SIGKILL
+    first = next(iter(machine.hub.sent))
+    machine.hub.forget()
+    machine.start()
+    assert machine.hub.sent[first] == 0
+    assert {path.name: path.read_bytes() for path in machine.snapshot(SMALL).iterdir()} == encoder()
+
+
+def test_bytes_that_arrive_broken_once_are_fetched_again(machine: Machine) -> None:
+    machine.hub.faults["model.safetensors"] = Fault(times=1, flip=True)
+    machine.start()
+    assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == encoder()["model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_bytes_that_always_arrive_broken_are_an_error_and_leave_nothing(machine: Machine, name: str) -> None:
+    machine.hub.faults[name] = Fault(flip=True)
+    error = machine.fail(caused=False)
+    assert f"{name} of intfloat/e5-small arrived broken twice" in error and "checksum" in error
+    assert machine.hub.sent[name] == 2 * len(encoder()[name])
+    assert not (machine.snapshot(SMALL) / name).exists()
+    assert not [path for path in machine.home.rglob("*.part") if path.stat().st_size]
+    assert "HF_HUB_OFFLINE" in machine.fail(caused=False, HF_HUB_OFFLINE="1")
+
+
+def test_a_filesystem_without_symlinks_gets_the_files_themselves(machine: Machine) -> None:
+    machine.start(before="def refuse(*_, **__): raise OSError('no symlinks here')\nPath.symlink_to = refuse")
+    assert {path.name: path.read_bytes() for path in machine.snapshot(SMALL).iterdir()} == encoder()
+    machine.hub.forget()
+    machine.start()
+    assert machine.hub.requests == []
+
+
+def test_xet_that_fails_is_replaced_by_plain_http(machine: Machine) -> None:
+    machine.hub.offer_xet["model.safetensors"] = 10
+    out, err, _ = finish(machine.begin())
+    assert json.loads(out)[0] == "merged" and "going on over plain HTTP" in err
+    assert machine.hub.sent["model.safetensors"] == len(encoder()["model.safetensors"])
+
+
+def test_where_the_hub_offers_xet_huggingface_hub_does_the_transfer(machine: Machine) -> None:
+    machine.hub.offer_xet["model.safetensors"] = 1  # not offered any more when hf_hub_download asks: it takes its HTTP
+    before = "from e5.weights import transfer\nresume = transfer._resume\n"
+    before += "transfer._resume = lambda file, to: sys.exit('resumed') if 'model' in file.path else resume(file, to)"
+    machine.start(before=before)
+    assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == encoder()["model.safetensors"]
+
+
+def test_a_fast_transfer_that_was_killed_is_followed_by_the_resumable_one(machine: Machine) -> None:
+    machine.hub.offer_xet["model.safetensors"] = 10
+    assert (
+        finish(machine.begin(before=KILL + "from e5.weights import transfer\ntransfer.hf_hub_download = kill"))[2] < 0
+    )
+    before = "from e5.weights import transfer\ntransfer.hf_hub_download = lambda *_, **__: sys.exit('Xet again')"
+    machine.start(before=before)
+
+
+def test_two_processes_at_once_fetch_once(machine: Machine) -> None:
+    machine.hub.faults["model.safetensors"] = Fault(times=1, hold_at=100_000)
+    first = machine.begin()
+    assert machine.hub.held.wait(30)
+    second = machine.begin()
+    assert second.stderr is not None
+    assert "another process is fetching" in second.stderr.readline()
+    machine.hub.go_on.set()
+    results = [finish(process) for process in (first, second)]
+    assert [code for _, _, code in results] == [0, 0], results
+    assert results[0][0] == results[1][0]
+    for name, content in encoder().items():
+        assert machine.hub.sent[name] == len(content)
+
+
+# --- a hub that refuses, fails, or is not there ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_gated_base_says_how_to_get_access_and_what_to_use_instead(machine: Machine, status: int) -> None:
+    machine.hub.gated[BASE] = status
+    error = machine.fail(FLAGSHIP.name)
+    for words in (BASE, str(status), "HF_TOKEN", f"https://huggingface.co/{BASE}", "licence", "E5_SOURCE=merged"):
+        assert words in error
+    assert sum(machine.hub.sent.values()) == 0
+    machine.start(FLAGSHIP.name, source="merged")
+
+
+def test_a_refusal_does_not_offer_a_source_that_the_model_lacks(machine: Machine) -> None:
+    machine.hub.gated["intfloat/e5-small"] = 401
+    error = machine.fail()
+    assert "HF_TOKEN" in error and "E5_SOURCE" not in error and "licence" not in error
+
+
+def test_a_commit_that_is_gone_is_named(machine: Machine) -> None:
+    files = machine.hub.repos.pop(("intfloat/e5-small", revision(SMALL)))
+    machine.hub.add("intfloat/e5-small", "0" * 40, files)
+    error = machine.fail()
+    assert f"no commit {revision(SMALL)}" in error and "intfloat/e5-small" in error and "E5_WEIGHTS" in error
+
+
+def test_a_repository_that_is_gone_is_named(machine: Machine) -> None:
+    machine.hub.repos.clear()
+    assert "no such repository for intfloat/e5-small (404)" in machine.fail()
+
+
+def test_a_file_that_the_repository_lacks_is_named(machine: Machine) -> None:
+    del machine.hub.repos["intfloat/e5-small", revision(SMALL)]["model.safetensors"]
+    assert "lists no model.safetensors" in machine.fail(caused=False)
+
+
+def test_a_shard_that_the_repository_lacks_is_named(machine: Machine) -> None:
+    del machine.hub.repos[E5_MISTRAL, revision(FLAGSHIP, 1)]["model-00002-of-00003.safetensors"]
+    error = machine.fail(FLAGSHIP.name, source="merged", caused=False)
+    assert "lists no model-00002-of-00003.safetensors" in error
+
+
+def test_a_hub_that_is_busy_for_a_while_is_waited_for(machine: Machine) -> None:
+    machine.hub.listing_status = [503, 502, 429]
+    machine.hub.faults = {name: Fault(times=3, status=503) for name in encoder()}
+    machine.start()
+
+
+def test_a_hub_that_stays_busy_is_an_error_after_a_few_tries(machine: Machine) -> None:
+    machine.hub.listing_status = [-503]
+    error = machine.fail()
+    assert "answers 503" in error and "start again later" in error
+    assert len(machine.hub.requests) == 5
+
+
+def test_a_file_that_stays_unavailable_is_an_error_and_the_rest_is_kept(machine: Machine) -> None:
+    machine.hub.faults["model.safetensors"] = Fault(status=500)
+    assert "answers 500 for intfloat/e5-small" in machine.fail()
+    machine.hub.faults.clear()
+    machine.hub.forget()
+    machine.start()
+    assert set(machine.hub.sent) == {"model.safetensors"}
+
+
+def test_something_that_is_no_hub_is_an_error(machine: Machine) -> None:
+    machine.hub.listing_status = [200]
+    assert "does not answer as a hub" in machine.fail()
+
+
+@pytest.mark.parametrize("how", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+def test_without_a_network_a_complete_copy_works_and_an_incomplete_one_says_what_to_do(
+    machine: Machine, how: dict[str, str]
+) -> None:
+    error = machine.fail(**how, caused="HF_ENDPOINT" in how)
+    for words in ("no complete copy", "scripts/download_weights.py --model e5-small", "E5_WEIGHTS"):
+        assert words in error
+    assert ("HF_HUB_OFFLINE" in error) == ("HF_HUB_OFFLINE" in how)
+    machine.start()
+    machine.hub.forget()
+    assert machine.start(**how)[1] == str(machine.snapshot(SMALL))
+    assert machine.hub.requests == []
+
+
+# --- disks -----------------------------------------------------------------------------------------------------------
+
+
+def test_too_small_a_disk_is_refused_before_the_transfer(machine: Machine, small_disk: Path) -> None:
+    machine.hub.repos["intfloat/e5-small", revision(SMALL)]["model.safetensors"] = tensors(1, 2_000_000)
+    error = machine.fail(caused=False)
+    assert "needs 0.002 GB" in error and str(small_disk) in error and "HF_HOME" in error
+    assert sum(machine.hub.sent.values()) == 0
+
+
+def test_a_disk_that_fills_up_meanwhile_is_an_error_and_the_next_start_goes_on(
+    machine: Machine, small_disk: Path
+) -> None:
+    content = tensors(1, 600_000)
+    machine.hub.repos["intfloat/e5-small", revision(SMALL)]["model.safetensors"] = content
+    machine.hub.faults["model.safetensors"] = Fault(times=1, hold_at=131_072)
+    process = machine.begin(caused=True)
+    wait_for(machine, 131_072)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - 80_000))
+    machine.hub.go_on.set()
+    _, err, code = finish(process)
+    assert code == 1 and "the disk is full" in err and "HF_HOME" in err and "Traceback" not in err
+    assert not (machine.snapshot(SMALL) / "model.safetensors").exists()
+    ballast.unlink()
+    assert machine.hub.ended.wait(10)
+    machine.hub.forget()
+    machine.start()
+    assert 0 < machine.hub.sent["model.safetensors"] <= len(content) - 131_072
+    assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == content
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(machine: Machine) -> None:
+    (machine.home / "hf").write_text("a file where a folder should be")
+    assert "cannot write the weights" in machine.fail()
+
+
+# --- scripts/download_weights.py -------------------------------------------------------------------------------------
+
+
+def test_the_script_makes_a_folder_that_needs_no_hub(machine: Machine) -> None:
+    folder = machine.home / "here" / "flagship"
+    out, err, code = machine.download("--model", FLAGSHIP.name, "--to", str(folder))
+    assert code == 0, err
+    assert str(folder / "base") in out and "complete after" in out
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert files == under("base", sharded("mistral", 10, 2) | TOKENIZER) | under("adapter", adapter())
+    assert locate(FLAGSHIP, folder).source == "adapter"
+    machine.hub.forget()
+    assert machine.download("--model", FLAGSHIP.name, "--to", str(folder))[2] == 0
+    assert machine.hub.requests == []
+
+
+def test_the_scripts_folder_appears_when_it_is_complete_and_a_killed_run_goes_on(machine: Machine) -> None:
+    folder = machine.home / "small"
+    size = len(encoder()["model.safetensors"])
+    machine.hub.faults["model.safetensors"] = Fault(times=1, hold_at=196_608)
+    kill_in_the_middle(machine.begin_download("--model", SMALL.name, "--to", str(folder)), machine, 196_608)
+    assert not folder.exists()
+    machine.hub.forget()
+    _, err, code = machine.download("--model", SMALL.name, "--to", str(folder))
+    assert code == 0, err
+    assert machine.hub.sent["model.safetensors"] == size - 196_608
+    assert machine.hub.sent["config.json"] == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == encoder()
+
+
+def test_the_script_completes_a_folder_that_exists(machine: Machine) -> None:
+    folder = write(machine.home / "small", encoder() | {"notes.txt": b"mine"})
+    os.truncate(folder / "model.safetensors", 1000)
+    assert machine.download("--to", str(folder), E5_MODEL=SMALL.name)[2] == 0
+    assert set(machine.hub.sent) == {"model.safetensors"}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == encoder() | {"notes.txt": b"mine"}
+
+
+def test_the_script_does_not_replace_a_sound_file_of_the_users(machine: Machine) -> None:
+    own = encoder() | {"model.safetensors": tensors(7, 1000)}
+    del own["tokenizer.json"]
+    folder = write(machine.home / "small", own)
+    _, err, code = machine.download("--model", SMALL.name, "--to", str(folder))
+    assert code == 1 and "move it or choose a new folder" in err
+    assert (folder / "model.safetensors").read_bytes() == own["model.safetensors"]
+
+
+def test_the_script_copies_what_the_cache_has(machine: Machine) -> None:
+    machine.start()
+    machine.hub.forget()
+    folder = machine.home / "small"
+    assert machine.download("--model", SMALL.name, "--to", str(folder))[2] == 0
+    assert sum(machine.hub.sent.values()) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == encoder()
+
+
+def test_two_scripts_at_once_make_one_folder(machine: Machine) -> None:
+    arguments = ("--model", SMALL.name, "--to", str(machine.home / "small"))
+    machine.hub.faults["model.safetensors"] = Fault(times=1, hold_at=100_000)
+    first = machine.begin_download(*arguments)
+    assert machine.hub.held.wait(30)
+    second = machine.begin_download(*arguments)
+    assert second.stderr is not None
+    assert any("another process is fetching" in second.stderr.readline() for _ in range(2))
+    machine.hub.go_on.set()
+    assert [finish(process)[2] for process in (first, second)] == [0, 0]
+    assert machine.hub.sent["model.safetensors"] == len(encoder()["model.safetensors"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--model", "e5-huge"], 2, "e5-huge"),
+        (["--model", "e5-small", "--source", "adapter"], 2, "no such source"),
+        (["--model", "e5-mistral-tiny", "--to", "x"], 2, "comes with the repository"),
+        (["--bogus"], 2, "--bogus"),
+        (["--model", "e5-base", "--to", "x"], 1, "no such repository"),
+    ],
+)
+def test_the_script_fails_in_one_line(machine: Machine, arguments: list[str], code: int, words: str) -> None:
+    _, err, returned = machine.download(*arguments)
+    assert returned == code
+    lines = [line for line in err.splitlines() if "→" not in line]
+    assert len(lines) == 1 and words in lines[0], err
+
+
+def test_the_script_says_where_the_embedded_model_is(machine: Machine) -> None:
+    out, err, code = machine.download()
+    assert code == 0 and "nothing to fetch" in err and "e5-mistral-tiny" in out

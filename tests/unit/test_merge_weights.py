@@ -1,0 +1,143 @@
+"""The merged folder is what loading base and adapter gives, and what transformers reads; a failure leaves nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+from e5 import catalog
+from e5.embedder import Embedder
+from e5.settings import Settings
+from e5.weights.locate import locate
+from e5.weights.merge import Merge
+from e5_cog.repository import ROOT
+from scripts import merge_weights
+from tests import checkpoints
+
+SCRIPT = ROOT / "scripts" / "merge_weights.py"
+
+
+def merge(*arguments: object) -> int:
+    return merge_weights.main([*map(str, arguments), "--device", "cpu"])
+
+
+def parameters(folder: Path | None, source: str, dtype: str) -> dict[str, torch.Tensor]:
+    settings = Settings(catalog.EMBEDDED, folder, source, "cpu", dtype)
+    return checkpoints.parameters(Embedder.from_settings(settings).packed)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_the_parameters_are_those_of_base_and_adapter(dtype: str, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "merged"
+    assert merge("--to", target, *(() if dtype == "float16" else ("--dtype", dtype))) == 0
+    want = parameters(None, "adapter", dtype)
+    for got in (parameters(target, "merged", dtype), dict(AutoModel.from_pretrained(target).named_parameters())):
+        assert got.keys() == want.keys()
+        assert all(got[name].dtype == want[name].dtype and torch.equal(got[name], want[name]) for name in want)
+    assert sorted(path.name for path in target.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert [path.name for path in target.parent.iterdir()] == ["merged"]
+    config = json.loads((target / "config.json").read_text("utf-8"))
+    assert (config["architectures"], config["dtype"], config["use_cache"]) == (["MistralModel"], dtype, False)
+    base = checkpoints.EMBEDDED / "base" / "tokenizer.json"
+    assert (target / "tokenizer.json").read_bytes() == base.read_bytes()
+
+
+def test_large_checkpoints_become_shards_with_an_index(tmp_path: Path) -> None:
+    model = catalog.get(catalog.EMBEDDED)
+    job = Merge(locate(model), torch.float16, torch.device("cpu"), max_shard_bytes=2_000_000)
+    target = job.into(tmp_path / "merged")
+    index = json.loads((target / "model.safetensors.index.json").read_text("utf-8"))
+    files = {path.name: load_file(path) for path in target.glob("*.safetensors")}
+    assert len(files) > 3 and set(files) == set(index["weight_map"].values())
+    for name, tensors in files.items():
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        assert size <= 2_000_000 or len(tensors) == 1
+        assert {index["weight_map"][tensor] for tensor in tensors} == {name}
+    assert index["metadata"]["total_size"] == sum(t.nbytes for tensors in files.values() for t in tensors.values())
+    want, got = parameters(None, "adapter", "float16"), parameters(target, "merged", "float16")
+    assert all(torch.equal(got[name], want[name]) for name in want)
+    stock = dict(AutoModel.from_pretrained(target).named_parameters())
+    assert stock.keys() == want.keys() and all(torch.equal(stock[name], want[name]) for name in want)
+
+
+def test_a_target_that_is_taken_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    for target in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
+        assert merge("--to", target) == 2
+        assert "there is something already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
+
+
+def test_an_empty_target_is_taken(tmp_path: Path) -> None:
+    assert merge("--to", tmp_path) == 0
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_a_model_without_an_adapter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert merge("--model", "e5-small", "--to", tmp_path / "merged") == 2
+    assert "e5-small has no adapter" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    """A limit on the size of a file stands for the disk: the same failed write, in the midst of the tensors."""
+    limited = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9_000_000, 9_000_000));"
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", limited, str(SCRIPT), "--to", str(tmp_path / "merged"), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "cannot be written (File too large): it needs 0.0223 GB; nothing was left there" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"layers.1.mlp.up_proj.weight": None},
+            r"layers.1.mlp.up_proj.weight is missing, its config asks for (48, 32)",
+        ),
+        ({"layers.2.mlp.up_proj.weight": torch.zeros(48, 32)}, "its config asks for no such tensor (1 such tensors)"),
+        ({"norm.weight": torch.zeros(31)}, "norm.weight is (31,), its config asks for (32,)"),
+        ({"norm.weight": torch.full((32,), 1e5)}, "norm.weight has numbers beyond torch.float16"),
+        ({"layers.0.self_attn.q_proj.weight": torch.full((32, 32), torch.nan)}, "q_proj.weight has numbers beyond"),
+    ],
+)
+def test_what_cannot_be_merged_is_named_and_nothing_is_left(
+    change: dict[str, torch.Tensor | None], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoints.decoder(tmp_path / "parts")
+    file = folder / "base" / "model.safetensors"
+    tensors = {**load_file(file), **change}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, file)
+    assert merge("--weights", folder, "--to", tmp_path / "merged") == 1
+    assert says in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["parts"]
+
+
+def test_an_adapter_of_another_base_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = checkpoints.decoder(tmp_path / "parts")
+    file = folder / "adapter" / "adapter_model.safetensors"
+    name = "base_model.model.layers.7.mlp.up_proj"
+    extra = {f"{name}.lora_A.weight": torch.zeros(4, 32), f"{name}.lora_B.weight": torch.zeros(48, 4)}
+    save_file({**load_file(file), **extra}, file)
+    assert merge("--weights", folder, "--to", tmp_path / "merged") == 1
+    assert "1 left over" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["parts"]
+
+
+@pytest.mark.gpu
+def test_a_gpu_merges_to_the_same_files(tmp_path: Path) -> None:
+    for device in ("cpu", "cuda"):
+        assert merge_weights.main(["--to", str(tmp_path / device), "--device", device]) == 0
+    one, other = ((tmp_path / device / "model.safetensors").read_bytes() for device in ("cpu", "cuda"))
+    assert one == other

@@ -1,0 +1,260 @@
+"""Tensors read ahead: those that the safetensors library reads; broken files, and the end of the threads."""
+
+import json
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from e5.errors import WeightsError
+from e5.weights import checkpoint, reading
+from tests import checkpoints
+
+UNREADABLE = r"cannot be read \(.*\): delete it and fetch it again"
+
+
+@pytest.fixture(autouse=True)
+def no_thread_stays() -> Iterator[None]:
+    yield
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("e5-reading")]
+
+
+def drawn() -> dict[str, torch.Tensor]:
+    """All dtypes; shapes from none and nothing to some that take many parts."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        f"{name}.{shape}": torch.randint(0, 2, shape, generator=generator).to(dtype)
+        for name, dtype in reading.DTYPES.items()
+        for shape in [(), (0, 3), (7,), (13, 5), (100, 41)]
+    }
+    return tensors | {"large": torch.randn(300, 1000, generator=generator)}
+
+
+def collected(files: list[Path], window: int = reading.WINDOW_BYTES) -> dict[str, torch.Tensor]:
+    wanted = [one for file in files for one in reading.stored(file)]
+    return {one.name: tensor.clone() for one, tensor in reading.read(wanted, window=window)}
+
+
+@pytest.mark.parametrize("window", [0, 1_200_064, 1_300_000, 2_500_000, reading.WINDOW_BYTES])
+@pytest.mark.parametrize("part", [1000, 4096, reading.PART_BYTES])
+@pytest.mark.parametrize("threads", [1, 8])
+def test_tensors_are_those_of_the_library(
+    window: int, part: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PART_BYTES", part)
+    monkeypatch.setattr(reading, "THREADS", threads)
+    tensors, other = drawn(), {"another file": torch.arange(200_000)}
+    files = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    save_file(tensors, files[0], {"format": "pt"})
+    save_file(other, files[1])
+    got = collected(files, window)
+    want = tensors | other
+    assert got.keys() == want.keys()
+    for name, tensor in want.items():
+        assert got[name].dtype == tensor.dtype and torch.equal(got[name], tensor), name
+    order = [one.name for one in reading.stored(files[0])]
+    assert list(got) == [*order, "another file"]
+    begins = [one.begin for one in reading.stored(files[0])]
+    assert begins == sorted(begins)
+
+
+def test_what_is_read_ahead_fits_the_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consumer that takes nothing has no more than the window read for it."""
+    file = tmp_path / "model.safetensors"
+    save_file({f"{number:02}": torch.full((1000, 16), float(number)) for number in range(50)}, file)
+    started: list[int] = []
+    monkeypatch.setattr(reading, "_fill", lambda file, place, begin: started.append(place.numel()))
+    tensors = reading.read(reading.stored(file), window=10 * 64_000)
+    next(tensors)
+    assert sum(started) <= 10 * 64_000
+    for _ in range(5):
+        next(tensors)
+    tensors.close()
+    assert 6 * 64_000 <= sum(started) <= 15 * 64_000
+
+
+def test_pieces_of_the_ring_never_overlap() -> None:
+    """Against a map of who has which byte; sizes that wrap around in every way."""
+    ring, owned = reading._Ring(10_000), list[set[int]]()
+    start, generator = ring.take(1).data_ptr(), torch.Generator().manual_seed(0)  # type: ignore[union-attr]
+    ring.give_back()
+    given = refused = 0
+    for size in torch.randint(0, 5000, (3000,), generator=generator).tolist():
+        while (piece := ring.take(size)) is None:
+            refused += 1
+            assert owned, "an empty ring has room for all"
+            owned.pop(0)
+            ring.give_back()
+        bytes_ = set(range(first := piece.data_ptr() - start if size else 0, first + size))
+        assert len(piece) == size and bytes_ <= set(range(10_048)) and not any(bytes_ & one for one in owned)
+        owned.append(bytes_)
+        given += 1
+    assert given == 3000 and refused > 1000
+
+
+def test_closing_early_ends_the_threads(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file(drawn(), file)
+    tensors = reading.read(reading.stored(file))
+    next(tensors)
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("e5-reading")]
+    tensors.close()  # the fixture looks for the threads
+
+
+def test_an_error_of_a_thread_reaches_the_consumer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file(drawn(), file)
+
+    def broken(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.preadv", broken)
+    with pytest.raises(WeightsError, match=UNREADABLE) as caught:
+        collected([file])
+    assert str(file) in str(caught.value) and "Input/output error" in str(caught.value)
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file(drawn(), file)
+    wanted = reading.stored(file)
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(WeightsError, match=r"ends at byte \d+, \d+ bytes too soon\): delete it and fetch it again"):
+        for _ in reading.read(wanted):
+            pass
+    file.unlink()
+    with pytest.raises(WeightsError, match=UNREADABLE):
+        next(reading.read(wanted))
+
+
+def header(changes: dict[str, Any], body: int = 16) -> bytes:
+    text = json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16], **changes}}).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(body)
+
+
+MALFORMED = {
+    "nothing": b"",
+    "less than a length": b"1234",
+    "a header longer than the file": struct.pack("<Q", 1 << 40) + b"{}",
+    "no JSON": struct.pack("<Q", 4) + b"{..}",
+    "no UTF-8": struct.pack("<Q", 4) + b"\xff\xfe\xff\xfe",
+    "no object": struct.pack("<Q", 2) + b"[]",
+    "an unknown dtype": header({"dtype": "F31"}),
+    "a dtype that torch lacks here": header({"dtype": "C64", "shape": [2]}),
+    "an offset beyond the file": header({"data_offsets": [0, 32], "shape": [8]}),
+    "an offset of another size": header({"data_offsets": [0, 12]}, 12),
+    "a negative offset": header({"data_offsets": [-16, 0]}),
+    "offsets the wrong way round": header({"data_offsets": [16, 0]}),
+    "a gap in front": header({"data_offsets": [16, 32]}, 32),
+    "one offset": header({"data_offsets": [16]}),
+    "no offsets": header({"data_offsets": None}),
+    "a shape of another size": header({"shape": [5]}),
+    "a negative shape": header({"shape": [-1, -4]}),
+    "a shape beyond 64 bits": header({"shape": [1 << 62, 1 << 62]}),
+    "bytes that belong to nothing": header({}, 20),
+    "cut short": header({}, 15),
+}
+
+
+@pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED.keys())
+def test_malformed_files_are_refused(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(WeightsError, match=UNREADABLE) as caught:
+        collected([file])
+    assert str(file) in str(caught.value)
+
+
+def test_the_malformed_files_are_that_because_of_one_change(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(header({}))
+    assert torch.equal(collected([file])["a"], torch.zeros(4))
+
+
+@pytest.mark.parametrize("pin", [False, True])
+def test_a_checkpoint_gives_the_same_both_ways(
+    pin: bool, decoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pin` is for a GPU; without one the memory is not pinned, and all else is the same."""
+    opened: list[bool] = []
+    read = reading.read
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        opened.append(True)
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(reading, "read", counted)
+    for folder in (decoder_folder / "base", checkpoints.EMBEDDED / "base"):
+        got = {name: tensor.clone() for name, tensor in checkpoint.tensors(folder, pin=pin)}
+        want = load_file(folder / "model.safetensors")
+        want = {name.removeprefix("model."): one for name, one in want.items() if not name.startswith("lm_head")}
+        assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
+    assert opened == [True] * 2 * pin
+
+
+@pytest.mark.parametrize("pin", [False, True])
+def test_a_broken_checkpoint_says_the_same_both_ways(pin: bool, tmp_path: Path) -> None:
+    checkpoints.mistral(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match=rf"model.safetensors {UNREADABLE}"):
+        list(checkpoint.tensors(tmp_path, pin=pin))
+
+
+def test_heads_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"model.norm.weight": torch.ones(8), "lm_head.weight": torch.ones(1000, 8)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    sizes: list[int] = []
+    monkeypatch.setattr(reading, "_fill", lambda file, place, begin: sizes.append(place.numel()))
+    assert [name for name, _ in checkpoint.tensors(tmp_path, pin=True)] == ["norm.weight"]
+    assert sizes == [32]
+
+
+@pytest.mark.parametrize("status", [0, 2], ids=["pinned", "refused"])
+def test_memory_is_pinned_while_it_is_used_and_no_longer(
+    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Against a stand-in for CUDA's runtime; where it refuses, the tensors come all the same."""
+    calls: list[tuple[str, int]] = []
+
+    class Runtime:
+        def cudaHostRegister(self, start: int, size: int, flags: int) -> int:
+            assert flags == 0 and size >= 1_300_000
+            calls.append(("pin", start))
+            return status
+
+        def cudaHostUnregister(self, start: int) -> int:
+            assert not [thread for thread in threading.enumerate() if thread.name.startswith("e5-reading")]
+            calls.append(("unpin", start))
+            return 0
+
+    file = tmp_path / "model.safetensors"
+    save_file(drawn(), file)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "cudart", Runtime)
+        patch.setattr(torch, "zeros", lambda *_, **__: calls.append(("launch", 0)))
+        tensors = reading.read(reading.stored(file), pin=True, window=1_300_000)
+        first, tensor = next(tensors)
+        start = tensor.data_ptr()
+        got = {first.name: tensor.clone()} | {one.name: tensor.clone() for one, tensor in tensors}
+    assert calls == [("pin", start), ("launch", 0) if status else ("unpin", start)]
+    assert ("cannot be pinned (CUDA error 2)" in caplog.text) == bool(status)
+    assert all(torch.equal(got[name], tensor) for name, tensor in drawn().items())
+
+
+@pytest.mark.gpu
+def test_pinned_memory_is_pinned_and_given_back(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file(drawn(), file)
+    want, got = drawn(), dict[str, torch.Tensor]()
+    for one, tensor in reading.read(reading.stored(file), pin=True, window=1_300_000):
+        assert tensor.is_pinned() or not tensor.numel()
+        got[one.name] = tensor.to("cuda")
+    assert not tensor.is_pinned()
+    assert all(torch.equal(got[name].cpu(), want[name]) for name in want)

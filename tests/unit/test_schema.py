@@ -1,0 +1,279 @@
+"""The schema of predict.py against one written by hand, and the refusals of what Cog's parser would mangle."""
+
+import ast
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+from packaging.requirements import Requirement
+
+import predict
+from e5.prompts import DEFAULT_TASK
+from e5_cog import openapi, static_schema
+from e5_cog.repository import ROOT
+
+TEXT = {"type": "string"}
+TEXTS = {"type": "array", "items": TEXT}
+NUMBERS = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
+
+# Derived from a schema that Cog 0.22's own parser wrote for a predictor with this signature.
+INPUT = {
+    "title": "Input",
+    "type": "object",
+    "properties": {
+        "task": {
+            "title": "Task",
+            "default": "Given a web search query, retrieve relevant passages that answer the query",
+            "description": predict.TASK_HELP,
+            "x-order": 0,
+            **TEXT,
+        },
+        "query": {
+            "title": "Query",
+            "default": None,
+            "nullable": True,
+            "description": predict.QUERY_HELP,
+            "x-order": 1,
+            **TEXT,
+        },
+        "document": {
+            "title": "Document",
+            "default": None,
+            "nullable": True,
+            "description": predict.DOCUMENT_HELP,
+            "x-order": 2,
+            **TEXT,
+        },
+        "normalize": {
+            "title": "Normalize",
+            "default": False,
+            "type": "boolean",
+            "description": predict.NORMALIZE_HELP,
+            "x-order": 3,
+        },
+        "queries": {
+            "title": "Queries",
+            "default": None,
+            "nullable": True,
+            "description": predict.QUERIES_HELP,
+            "x-order": 4,
+            **TEXTS,
+        },
+        "documents": {
+            "title": "Documents",
+            "default": None,
+            "nullable": True,
+            "description": predict.DOCUMENTS_HELP,
+            "x-order": 5,
+            **TEXTS,
+        },
+        "encoding_format": {
+            "allOf": [{"$ref": "#/components/schemas/encoding_format"}],
+            "default": "float",
+            "description": predict.FORMAT_HELP,
+            "x-order": 6,
+        },
+    },
+}
+OUTPUT = {
+    "title": "Output",
+    "type": "object",
+    "properties": {
+        "embeddings": {"title": "Embeddings", "nullable": True, **NUMBERS},
+        "embeddings_base64": {"title": "Embeddings Base64", "nullable": True, **TEXTS},
+        "score": {"title": "Score", "nullable": True, "type": "number"},
+        "scores": {"title": "Scores", "nullable": True, **NUMBERS},
+    },
+}
+ENUM = {"title": "encoding_format", "description": "An enumeration.", "enum": ["float", "base64"], **TEXT}
+
+PREDICTOR = """
+import cog
+from cog import BaseModel, BasePredictor, Input
+
+class Output(BaseModel):
+    embeddings: list[list[float]]
+    score: float | None
+
+class Predictor(BasePredictor):
+    @cog.concurrent(max=8)
+    async def predict(self, text: str = Input(description="A text.", default="x")) -> Output:
+        ...
+"""
+
+
+def read(tmp_path: Path, source: str) -> static_schema.Signature:
+    path = tmp_path / "predict.py"
+    path.write_text(source)
+    return static_schema.read(path)
+
+
+def test_schema_of_this_model() -> None:
+    whole = openapi.openapi(static_schema.read(ROOT / "predict.py"), "0.23.1")
+    schemas = whole["components"]["schemas"]
+    assert schemas["Input"] == INPUT
+    assert schemas["Output"] == OUTPUT
+    assert schemas["encoding_format"] == ENUM
+    assert sorted(schemas) == sorted([*static_schema.COMPONENTS, "encoding_format"])
+    assert schemas["PredictionRequest"] == {
+        "properties": {"id": {"title": "Id", "type": "string"}, "input": {"$ref": "#/components/schemas/Input"}},
+        "title": "PredictionRequest",
+        "type": "object",
+    }
+    assert whole["info"] == {"title": "Cog", "version": "0.23.1"}
+    assert list(whole["paths"]) == ["/", "/health-check", "/predictions", "/predictions/{prediction_id}/cancel"]
+    assert whole["openapi"] == "3.0.2"
+
+
+def test_every_reference_in_the_schema_exists() -> None:
+    text = json.dumps(openapi.openapi(static_schema.read(ROOT / "predict.py")))
+    references = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
+    assert references <= set(json.loads(text)["components"]["schemas"])
+    assert {"Input", "Output", "encoding_format", "ValidationError", "HTTPValidationError"} <= references
+
+
+def test_the_task_is_the_library_s_own_and_64_predictions_may_run() -> None:
+    assert predict.TASK == DEFAULT_TASK
+    assert static_schema.read(ROOT / "predict.py").concurrency == 64
+
+
+def test_required_inputs_and_outputs(tmp_path: Path) -> None:
+    signature = read(tmp_path, PREDICTOR.replace(', default="x"', ""))
+    assert signature.required == ("text",)
+    assert signature.output["required"] == ["embeddings"]
+    assert openapi.openapi(signature)["components"]["schemas"]["Input"]["required"] == ["text"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "arguments", "entry"),
+    [
+        ("Optional[str]", "default=None", {"type": "string", "default": None, "nullable": True}),
+        ("list[str] | None", "default=None", {**TEXTS, "default": None, "nullable": True}),
+        ("Optional[list[int]]", "", {"type": "array", "items": {"type": "integer"}, "nullable": True}),
+        ("int", "default=-3", {"type": "integer", "default": -3}),
+        ("float", "default=0.5", {"type": "number", "default": 0.5}),
+        ("bool", "default=True", {"type": "boolean", "default": True}),
+        ("str", 'default=r"a\\b"', {"type": "string", "default": "a\\b"}),
+        ("str", 'default=NAME, description="It\'s so."', {"type": "string", "default": "n", "description": "It's so."}),
+    ],
+)
+def test_what_cog_understands(tmp_path: Path, annotation: str, arguments: str, entry: dict[str, Any]) -> None:
+    source = PREDICTOR.replace("class Output", 'NAME = "n"\n\nclass Output', 1)
+    source = source.replace('str = Input(description="A text.", default="x")', f"{annotation} = Input({arguments})")
+    assert read(tmp_path, source).inputs["text"] == {"title": "Text", "x-order": 0, **entry}
+
+
+def test_choices_from_a_constant(tmp_path: Path) -> None:
+    source = PREDICTOR.replace("class Output", 'KINDS = ["a", "b"]\n\nclass Output', 1)
+    signature = read(tmp_path, source.replace('default="x"', 'default="a", choices=KINDS'))
+    assert signature.enums == {"text": {"title": "text", "description": "An enumeration.", "enum": ["a", "b"], **TEXT}}
+
+
+CALL = 'Input(description="A text.", default="x")'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (CALL, "Input(default=IMPORTED)", r"predict\.py:12: default of `text`: IMPORTED is no constant"),
+        (CALL, "Input(default=COMPUTED)", "COMPUTED is no constant"),
+        (CALL, "Input(default=4 * 1024)", r"Cog drops '\*'"),
+        (CALL, "Input(default=max(1, 2))", "Cog drops 'max'"),
+        (CALL, "Input(default=None)", "makes an input with the default None required"),
+        (CALL, 'Input(default=("x"))', r"Cog drops '\('"),
+        (CALL, 'Input(default="x", description="a" "b")', "adjoining strings keep their quotes"),
+        (CALL, 'Input(default="x", description=f"{1}")', r"predict\.py:12: description of `text`: Cog d"),
+        (CALL, 'Input(default="x", description="a\\n")', "decodes neither escapes nor prefixes"),
+        (CALL, 'Input(default="x", description=u"a")', "decodes neither escapes nor prefixes"),
+        (CALL, 'Input(default="x", description=r"""a""")', "decodes neither escapes nor prefixes"),
+        (CALL, 'Input(default="x", description=3)', "not a string"),
+        (CALL, 'Input(default="x", choices=[k for k in "ab"])', "Cog drops 'k'"),
+        (CALL, 'Input(default="x", choices=["x",  # why\n "y"])', "Cog drops '# why'"),
+        (CALL, 'Input(default="x", choices="xy")', "choices are a list"),
+        (CALL, 'Input("x")', "name the arguments"),
+        (CALL, "Input(default=1, le=4096)", "this reader knows default, description, choices, not le"),
+        (CALL, "cog.Input(default=1)", r"write `text: … = Input\(...\)`"),
+        (CALL, '"x"', r"write `text: … = Input\(...\)`"),
+        (" = " + CALL, "", "every input needs"),
+        ("text: str", "text", r"no such type here: \(none given\)"),
+        ("text: str", "text: list[list[str]]", r"no such type here: list\[list\[str\]\]"),
+        ("text: str", "text: list[str | None]", "no such type here"),
+        ("text: str", "text: Path", "no such type here: Path"),
+        ("text: str", "Output: str", "overwrites the schema's component"),
+        ("self, text", "self, *, text", "plain arguments alone"),
+        (") -> Output", ") -> Output | None", "must return a BaseModel"),
+        ("(BaseModel)", "(Base)", "must be a BaseModel"),
+        ("score: float | None", "score: float | str", "no such type here"),
+        ("score: float | None", "score: float | None = None", "without defaults"),
+        ("score: float | None", "score: list[float | None]", "no such type here"),
+        ("max=8", "max=LIMIT", "with a whole number for N"),
+        ("max=8", "8", "with a whole number for N"),
+        ("async def", "def", "wants `async def predict`"),
+        ("import cog\n", "", "cog is not imported from cog at the top level"),
+        ("import cog\n", "try:\n    import cog\nexcept ImportError: ...\n", "cog is not imported"),
+        (", Input\n", "\nfrom other import Input\n", "Input is not imported from cog"),
+        ("class Predictor", "class Other", "no class Predictor at the top level"),
+        ("def predict", "def run", r"has no method predict\(\)"),
+    ],
+)
+def test_what_cog_would_drop_or_mangle_is_refused_with_its_line(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    assert old in PREDICTOR
+    source = PREDICTOR.replace(old, new, 1).replace("class Output", "COMPUTED = 4 * 1024\nclass Output", 1)
+    compile(source, "predict.py", "exec")  # Python itself has nothing against it
+    with pytest.raises(static_schema.SignatureError, match=message) as caught:
+        read(tmp_path, source)
+    assert str(caught.value).startswith("predict.py:")
+
+
+def test_the_written_schema_is_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "schema.json"
+    openapi.write_atomically(path, "one")
+    openapi.write_atomically(path, "twö")
+    assert path.read_text(encoding="utf-8") == "twö"
+    assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o400
+
+
+def test_cog_yaml_has_what_cog_knows_and_the_image_needs() -> None:
+    config = yaml.safe_load((ROOT / "cog.yaml").read_text())
+    assert set(config) == {"build", "predict", "environment"}  # Cog ignores a misspelt key in silence
+    assert config["build"] == {
+        "gpu": True,
+        "cuda": "12.9",
+        "python_version": "3.12",
+        "python_requirements": "requirements.txt",
+    }
+    assert config["predict"] == "predict.py:Predictor"
+    assert "E5_MODEL=e5-mistral-7b-instruct" in config["environment"]
+    reserved = ("HF_ENDPOINT", "HF_HUB_ENABLE_HF_TRANSFER", "CUDA_", "PYTHONPATH")
+    assert not [entry for entry in config["environment"] if entry.startswith(reserved)]
+
+
+def test_the_image_installs_pinned_versions_from_the_library_s_ranges() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ranges = {one.name: one.specifier for one in map(Requirement, project["dependencies"])}
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert {pin.name for pin in pins} == set(ranges)
+    for pin in pins:
+        (exact,) = pin.specifier
+        assert exact.operator == "=="
+        assert exact.version in ranges[pin.name]
+
+
+def test_cog_may_be_kept_out_of_nothing_it_builds_from() -> None:
+    ignored = {line.strip("/") for line in (ROOT / ".dockerignore").read_text().splitlines()}
+    assert not ignored & {".cog", "e5", "predict.py", "weights", "requirements.txt", "cog.yaml", "build"}
+
+
+def test_no_module_of_the_library_imports_cog_or_a_front() -> None:
+    for path in (ROOT / "e5").glob("**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.partition(".")[0] in ("cog", "coglet", "scripts", "predict")]

@@ -1,0 +1,88 @@
+"""The trained weights as files: base and adapter in the layout of the flagship's repositories."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from training.config import Config
+from training.network import PROJECTIONS, Weights
+
+PEFT_PREFIX = "base_model.model."
+
+
+def publish(target: Path, base: Weights, adapter: Weights, config: Config, tokenizer: Path) -> None:
+    """Write `target`/base and `target`/adapter; each file appears whole, after all have been written beside them.
+
+    `tokenizer`: the folder with tokenizer.json and tokenizer_config.json of Mistral-7B-v0.1.
+    """
+    partial = target.with_name(f"{target.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    write_base(partial / "base", base, config, tokenizer)
+    write_adapter(partial / "adapter", adapter, config)
+    mode = (partial / "base" / "config.json").stat().st_mode  # safetensors writes 0600, whatever the umask says
+    for file in [one for one in sorted(partial.rglob("*")) if one.is_file()]:
+        place = target / file.relative_to(partial)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.chmod(mode)
+        file.replace(place)
+    shutil.rmtree(partial)
+
+
+def write_base(folder: Path, weights: Weights, config: Config, tokenizer: Path) -> None:
+    from transformers import MistralConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_stored(weights), folder / "model.safetensors", {"format": "pt"})
+    shape = config.shape
+    said = MistralConfig(
+        architectures=["MistralModel"],
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_heads,
+        head_dim=shape.head_width,
+        max_position_embeddings=shape.positions,
+        rms_norm_eps=shape.epsilon,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.theta},
+        sliding_window=shape.positions,
+        bos_token_id=1,
+        eos_token_id=2,
+        use_cache=False,
+        dtype="bfloat16",
+    )
+    said.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tokenizer / name, folder / name)
+
+
+def write_adapter(folder: Path, adapter: Weights, config: Config) -> None:
+    from peft import LoraConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = _stored({f"{PEFT_PREFIX}{name}": one for name, one in adapter.items()})
+    save_file(stored, folder / "adapter_model.safetensors", {"format": "pt"})
+    LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=list(PROJECTIONS),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="FEATURE_EXTRACTION",
+        base_model_name_or_path="../base",
+        inference_mode=True,
+    ).save_pretrained(folder)
+    # peft keeps the modules in a set, whose order changes from run to run.
+    path = folder / "adapter_config.json"
+    said = json.loads(path.read_text())
+    said["target_modules"] = sorted(said["target_modules"])
+    path.write_text(json.dumps(said, indent=1) + "\n")
+
+
+def _stored(weights: Weights) -> dict[str, Tensor]:
+    return {name: one.to("cpu", torch.bfloat16).contiguous() for name, one in sorted(weights.items())}
