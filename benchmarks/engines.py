@@ -122,7 +122,7 @@ def complete(model: catalog.Model, found: LocalWeights, to: Path) -> None:
 
 def _write_tokenizer(model: catalog.Model, source: Path, to: Path, limit: int) -> None:
     tokenizer = Tokenizer.from_file(str(source))
-    first, last = model.frame
+    first, last = model.special_tokens
     frame = [(token, tokenizer.token_to_id(token)) for token in (first, last)]
     tokenizer.post_processor = processors.TemplateProcessing(f"{first} $A {last}", None, frame)
     tokenizer.save(str(to / "tokenizer.json"))

@@ -17,8 +17,8 @@ Source = Literal["adapter", "merged"]
 FLAGSHIP = "e5-mistral-7b-instruct"
 EMBEDDED = "e5-mistral-tiny"
 
-SENTENCEPIECE_FRAME = ("<s>", "</s>")
-WORDPIECE_FRAME = ("[CLS]", "[SEP]")
+SENTENCEPIECE_TOKENS = ("<s>", "</s>")
+WORDPIECE_TOKENS = ("[CLS]", "[SEP]")
 
 CHECKPOINT = ("model.safetensors", "model.safetensors.index.json")
 """A checkpoint is the first of these that exists; an index names its shards."""
@@ -48,13 +48,13 @@ class Model:
 
     `sources` maps a source's name to its parts, the default source first. The source `adapter` is a base and a LoRA
     adapter that are merged while loading; `merged` is one complete checkpoint. `max_tokens` counts special tokens.
-    `parts == ()` says that the weights come with this repository. `frame` is the first and the last special token of
-    every text. `architectures` are the kinds of checkpoint that are this model's, the published one first.
+    `parts == ()` says that the weights come with this repository. `special_tokens` are the first and the last token
+    of every text. `architectures` are the kinds of checkpoint that are this model's, the published one first.
     """
 
     name: str
     architectures: tuple[Architecture, ...]
-    frame: tuple[str, str]
+    special_tokens: tuple[str, str]
     pooling: Pooling
     prompt: PromptKind
     max_tokens: int
@@ -100,7 +100,7 @@ def _encoder(
     return Model(
         name=name,
         architectures=(architectures,) if isinstance(architectures, str) else architectures,
-        frame=SENTENCEPIECE_FRAME if multilingual else WORDPIECE_FRAME,
+        special_tokens=SENTENCEPIECE_TOKENS if multilingual else WORDPIECE_TOKENS,
         pooling="mean",
         prompt=prompt,
         max_tokens=512,
@@ -121,7 +121,7 @@ MODELS: tuple[Model, ...] = (
     Model(
         name=FLAGSHIP,
         architectures=("mistral",),
-        frame=SENTENCEPIECE_FRAME,
+        special_tokens=SENTENCEPIECE_TOKENS,
         pooling="last",
         prompt="instruct",
         max_tokens=4096,
@@ -207,7 +207,7 @@ MODELS: tuple[Model, ...] = (
     Model(
         name=EMBEDDED,
         architectures=("mistral",),
-        frame=SENTENCEPIECE_FRAME,
+        special_tokens=SENTENCEPIECE_TOKENS,
         pooling="last",
         prompt="instruct",
         max_tokens=4096,

@@ -20,7 +20,7 @@ from e5.inputs import check_prompt, check_task, check_texts
 from e5.network import batches, pooling
 from e5.network.device import choose_device, choose_dtype
 from e5.network.load import load
-from e5.network.model import Arriving, PackedModel
+from e5.network.model import PackedModel, PendingResult
 from e5.prompts import DEFAULT_TASK
 from e5.settings import Settings
 from e5.tokens import Tokenizer, Tokens
@@ -110,7 +110,7 @@ class Embedder:
         return cls(
             model,
             packed,
-            Tokenizer(files.tokenizer, model.frame, limit, literal=model.architecture == "mistral"),
+            Tokenizer(files.tokenizer, model.special_tokens, limit, literal=model.architecture == "mistral"),
             source=files.source,
             max_batch_tokens=settings.max_batch_tokens,
             phases={"locate": located, **seconds},
@@ -175,11 +175,11 @@ class Embedder:
 
         A GPU may still be computing it on return. Longest texts first is fastest: equal lengths should be neighbours.
         """
-        return self.packed.embed(batches.pack(ids, self.packed.padding_id, self.packed.few_shapes))
+        return self.packed.embed(batches.pack(ids, self.packed.padding_id, self.packed.bucketed))
 
-    def launch(self, ids: Sequence[Sequence[int] | NDArray[np.int32]]) -> Arriving:
+    def launch(self, ids: Sequence[Sequence[int] | NDArray[np.int32]]) -> PendingResult:
         """`forward`, and the copy of its vectors to the host, which the caller waits for when it needs them."""
-        return Arriving(self.forward(ids), sum(map(len, ids)))
+        return PendingResult(self.forward(ids), sum(map(len, ids)))
 
     def embed_tokens(self, tokens: Tokens, progress: bool | None = False) -> Vectors:
         """The pooled vector of each text, not normalised → float32 [N, D], in the order of `tokens`.
@@ -191,7 +191,7 @@ class Embedder:
     def _compute(self, windows: Iterable[Tokens], count: int, progress: bool | None) -> Vectors:
         """The vectors of `count` texts, whose tokens come in some windows, one after the other."""
         vectors = np.empty((count, self.dimensions), dtype=np.float32)
-        waiting: tuple[list[int], Arriving] | None = None
+        waiting: tuple[list[int], PendingResult] | None = None
         first = 0
         # disable=None: tqdm then shows a bar on a terminal only.
         quiet, delay = (None, 2) if progress is None else (not progress, 0)
@@ -254,7 +254,7 @@ def _one(tokens: Tokens) -> Iterator[Tokens]:
     yield tokens
 
 
-def _collect(vectors: Vectors, batch: tuple[list[int], Arriving] | None) -> None:
+def _collect(vectors: Vectors, batch: tuple[list[int], PendingResult] | None) -> None:
     if batch is None:
         return
     indices, result = batch[0], batch[1].vectors()

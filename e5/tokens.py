@@ -47,8 +47,8 @@ class Tokens:
 class Tokenizer:
     """One model's tokenizer. Thread-safe: encoding changes no state."""
 
-    def __init__(self, path: Path, frame: tuple[str, str], max_tokens: int, *, literal: bool) -> None:
-        """Read `tokenizer.json`. `frame`: the special tokens around a text, which `max_tokens` counts.
+    def __init__(self, path: Path, special_tokens: tuple[str, str], max_tokens: int, *, literal: bool) -> None:
+        """Read `tokenizer.json`. `special_tokens`: the special tokens around a text, which `max_tokens` counts.
 
         `literal`: what looks like a special token inside of a text is characters.
         Raises WeightsError for a file that does not fit.
@@ -61,7 +61,7 @@ class Tokenizer:
         self._file.no_padding()
         self._file.encode_special_tokens = literal
         self.max_tokens = max_tokens
-        self.first_id, self.last_id = (self._special(path, token) for token in frame)
+        self.first_id, self.last_id = (self._special(path, token) for token in special_tokens)
 
     def encode(self, texts: Iterable[str]) -> Tokens:
         """Frame and, where needed, truncate each text; the last special token always stays."""

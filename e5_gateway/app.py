@@ -11,9 +11,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from e5_gateway import cog_api, openai_api, replicate_api
-from e5_gateway.edge import Edge, Open
 from e5_gateway.errors import GatewayError, SettingsError, cog_body, openai_body, replicate_body
 from e5_gateway.metrics import Metrics
+from e5_gateway.middleware import Middleware, Open
 from e5_gateway.predictions import Predictions
 from e5_gateway.requests import Bodies
 from e5_gateway.settings import Settings
@@ -80,7 +80,7 @@ def create(settings: Settings, *, page: bool = False) -> FastAPI:
         return Response(status_code=499)  # nobody reads it; the log shows it
 
     open_now = app.state.open = Open(Bodies(settings.bodies_bytes))
-    app.add_middleware(Edge, settings=settings, metrics=metrics, refuse=refuse, open_now=open_now, page=page)
+    app.add_middleware(Middleware, settings=settings, metrics=metrics, refuse=refuse, open_now=open_now, page=page)
     return app
 
 

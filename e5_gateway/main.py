@@ -33,7 +33,7 @@ from e5_cog import static_schema
 from e5_cog.repository import IS_CLONE, PREDICTOR, ROOT
 from e5_cog.serve import StartError, listening_host
 from e5_cog.server import free_port, stop
-from e5_gateway import app, edge
+from e5_gateway import app, middleware
 from e5_gateway.errors import SettingsError
 from e5_gateway.settings import KEY_VARIABLE, Settings
 
@@ -78,7 +78,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def read_settings(arguments: argparse.Namespace, port: int) -> Settings:
     """`port`: where a Cog server of our own will listen. Raises SettingsError."""
-    edge.log_to_stderr(arguments.log_level)
+    middleware.log_to_stderr(arguments.log_level)
     own = arguments.concurrency
     return Settings(
         target=arguments.target or f"http://127.0.0.1:{port}",
@@ -98,7 +98,7 @@ def serve(application: FastAPI, settings: Settings, grace: int, *, own_server: b
         application,
         host=settings.host,
         port=settings.port,
-        access_log=False,  # e5_gateway/edge.py writes one line a request, without paths
+        access_log=False,  # e5_gateway/middleware.py writes one line a request, without paths
         log_level="critical",  # what goes wrong in the application is logged there, without texts of users
         timeout_graceful_shutdown=grace,
         server_header=False,

@@ -35,7 +35,7 @@ class Bodies:
 async def read_json(request: Request, most: int) -> Json:
     """The body, a JSON object of at most `most` bytes. Raises GatewayError 413, 429 and 400.
 
-    Its bytes count as held (`request.state.held`) until e5_gateway/edge.py has sent the answer.
+    Its bytes count as held (`request.state.held`) until e5_gateway/middleware.py has sent the answer.
     """
     parts, size = [], 0
     if int(request.headers.get("content-length") or 0) > most:

@@ -139,5 +139,5 @@ def _save(tokenizer: Tokenizer, folder: Path, names: dict[str, str]) -> None:
 
 def parameters(model: PackedModel) -> dict[str, torch.Tensor]:
     """A loaded model's weights by their names in the stock model."""
-    places = model.network.places()
-    return {name: place for name, place in places.items() if isinstance(place, torch.Tensor)}
+    destinations = model.network.destinations()
+    return {name: destination for name, destination in destinations.items() if isinstance(destination, torch.Tensor)}

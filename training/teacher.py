@@ -44,7 +44,7 @@ class Teacher:
         model = replace(catalog.get("e5-small"), name="all-MiniLM-L6-v2", max_tokens=MAX_TOKENS, layers=6, sources=())
         weights = LocalWeights(checkpoint=files, tokenizer=files / "tokenizer.json", adapter=None, source="merged")
         packed, _ = load(model, weights, torch.device(device), dtype)
-        tokenizer = Tokenizer(weights.tokenizer, model.frame, MAX_TOKENS, literal=False)
+        tokenizer = Tokenizer(weights.tokenizer, model.special_tokens, MAX_TOKENS, literal=False)
         self._embedder = Embedder(model, packed, tokenizer, source="merged", max_batch_tokens=BATCH_TOKENS, phases={})
 
     def embed(self, texts: Sequence[str]) -> Vectors:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from e5.network.batches import PackedBatch, Run, rounded
+from e5.network.batches import PackedBatch, Run, bucket_size
 
 LONG = 200
 """Tokens from which a text is worth a computation of its own."""
@@ -84,11 +84,11 @@ def _blocks(batch: PackedBatch, causal: bool) -> Iterator[_Block]:
     Filler after a text makes its length one of few: no token of it sees the filler, whose own results are dropped.
     """
     for run in batch.runs:
-        if not (batch.few_shapes and causal and run.length >= LONG):
+        if not (batch.bucketed and causal and run.length >= LONG):
             yield _Block(run.start, run.count, run.length, run.length)
             continue
         for start in range(run.start, run.start + run.count * run.length, run.length):
-            yield _Block(start, 1, run.length, rounded(run.length))
+            yield _Block(start, 1, run.length, bucket_size(run.length))
 
 
 def _joined(outputs: list[Tensor], rows: int) -> Tensor:

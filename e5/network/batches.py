@@ -31,7 +31,7 @@ class PackedBatch:
     input_ids, position_ids: int64 [T]; cu_seqlens: int32 [N + 1], from 0 to T; runs: the lengths, run-length coded;
     max_seqlen: the longest text's tokens. The tensors are on one device; the rest stays on the host.
 
-    With `few_shapes` the row may be longer than its texts, by filler that belongs to none: `rounded` says why.
+    With `bucketed` the row may be longer than its texts, by filler that belongs to none: `bucket_size` says why.
     """
 
     input_ids: Tensor
@@ -39,7 +39,7 @@ class PackedBatch:
     cu_seqlens: Tensor
     runs: tuple[Run, ...]
     max_seqlen: int
-    few_shapes: bool = False
+    bucketed: bool = False
 
     @property
     def tokens(self) -> int:
@@ -77,7 +77,7 @@ def plan(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return batches
 
 
-def rounded(count: int) -> int:
+def bucket_size(count: int) -> int:
     """The next larger of few sizes, at most an eighth more from 256 on: 32, 64, 96, … 512, 576, … 1024, 1152, …
 
     CPUs multiply 16-bit matrices with code that oneDNN generates for each shape anew: 2 ms and up to 2 MB for a linear
@@ -89,9 +89,9 @@ def rounded(count: int) -> int:
 
 
 def pack(
-    ids: Sequence[Sequence[int] | NDArray[np.int32]], padding_id: int | None = None, few_shapes: bool = False
+    ids: Sequence[Sequence[int] | NDArray[np.int32]], padding_id: int | None = None, bucketed: bool = False
 ) -> PackedBatch:
-    """One row from the ids of some texts, in the order given; with `few_shapes` filled up to a size of `rounded`.
+    """One row from the ids of some texts, in the order given; with `bucketed` filled up to a size of `bucket_size`.
 
     Positions count each text's tokens from 0. With XLM-R's `padding_id` they count from padding_id + 1, and a padding
     token, which a text that spells `<pad>` has, stays at padding_id and is not counted: `create_position_ids_from_
@@ -107,8 +107,8 @@ def pack(
         counts = input_ids != padding_id
         seen = np.concatenate(([0], np.cumsum(counts)))
         position_ids = (seen[1:] - np.repeat(seen[starts], lengths)) * counts + padding_id
-    if few_shapes:
-        filler = rounded(tokens) - tokens
+    if bucketed:
+        filler = bucket_size(tokens) - tokens
         input_ids, position_ids = (np.pad(row, (0, filler), mode="edge") for row in (input_ids, position_ids))
     cu_seqlens = np.concatenate(([0], ends)).astype(np.int32)
     return PackedBatch(
@@ -117,7 +117,7 @@ def pack(
         cu_seqlens=torch.from_numpy(cu_seqlens),
         runs=_runs(lengths.tolist()),
         max_seqlen=int(lengths.max()),
-        few_shapes=few_shapes,
+        bucketed=bucketed,
     )
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from e5.errors import WeightsError
 from e5.network import fused_ops, linear
 from e5.network.attention import last_token_attention, packed_attention
-from e5.network.batches import PackedBatch, rounded
-from e5.network.linear import Dense, Float8, Place, Rows
+from e5.network.batches import PackedBatch, bucket_size
+from e5.network.linear import Dense, Destination, Float8, Rows
 from e5.weights import checkpoint, reading
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Layer:
 
 
 class Decoder:
-    """The weights of one model, empty until `places()` are filled, and its forward pass."""
+    """The weights of one model, empty until `destinations()` are filled, and its forward pass."""
 
     pools_last_token = True
 
@@ -128,24 +128,24 @@ class Decoder:
         self.norm = vector()
         self._angles = _angles(config).to(device)
 
-    def places(self) -> dict[str, Place]:
+    def destinations(self) -> dict[str, Destination]:
         """Where each tensor of a checkpoint goes, by its name in the bare stock model."""
         queries, keys, inner, width = self._queries, self._keys, self.config.inner, self.config.width
-        places: dict[str, Place] = {"embed_tokens.weight": self.embedding, "norm.weight": self.norm}
+        destinations: dict[str, Destination] = {"embed_tokens.weight": self.embedding, "norm.weight": self.norm}
         for index, layer in enumerate(self.layers):
-            parts: dict[str, Place] = {
+            parts: dict[str, Destination] = {
                 "input_layernorm": layer.attention_norm,
-                "self_attn.q_proj": layer.qkv.place(0, queries),
-                "self_attn.k_proj": layer.qkv.place(queries, queries + keys),
-                "self_attn.v_proj": layer.qkv.place(queries + keys, queries + 2 * keys),
-                "self_attn.o_proj": layer.out.place(0, width),
+                "self_attn.q_proj": layer.qkv.destination(0, queries),
+                "self_attn.k_proj": layer.qkv.destination(queries, queries + keys),
+                "self_attn.v_proj": layer.qkv.destination(queries + keys, queries + 2 * keys),
+                "self_attn.o_proj": layer.out.destination(0, width),
                 "post_attention_layernorm": layer.mlp_norm,
-                "mlp.gate_proj": layer.gate_up.place(0, inner),
-                "mlp.up_proj": layer.gate_up.place(inner, 2 * inner),
-                "mlp.down_proj": layer.down.place(0, width),
+                "mlp.gate_proj": layer.gate_up.destination(0, inner),
+                "mlp.up_proj": layer.gate_up.destination(inner, 2 * inner),
+                "mlp.down_proj": layer.down.destination(0, width),
             }
-            places |= {f"layers.{index}.{name}.weight": place for name, place in parts.items()}
-        return places
+            destinations |= {f"layers.{index}.{name}.weight": destination for name, destination in parts.items()}
+        return destinations
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """T tokens of N texts → [N, D] in `dtype`; where the batch has filler, rows of filler follow.
@@ -193,8 +193,8 @@ class Decoder:
     def _last_layer(self, hidden: Tensor, change: Tensor | None, turn: Tensor, batch: PackedBatch) -> Tensor:
         layer = self.layers[-1]
         last = batch.cu_seqlens[1:].long() - 1
-        if batch.few_shapes:
-            last = torch.nn.functional.pad(last, (0, rounded(len(last)) - len(last)))
+        if batch.bucketed:
+            last = torch.nn.functional.pad(last, (0, bucket_size(len(last)) - len(last)))
         rows = self._normed(hidden, change, layer.attention_norm)
         query = self._heads(layer.qkv.part(0, self._queries)(linear.select(rows, last)))
         both = self._heads(layer.qkv.part(self._queries, self._queries + 2 * self._keys)(rows))

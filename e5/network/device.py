@@ -71,7 +71,7 @@ def _try_float8(device: torch.device) -> None:
     """Multiply two small float8 matrices of ones. Raises RuntimeError where that fails or gives a wrong result."""
     size = 32  # a multiple of 16, which the product requires
     layer = linear.empty(size, size, device, torch.bfloat16, float8=True)
-    layer.place(0, size).copy_(torch.ones(size, size, device=device))
+    layer.destination(0, size).copy_(torch.ones(size, size, device=device))
     product = layer(linear.quantize(torch.ones(size, size, device=device)))
     if (product.float() - size).abs().max().item() > 0.5:
         raise RuntimeError(f"{size} ones times {size} ones is {product.flatten()[0].item()}")

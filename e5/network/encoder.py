@@ -15,13 +15,13 @@ from transformers.initialization import no_init_weights
 
 from e5.network.attention import packed_attention
 from e5.network.batches import PackedBatch
-from e5.network.linear import Place
+from e5.network.linear import Destination
 
 NAME = "e5_packed"
 
 
 class Encoder:
-    """An encoder, empty until `places()` are filled, and its forward pass."""
+    """An encoder, empty until `destinations()` are filled, and its forward pass."""
 
     pools_last_token = False
 
@@ -37,7 +37,7 @@ class Encoder:
         self.position_padding = position_padding(config)
         self.max_positions = max_positions(config)
 
-    def places(self) -> dict[str, Place]:
+    def destinations(self) -> dict[str, Destination]:
         """Where each tensor of a checkpoint goes."""
         return dict(self.module.named_parameters())
 

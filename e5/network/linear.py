@@ -27,7 +27,7 @@ class Rows8(NamedTuple):
 Rows = Tensor | Rows8
 
 
-class Place(Protocol):
+class Destination(Protocol):
     """Where a tensor of a checkpoint belongs: a parameter, or a part of one."""
 
     @property
@@ -50,7 +50,7 @@ class Linear(Protocol):
     def part(self, start: int, stop: int) -> "Linear":
         """The layer of the output channels from `start` to `stop`; a view."""
 
-    def place(self, start: int, stop: int) -> Place:
+    def destination(self, start: int, stop: int) -> Destination:
         """Where the weights of those channels go."""
 
 
@@ -67,7 +67,7 @@ class Dense:
     def part(self, start: int, stop: int) -> "Dense":
         return Dense(self.weight[start:stop])
 
-    def place(self, start: int, stop: int) -> Place:
+    def destination(self, start: int, stop: int) -> Destination:
         return self.weight[start:stop]
 
 
@@ -99,12 +99,12 @@ class Float8:
     def part(self, start: int, stop: int) -> "Float8":
         return Float8(self.weight[start:stop], self.scale[:, start:stop].contiguous(), self.dtype)
 
-    def place(self, start: int, stop: int) -> Place:
-        return _Float8Place(self.weight[start:stop], self.scale[0, start:stop])
+    def destination(self, start: int, stop: int) -> Destination:
+        return _Float8Destination(self.weight[start:stop], self.scale[0, start:stop])
 
 
 @dataclass(frozen=True)
-class _Float8Place:
+class _Float8Destination:
     weight: Tensor
     scale: Tensor
 

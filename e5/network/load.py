@@ -93,12 +93,12 @@ def _fill(network: Network, folder: Path, adapter: Adapter | None) -> float:
 
     Returns the device's seconds of the merge.
     """
-    places = network.places()
-    missing = set(places)
+    destinations = network.destinations()
+    missing = set(destinations)
     watch = Stopwatch(network.device)
     for name, tensor in checkpoint.tensors(folder, pin=network.device.type == "cuda"):
-        if name not in places or places[name].shape != tensor.shape:
-            want = f", which is {list(places[name].shape)} in the model" if name in places else ""
+        if name not in destinations or destinations[name].shape != tensor.shape:
+            want = f", which is {list(destinations[name].shape)} in the model" if name in destinations else ""
             raise WeightsError(
                 f"{folder} has a tensor {name} {list(tensor.shape)}{want}: not a checkpoint of its config"
             )
@@ -108,7 +108,7 @@ def _fill(network: Network, folder: Path, adapter: Adapter | None) -> float:
         if adapter:
             with watch.running():
                 merged = adapter.merged(name, arrived)
-        places[name].copy_(arrived if merged is None else merged)
+        destinations[name].copy_(arrived if merged is None else merged)
         missing.discard(name)
     if missing:
         raise WeightsError(f"{folder} lacks {sorted(missing)[0]} ({len(missing)} missing): fetch it again")

@@ -9,7 +9,7 @@ from e5 import catalog
 from e5.network import attention, graphs, pooling
 from e5.network.batches import PackedBatch
 from e5.network.device import current
-from e5.network.linear import FLOAT8, Place
+from e5.network.linear import FLOAT8, Destination
 from e5.vectors import Vectors
 
 SPIN_TOKENS = 2000
@@ -31,7 +31,7 @@ class Network(Protocol):
     max_positions: int
     position_padding: int | None
 
-    def places(self) -> dict[str, Place]: ...
+    def destinations(self) -> dict[str, Destination]: ...
 
     def forward(self, batch: PackedBatch) -> Tensor: ...
 
@@ -51,8 +51,8 @@ class PackedModel:
         self.padding_id = network.position_padding
         self.dimensions, self.max_positions = network.dimensions, network.max_positions
         # Where each new shape costs time and memory (`batches.rounded`), batches should have few of them.
-        self.few_shapes = self.device.type == "cpu"
-        self.weights_bytes = sum(place.nbytes for place in network.places().values())
+        self.bucketed = self.device.type == "cpu"
+        self.weights_bytes = sum(destination.nbytes for destination in network.destinations().values())
         self.graphs: graphs.Graphs | None = None
 
     @torch.inference_mode()
@@ -77,7 +77,7 @@ class PackedModel:
             self.graphs = graphs.record(self.network.forward, self.device)
 
 
-class Arriving:
+class PendingResult:
     """Vectors on their way from the device to the host; made as soon as they are asked for, before other work is.
 
     A copy that is asked for later waits on a GPU for all the work that was asked for before it: the next batch's.

@@ -23,7 +23,7 @@ import numpy as np
 from e5.embedder import Embedder
 from e5.errors import ModelError, OverloadError
 from e5.network.memory import is_out_of_memory, release_memory, trim_memory
-from e5.network.model import Arriving
+from e5.network.model import PendingResult
 from e5.serving.schedule import Schedule, Text
 from e5.vectors import Vectors, not_finite
 
@@ -83,7 +83,7 @@ class _Batch:
 
     texts: list[Text[_Request]]
     started: float = field(default_factory=time.perf_counter)
-    result: Arriving | None = None
+    result: PendingResult | None = None
     failure: str = ""
     out_of_memory: bool = False
 

@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Revisio
 from e5.catalog import Model, Part
 from e5.errors import WeightsError
 from e5.weights import transfer
-from e5.weights.files import LocalWeights, check, flaw, flaws, in_folder, shard_names
+from e5.weights.files import LocalWeights, check, in_folder, problem, problems, shard_names
 from e5.weights.transfer import File, HTTPError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -93,15 +93,15 @@ def cached(model: Model, source: str) -> LocalWeights | None:
 def to_cache(model: Model, source: str) -> LocalWeights:
     """Fetch what the hub's cache lacks. Raises WeightsError that says what to do; what has arrived is kept."""
     store = Cache()
-    with _explained(model, source):
+    with _translate_errors(model, source):
         if constants.HF_HUB_OFFLINE:  # before anything is written: the disk may be read-only as well
             raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
         with _locked(store.root / ".locks" / f"e5-{model.name}.lock"):
             _fetch(model, source, store)
     found = cached(model, source)
-    flaws = check(model, found) if found else [f"it is gone again from {store.root}"]
-    if found is None or flaws:
-        raise WeightsError(f"{model.name} was fetched, but {'; '.join(flaws)}")
+    problems = check(model, found) if found else [f"it is gone again from {store.root}"]
+    if found is None or problems:
+        raise WeightsError(f"{model.name} was fetched, but {'; '.join(problems)}")
     return found
 
 
@@ -110,7 +110,7 @@ def to_folder(model: Model, source: str, folder: Path) -> LocalWeights:
 
     Raises WeightsError that says what to do; what has arrived is kept.
     """
-    with _explained(model, source), _locked(folder.with_name(f".{folder.name}.lock")):
+    with _translate_errors(model, source), _locked(folder.with_name(f".{folder.name}.lock")):
         work = folder if folder.exists() else folder.with_name(f".incomplete-{folder.name}")
         _fetch(model, source, Folder(work))
         if work != folder:
@@ -121,12 +121,12 @@ def to_folder(model: Model, source: str, folder: Path) -> LocalWeights:
 def _fetch(model: Model, source: str, store: Folder) -> None:
     lacking: list[tuple[Part, File]] = []
     for part in model.parts(source):
-        if flaws(store.visible(part, ""), part.files, part.one_of):
-            with _explained(model, source, part):
+        if problems(store.visible(part, ""), part.files, part.one_of):
+            with _translate_errors(model, source, part):
                 lacking += [(part, file) for file in _lacking(part, store)]
     _check_space(model, store, lacking)
     for part, file in lacking:
-        with _explained(model, source, part):
+        with _translate_errors(model, source, part):
             _obtain(part, file, store)
     for part in model.parts(source):
         with suppress(OSError):  # not empty: another source of this model was cut in the middle
@@ -159,12 +159,12 @@ def _obtain(part: Part, file: File, store: Folder) -> None:
     visible, stored = store.visible(part, file.name), store.stored(part, file)
     if transfer.in_place(visible, file):
         return
-    if store.keeps_others and flaw(visible) is None:
+    if store.keeps_others and problem(visible) is None:
         raise WeightsError(f"{visible} is not the file of {file.repo}: move it or choose a new folder")
     visible.unlink(missing_ok=True)
     # a blob may be there already: another commit had the same file, or a process was killed before it could link it
     if not stored.exists() or transfer.mismatch(stored, file):
-        transfer.bring(file, _arriving(part, file, store), stored)
+        transfer.download(file, _arriving(part, file, store), stored)
     if stored != visible:
         visible.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -220,14 +220,14 @@ def _gb(size: int) -> str:
 
 
 @contextmanager
-def _explained(model: Model, source: str, part: Part | None = None) -> Iterator[None]:
+def _translate_errors(model: Model, source: str, part: Part | None = None) -> Iterator[None]:
     try:
         yield
     except (OSError, HTTPError) as error:
-        raise WeightsError(_explanation(error, model, source, part or model.parts(source)[0])) from error
+        raise WeightsError(_translation(error, model, source, part or model.parts(source)[0])) from error
 
 
-def _explanation(error: Exception, model: Model, source: str, part: Part) -> str:
+def _translation(error: Exception, model: Model, source: str, part: Part) -> str:
     elsewhere = (
         f"or fetch elsewhere (scripts/download_weights.py --model {model.name} --source {source} --to FOLDER) "
         "and set E5_WEIGHTS to a copy of FOLDER"

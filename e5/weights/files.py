@@ -46,8 +46,8 @@ def in_folder(model: Model, folder: Path, source: str | None = None) -> LocalWei
         found = LocalWeights("adapter", base, base / "tokenizer.json", folder / "adapter")
     else:
         found = LocalWeights("merged", folder, folder / "tokenizer.json", None)
-    if flaws := check(model, found):
-        raise WeightsError(f"{folder} cannot be used for {model.name}: {'; '.join(flaws)}")
+    if problems := check(model, found):
+        raise WeightsError(f"{folder} cannot be used for {model.name}: {'; '.join(problems)}")
     return found
 
 
@@ -61,29 +61,29 @@ def _held(model: Model, folder: Path) -> str:
 def check(model: Model, weights: LocalWeights) -> list[str]:
     """What keeps these weights from being used, each with its path; empty when nothing does. Reads headers only."""
     config = weights.checkpoint / "config.json"
-    if not flaw(config) and (is_type := _json(config).get("model_type")) not in model.architectures:
+    if not problem(config) and (is_type := _json(config).get("model_type")) not in model.architectures:
         return [f"{config} is of model_type {is_type}, not {model.architecture}: set E5_MODEL to the model that it is"]
-    found = flaws(weights.checkpoint, ("config.json",), CHECKPOINT)
-    found += flaws(weights.tokenizer.parent, (weights.tokenizer.name,))
+    found = problems(weights.checkpoint, ("config.json",), CHECKPOINT)
+    found += problems(weights.tokenizer.parent, (weights.tokenizer.name,))
     if weights.adapter is not None:
-        found += flaws(weights.adapter, ("adapter_config.json",), ADAPTER_TENSORS)
+        found += problems(weights.adapter, ("adapter_config.json",), ADAPTER_TENSORS)
     return found
 
 
-def flaws(folder: Path, files: tuple[str, ...], one_of: tuple[str, ...] = ()) -> list[str]:
+def problems(folder: Path, files: tuple[str, ...], one_of: tuple[str, ...] = ()) -> list[str]:
     """The flaws of the `files`, of the first of `one_of` that exists, and of the shards that an index names."""
     names = [*files]
     if one_of:
         chosen = next((name for name in one_of if (folder / name).is_file()), None)
         if chosen is None:
-            return [*flaws(folder, files), f"{folder / one_of[0]} (or {', '.join(one_of[1:])}) is missing"]
+            return [*problems(folder, files), f"{folder / one_of[0]} (or {', '.join(one_of[1:])}) is missing"]
         names.append(chosen)
-    for name in [name for name in names if name.endswith(".index.json") and not flaw(folder / name)]:
+    for name in [name for name in names if name.endswith(".index.json") and not problem(folder / name)]:
         names += [shard for shard in shard_names(folder / name) if shard not in names]
-    return [found for name in names if (found := flaw(folder / name))]
+    return [found for name in names if (found := problem(folder / name))]
 
 
-def flaw(path: Path) -> str | None:
+def problem(path: Path) -> str | None:
     """What is wrong with one file, None when nothing is: missing, cut short, not of the kind that its name says."""
     try:
         if not path.is_file():
@@ -91,7 +91,7 @@ def flaw(path: Path) -> str | None:
         if path.suffix == ".bin":
             return None if zipfile.is_zipfile(path) else f"{path} is no PyTorch file (not a zip archive): replace it"
         if path.suffix == ".safetensors":
-            return _safetensors_flaw(path)
+            return _safetensors_problem(path)
         shard_names(path) if path.name.endswith(".index.json") else _json(path)
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
@@ -112,7 +112,7 @@ def shard_names(index: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _safetensors_flaw(path: Path) -> str | None:
+def _safetensors_problem(path: Path) -> str | None:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)

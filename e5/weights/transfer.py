@@ -32,7 +32,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type:
 from tqdm import tqdm
 
 from e5.errors import WeightsError
-from e5.weights.files import flaw
+from e5.weights.files import problem
 
 WAITS = (1, 2, 4, 8)
 """Seconds before each new try; whenever bytes have arrived in between, the row starts anew."""
@@ -71,7 +71,7 @@ def listing(repo: str, revision: str) -> dict[str, File]:
     """
     timeout = constants.HF_HUB_ETAG_TIMEOUT  # HfApi has none of its own: it would wait for a silent server for ever
     try:
-        info = _patiently(
+        info = _with_retries(
             lambda: HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout), f"listing {repo}"
         )
     except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -86,7 +86,7 @@ def listing(repo: str, revision: str) -> dict[str, File]:
     return files
 
 
-def bring(file: File, arriving: Path, stored: Path) -> None:
+def download(file: File, arriving: Path, stored: Path) -> None:
     """Put the verified file at `stored`, by way of `arriving` (same filesystem), which an earlier try may have begun.
 
     Raises WeightsError when it arrives broken twice, and what the HTTP client and the disk raise.
@@ -95,7 +95,7 @@ def bring(file: File, arriving: Path, stored: Path) -> None:
     stored.parent.mkdir(parents=True, exist_ok=True)
     wrong: str | None = None
     for transfer in (_copy_or_transfer, _transfer):
-        _patiently(lambda: transfer(file, arriving), file.path, lambda: size(arriving))  # noqa: B023 – called at once
+        _with_retries(lambda: transfer(file, arriving), file.path, lambda: size(arriving))  # noqa: B023 – called at once
         log.info("%s: comparing with the hub's checksum", file.path)
         wrong = mismatch(arriving, file)
         if wrong is None:
@@ -121,7 +121,7 @@ def mismatch(path: Path, file: File) -> str | None:
 
 def in_place(path: Path, file: File) -> bool:
     """Whether a file that is already there can stay: sound and of the right size. Reads its header only."""
-    return flaw(path) is None and size(path) == file.size
+    return problem(path) is None and size(path) == file.size
 
 
 def size(path: Path) -> int:
@@ -182,7 +182,7 @@ def _resume(file: File, arriving: Path) -> None:
         raise ConnectionError(f"the connection ended after {size(arriving)} of {file.size} bytes")
 
 
-def _patiently(action: Callable[[], T], what: str, progress: Callable[[], int] = lambda: 0) -> T:
+def _with_retries(action: Callable[[], T], what: str, progress: Callable[[], int] = lambda: 0) -> T:
     """Try again after errors that pass, as long as tries bring progress or WAITS last."""
     waits, reached = iter(WAITS), progress()
     while True:

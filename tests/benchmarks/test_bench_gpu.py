@@ -214,7 +214,7 @@ def test_graphs_are_recorded_anew_where_other_kernels_multiply(
 
 def test_graphs_are_compared_with_direct_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     embedder = Embedder.load(dtype="float32", device="cpu")
-    embedder.packed.few_shapes = False  # as on a GPU
+    embedder.packed.bucketed = False  # as on a GPU
     flash.install(monkeypatch)
     with torch.inference_mode():
         graphs = Graphs(embedder.packed.network.forward, torch.device("cpu"), recompute, ladder=(32, 64))

@@ -58,11 +58,11 @@ def test_matches_the_textbook(
     assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < tolerance
 
 
-@pytest.mark.parametrize("few_shapes", [False, True])
+@pytest.mark.parametrize("bucketed", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2)])
 def test_bfloat16_products_match_the_textbook(
-    heads: int, key_heads: int, causal: bool, few_shapes: bool, monkeypatch: pytest.MonkeyPatch
+    heads: int, key_heads: int, causal: bool, bucketed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[tuple[int, int]] = []
     products = attention._by_products
@@ -73,9 +73,9 @@ def test_bfloat16_products_match_the_textbook(
 
     monkeypatch.setattr(attention, "_by_products", spy)
     query, key, value = inputs(heads, key_heads, torch.bfloat16, LONGER)
-    batch = pack([[0] * length for length in LONGER], few_shapes=few_shapes)
+    batch = pack([[0] * length for length in LONGER], bucketed=bucketed)
     filler = len(batch.input_ids) - len(query)
-    assert (filler > 0) == few_shapes
+    assert (filler > 0) == bucketed
     q, k, v = (torch.cat([one, torch.full((filler, *one.shape[1:]), 1e4).to(one)]) for one in (query, key, value))
     got = packed_attention(q, k, v, batch, causal=causal, scale=0.25)
     want = textbook(query, key, value, LONGER, causal, None)
@@ -83,7 +83,7 @@ def test_bfloat16_products_match_the_textbook(
     assert torch.linalg.norm(got[: len(want)] - want) / torch.linalg.norm(want) < 2e-2
     # 230 and 210 tokens become 256 and 224 by filler, which no token of a text sees.
     alone = [(1, 256), (1, 256), (1, 224)]
-    assert called == (alone if few_shapes and causal else [(2, 230), (1, 210)]), "the way that this test is about"
+    assert called == (alone if bucketed and causal else [(2, 230), (1, 210)]), "the way that this test is about"
 
 
 @pytest.mark.parametrize("window", [None, 4, 7, 4096])

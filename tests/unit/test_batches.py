@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from e5.network.batches import Run, pack, plan, rounded
+from e5.network.batches import Run, bucket_size, pack, plan
 
 
 def test_longest_first_under_the_budget() -> None:
@@ -40,16 +40,16 @@ def test_positions_of_xlm_roberta() -> None:
 
 
 def test_rounded_sizes_are_few_and_at_most_an_eighth_too_large() -> None:
-    sizes = [rounded(count) for count in range(1, 4097)]
+    sizes = [bucket_size(count) for count in range(1, 4097)]
     assert all(0 <= size - count < 32 or size - count <= count / 8 for count, size in enumerate(sizes, 1))
     assert sorted(set(sizes))[15:20] == [512, 576, 640, 704, 768]
     assert len(set(sizes)) == 40
-    assert rounded(4096) == 4096
+    assert bucket_size(4096) == 4096
 
 
 def test_filler_follows_the_texts_and_belongs_to_none() -> None:
     ids = [[1, 5, 6, 2], [1, 7, 2]]
-    plain, filled = pack(ids), pack(ids, few_shapes=True)
+    plain, filled = pack(ids), pack(ids, bucketed=True)
     assert len(plain.input_ids) == 7 and len(filled.input_ids) == len(filled.position_ids) == 32
     assert filled.input_ids[:7].tolist() == plain.input_ids.tolist()
     assert filled.position_ids[:7].tolist() == plain.position_ids.tolist()

@@ -81,10 +81,10 @@ def test_the_encoders(name: str, revision: str, architecture: str, prompt: str, 
 
 def test_frames_follow_the_tokenizer_not_the_module() -> None:
     small = catalog.get("multilingual-e5-small")
-    assert (small.architectures, small.frame) == (("bert", "xlm-roberta"), ("<s>", "</s>"))
-    assert catalog.get("multilingual-e5-large-instruct").frame == ("<s>", "</s>")
-    assert catalog.get("e5-mistral-7b-instruct").frame == ("<s>", "</s>")
-    assert catalog.get("e5-small").frame == ("[CLS]", "[SEP]")
+    assert (small.architectures, small.special_tokens) == (("bert", "xlm-roberta"), ("<s>", "</s>"))
+    assert catalog.get("multilingual-e5-large-instruct").special_tokens == ("<s>", "</s>")
+    assert catalog.get("e5-mistral-7b-instruct").special_tokens == ("<s>", "</s>")
+    assert catalog.get("e5-small").special_tokens == ("[CLS]", "[SEP]")
 
 
 def test_unknown_names_and_sources_are_refused_with_the_right_ones() -> None:

@@ -91,12 +91,12 @@ def test_places_are_the_stock_model_s_parameters(tmp_path: Path) -> None:
     decoder = Decoder(config(tmp_path, **small), CPU, torch.float32)
     stock = MistralModel(MistralConfig.from_pretrained(tmp_path))
     want = {name: parameter.shape for name, parameter in stock.named_parameters()}
-    places = decoder.places()
-    assert {name: place.shape for name, place in places.items()} == want
-    for number, place in enumerate(places.values(), 1):
-        place.copy_(torch.full(place.shape, float(number)))
-    for number, place in enumerate(places.values(), 1):
-        assert isinstance(place, torch.Tensor) and bool((place == number).all()), "places do not overlap"
+    destinations = decoder.destinations()
+    assert {name: destination.shape for name, destination in destinations.items()} == want
+    for number, destination in enumerate(destinations.values(), 1):
+        destination.copy_(torch.full(destination.shape, float(number)))
+    for number, destination in enumerate(destinations.values(), 1):
+        assert isinstance(destination, torch.Tensor) and bool((destination == number).all()), "places do not overlap"
 
 
 def test_vectors_equal_the_stock_model_s_with_the_gpu_s_attention(
@@ -133,7 +133,7 @@ def test_float8_products_are_those_of_the_rounded_operands() -> None:
     weight[3] = 0
     layer = Float8(torch.empty(32, 64, dtype=FLOAT8), torch.empty(1, 32), torch.float32)
     for start, stop in ((0, 20), (20, 32)):
-        layer.place(start, stop).copy_(weight[start:stop])
+        layer.destination(start, stop).copy_(weight[start:stop])
     eight = quantize(rows)
     assert isinstance(eight, Rows8) and torch.equal(eight.values.float().abs().amax(1), torch.full((7,), 448.0))
     want = (eight.values.double() * eight.scale) @ (layer.weight.double() * layer.scale.T).T
@@ -153,8 +153,12 @@ def test_float8_is_near_float32_and_never_chosen_by_itself() -> None:
     got, want = eight.embed_documents(texts), full.embed_documents(texts)
     assert 0.01 < relative_l2(got, want) < 0.1
     assert centred_cosine(got, want) > 0.99
-    linear = [place for name, place in eight.packed.network.places().items() if name.endswith("_proj.weight")]
-    assert len(linear) == 3 * 7 and not any(isinstance(place, torch.Tensor) for place in linear)
+    linear = [
+        destination
+        for name, destination in eight.packed.network.destinations().items()
+        if name.endswith("_proj.weight")
+    ]
+    assert len(linear) == 3 * 7 and not any(isinstance(destination, torch.Tensor) for destination in linear)
     assert eight.packed.weights_bytes < full.packed.weights_bytes / 2
 
 

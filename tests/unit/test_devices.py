@@ -16,7 +16,7 @@ from e5.network import pooling
 from e5.network.batches import pack
 from e5.network.load import load
 from e5.network.memory import release_memory
-from e5.network.model import SPIN_TOKENS, Arriving
+from e5.network.model import SPIN_TOKENS, PendingResult
 from e5.weights.files import LocalWeights
 from tests.reference import Reference, centred_cosine, relative_l2
 
@@ -103,7 +103,7 @@ def test_results_are_fetched_from_the_gpu_that_has_them(tokens: int, monkeypatch
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda one: f"stream of {one}")
     monkeypatch.setattr(torch, "empty", Host)
-    Arriving(_OnSecondGpu(), tokens)  # type: ignore[arg-type]
+    PendingResult(_OnSecondGpu(), tokens)  # type: ignore[arg-type]
     assert events == [(tokens > SPIN_TOKENS, "stream of cuda:1")] and current == []
 
 

@@ -42,7 +42,7 @@ def model(decoder_folder: Path) -> PackedModel:
     base = decoder_folder / "base"
     files = LocalWeights("adapter", base, base / "tokenizer.json", decoder_folder / "adapter")
     packed, _ = load(catalog.get("e5-mistral-7b-instruct"), files, CPU, torch.float32)
-    packed.few_shapes = False  # as on a GPU
+    packed.bucketed = False  # as on a GPU
     return packed
 
 

@@ -415,20 +415,20 @@ def test_filler_is_no_part_of_an_encoder_s_mean(name: str, bert_folder: Path, xl
     folder = bert_folder if name == "e5-small" else xlm_roberta_folder
     found = LocalWeights("merged", folder, folder / "tokenizer.json", None)
     model, _ = load(catalog.get(name), found, CPU, torch.bfloat16)
-    assert model.few_shapes
+    assert model.bucketed
     for lengths in ([7], [12, 5], [40, 32, 9]):
         ids = [[0, *range(5, 3 + length), 2] for length in lengths]
-        got, want = model.embed(pack(ids, model.padding_id, few_shapes=True)), model.embed(pack(ids, model.padding_id))
+        got, want = model.embed(pack(ids, model.padding_id, bucketed=True)), model.embed(pack(ids, model.padding_id))
         assert got.shape == want.shape == (len(lengths), model.dimensions)
         assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 2e-2
 
 
-def test_sixteen_bits_on_a_cpu_multiply_few_shapes_and_give_the_same_vectors(
+def test_sixteen_bits_on_a_cpu_multiply_bucketed_and_give_the_same_vectors(
     decoder_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """oneDNN generates code for each shape: the linear layers must not see every length that comes."""
     model, _ = load(FLAGSHIP, weights(decoder_folder), CPU, torch.bfloat16)
-    assert model.few_shapes
+    assert model.bucketed
     seen = set()
     multiply = Dense.__call__
 
@@ -440,13 +440,13 @@ def test_sixteen_bits_on_a_cpu_multiply_few_shapes_and_give_the_same_vectors(
     monkeypatch.setattr(Dense, "__call__", watch)
     for lengths in ([40], [41], [20, 21], [25, 9, 5], [60, 2], [64], [33], [300], [310], [290, 20]):
         ids = [[1, *range(5, 3 + length), 2] for length in lengths]
-        got, want = model.embed(pack(ids, few_shapes=True)), model.embed(pack(ids))
+        got, want = model.embed(pack(ids, bucketed=True)), model.embed(pack(ids))
         assert got.shape == (len(lengths), model.dimensions)
         assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 2e-2
     assert {32, 64, 320} <= seen
     seen.clear()
     for length in range(257, 289):
-        model.embed(pack([[1] * length], few_shapes=True))
+        model.embed(pack([[1] * length], bucketed=True))
     assert seen == {288, 32}
 
 

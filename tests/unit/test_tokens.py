@@ -136,8 +136,8 @@ def test_few_and_many_characters_are_tokenised_alike(text: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("text", [*TEXTS, "Ünïcödé ñandú", "long " * 700, "a <mask> [MASK]</s>[SEP] <pad><pad> it"])
 def test_the_encoders_match_transformers(text: str, bert_folder: Path, xlm_roberta_folder: Path) -> None:
-    for folder, frame in ((bert_folder, ("[CLS]", "[SEP]")), (xlm_roberta_folder, ("<s>", "</s>"))):
-        tokens = Tokenizer(folder / "tokenizer.json", frame, 512, literal=False).encode([text])
+    for folder, special_tokens in ((bert_folder, ("[CLS]", "[SEP]")), (xlm_roberta_folder, ("<s>", "</s>"))):
+        tokens = Tokenizer(folder / "tokenizer.json", special_tokens, 512, literal=False).encode([text])
         assert tokens.ids == [encoder_ids(folder, text, 512)]
         assert tokens.truncated == (len(encoder_ids(folder, text, 9999)) > 512)
 

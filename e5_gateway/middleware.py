@@ -48,7 +48,7 @@ class Open:
             task.cancel()
 
 
-class Edge:
+class Middleware:
     """Middleware around the whole application. `refuse` turns an error into the answer that the path's API has.
 
     `page`: there is one at `/`, whose own paths need no key. Handlers find in `request.state`: `admitted`, whether the
