@@ -15,7 +15,7 @@ from benchmarks.report import Json, Keep, Sample, discard, interleaved, log, med
 from benchmarks.texts import Texts
 from e5 import DEFAULT_TASK
 from e5.embedder import Embedder
-from e5.tokens import Tokens
+from e5.tokens import TokenIds, Tokens
 
 BUDGETS = (4096, 8192, 16384, 32768)
 PAIRS, CALLS_PER_ROUND = 20, 10
@@ -167,7 +167,7 @@ def _many(lever: Lever, embedder: Embedder, documents: list[str], tokens: Tokens
     return run
 
 
-def _pair(lever: Lever, embedder: Embedder, pairs: list[list[list[int]]]) -> Callable[[int], None]:
+def _pair(lever: Lever, embedder: Embedder, pairs: list[list[TokenIds]]) -> Callable[[int], None]:
     def run(number: int) -> None:
         with lever.switch(embedder):
             embedder.forward(pairs[number % len(pairs)]).cpu()

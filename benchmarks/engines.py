@@ -178,7 +178,7 @@ def check_same_ids(engines: Engines, texts: Sequence[str]) -> int:
     prompted = document_texts(engines.default.model, texts)
     for name, rival in engines.rivals.items():
         theirs = rival.tokenizer(prompted, truncation=True, max_length=rival.max_seq_length)["input_ids"]
-        if ours != [list(ids) for ids in theirs]:
+        if [ids.tolist() for ids in ours] != [list(ids) for ids in theirs]:
             raise RuntimeError(f"{RIVAL} ({name}) sees other token ids: this is a bug of the benchmark")
     return sum(map(len, ours))
 

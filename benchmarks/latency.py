@@ -28,6 +28,7 @@ from benchmarks.report import (
 from benchmarks.texts import Pair, Texts
 from e5 import DEFAULT_TASK
 from e5.embedder import Embedder
+from e5.tokens import TokenIds
 
 WARM_UP = 3
 """Pairs that are not counted."""
@@ -91,7 +92,7 @@ def capture_cost(embedder: Embedder) -> Json | None:
     return None if graphs is None else {"seconds": graphs.seconds, "bytes": graphs.bytes}
 
 
-def engine(embedder: Embedder, ids: Sequence[list[list[int]]], graphs: bool = True) -> Callable[[int], float]:
+def engine(embedder: Embedder, ids: Sequence[list[TokenIds]], graphs: bool = True) -> Callable[[int], float]:
     """One packed pass over the ids of a pair, until its vectors are on the host."""
     switch = variants.as_it_is if graphs else variants.without_graphs
 
@@ -102,7 +103,7 @@ def engine(embedder: Embedder, ids: Sequence[list[list[int]]], graphs: bool = Tr
     return forward
 
 
-def _engine_actions(engines: Engines, ids: list[list[list[int]]]) -> dict[Name, Callable[[int], float]]:
+def _engine_actions(engines: Engines, ids: list[list[TokenIds]]) -> dict[Name, Callable[[int], float]]:
     actions: dict[Name, Callable[[int], float]] = {}
     for dtype, embedder in engines.ours.items():
         actions[ENGINE, dtype] = engine(embedder, ids)

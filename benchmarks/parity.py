@@ -24,7 +24,7 @@ from benchmarks.timing import free
 from e5 import catalog
 from e5.embedder import Embedder
 from e5.settings import Settings
-from e5.tokens import Tokens
+from e5.tokens import TokenIds, Tokens
 from e5.vectors import Vectors
 from e5.weights.files import LocalWeights
 
@@ -97,7 +97,7 @@ def _noted(rows: list[Json], dtype: str, part: Callable[[], list[Json]]) -> None
         log(f"equality: {rows[-1]}")
 
 
-def _texts(place: Place, quick: bool, seed: int) -> tuple[list[list[int]], list[str]]:
+def _texts(place: Place, quick: bool, seed: int) -> tuple[list[TokenIds], list[str]]:
     """Token ids of texts of mixed lengths, among them one word and the model's limit; and the texts."""
     embedder = place.load("float32" if place.device.type == "cpu" else "float16")
     texts = Texts(embedder, place.found.tokenizer, seed)
@@ -122,7 +122,7 @@ def exact_float32() -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _stock(place: Place, dtype: torch.dtype, ids: Sequence[Sequence[int]]) -> Vectors:
+def _stock(place: Place, dtype: torch.dtype, ids: Sequence[TokenIds]) -> Vectors:
     """The model cards' procedure, one text at a time, without this package: float32 [N, D]."""
     extra = {} if place.model.architecture == "mistral" else {"add_pooling_layer": False}
     loaded: Any = AutoModel.from_pretrained(
@@ -131,7 +131,7 @@ def _stock(place: Place, dtype: torch.dtype, ids: Sequence[Sequence[int]]) -> Ve
     module = loaded.to(place.device).eval()
     rows = []
     for one in ids:
-        row = torch.tensor([list(one)], device=place.device)
+        row = torch.tensor([one.tolist()], device=place.device)
         hidden = module(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state[0]
         vector = hidden[-1] if place.model.pooling == "last" else hidden.float().mean(dim=0)
         rows.append(vector.float().cpu().numpy())
@@ -140,14 +140,14 @@ def _stock(place: Place, dtype: torch.dtype, ids: Sequence[Sequence[int]]) -> Ve
     return np.stack(rows)
 
 
-def _stock_rows(place: Place, name: str, ids: Sequence[list[int]], reference: Vectors) -> list[Json]:
+def _stock_rows(place: Place, name: str, ids: Sequence[TokenIds], reference: Vectors) -> list[Json]:
     if name not in SIXTEEN:
         return []
     found = _stock(place, getattr(torch, name), ids)
     return [_row(name, "stock transformers", REFERENCE, found, reference)]
 
 
-def _engine_rows(place: Place, name: str, ids: Sequence[list[int]], reference: Vectors) -> list[Json]:
+def _engine_rows(place: Place, name: str, ids: Sequence[TokenIds], reference: Vectors) -> list[Json]:
     """In one dtype: against the reference, packed against one by one, with a part switched off against as it is."""
     embedder = place.load(name)
 
@@ -175,7 +175,7 @@ def _engine_rows(place: Place, name: str, ids: Sequence[list[int]], reference: V
     return rows
 
 
-def _packed(embedder: Embedder, ids: Sequence[list[int]]) -> Vectors:
+def _packed(embedder: Embedder, ids: Sequence[TokenIds]) -> Vectors:
     """By the way that every list of texts takes: planned, packed, and back in order."""
     return embedder.embed_tokens(Tokens(list(ids), truncated=0))
 

@@ -3,7 +3,8 @@
 import asyncio
 
 import predict
-from e5.serving.batcher import Embedded, Prepared
+from e5.serving.batcher import Embedded
+from e5.tokens import Tokens
 from predict import Output as Output
 
 
@@ -13,10 +14,10 @@ class Predictor(predict.Predictor):
     async def setup(self) -> None:
         """As predict.py's, with a lock around the device."""
         await super().setup()
-        lock, embed = asyncio.Lock(), self.batcher.embed
+        lock, embed = asyncio.Lock(), self.service.batcher.embed
 
-        async def alone(prepared: Prepared) -> Embedded:
+        async def alone(tokens: Tokens) -> Embedded:
             async with lock:
-                return await embed(prepared)
+                return await embed(tokens)
 
-        self.batcher.embed = alone  # type: ignore[method-assign]
+        self.service.batcher.embed = alone  # type: ignore[method-assign]

@@ -1,10 +1,10 @@
-"""The E5 text-embedding family: exact vectors, packed batches, one class.
+"""The E5 text-embedding family in one class, `Embedder`: exact vectors, packed batches.
 
 >>> from e5 import Embedder, scores
 >>> e5 = Embedder.load("e5-mistral-tiny")
 >>> scores(e5.embed_queries(["how tall is it?"]), e5.embed_documents(["It is 300 m high."]))
 
-Names are imported when first used, so that a tool which only looks at the catalogue does not load torch.
+Names are imported on first use, so that a tool that only reads the catalog does not load torch.
 """
 
 from importlib import import_module
@@ -28,7 +28,7 @@ __all__ = [
     "scores",
 ]
 
-_HOMES = {
+_MODULES = {
     "DEFAULT_TASK": "e5.prompts",
     "Embedder": "e5.embedder",
     "InputError": "e5.errors",
@@ -41,6 +41,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'e5' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

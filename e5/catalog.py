@@ -1,7 +1,7 @@
-"""What each model of the family is: frozen facts, pinned by commit.
+"""The models of the E5 family: their facts, and where to download their weights, pinned by commit.
 
 Sources: the model cards, microsoft/unilm `e5/README.md` and mteb's model metadata. Revisions are commits of the
-Hugging Face repositories. This module knows nothing of files on disk (`e5.weights`) or of tensors (`e5.network`).
+Hugging Face repositories. For local files see `e5.weights`, for tensors `e5.network`.
 """
 
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ SENTENCEPIECE_TOKENS = ("<s>", "</s>")
 WORDPIECE_TOKENS = ("[CLS]", "[SEP]")
 
 CHECKPOINT = ("model.safetensors", "model.safetensors.index.json")
-"""A checkpoint is the first of these that exists; an index names its shards."""
+"""Names of a checkpoint: the first that exists is used. An index lists the shards."""
 ADAPTER_TENSORS = ("adapter_model.safetensors", "adapter_model.bin")
-"""An adapter's tensors are the first of these that exists; `.bin` is read with weights_only."""
+"""Names of an adapter's tensors: the first that exists is used. `.bin` is read with weights_only."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Files of one repository at one commit, and the folder they take in a model's local folder.
+    """Files of one repository at one commit. Downloaded, they go to `folder` in the model's local folder.
 
-    `files` are all needed; of `one_of` (if any) the first that exists is. Both are relative to `subfolder`.
+    All of `files` are required, and the first of `one_of` that exists. Their names are relative to `subfolder`.
     """
 
     repo: str
@@ -44,12 +44,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Model:
-    """One model: how it is prompted and pooled, its limits, and where its weights lie.
+    """One model: prompt, pooling, limits, and the sources of its weights.
 
-    `sources` maps a source's name to its parts, the default source first. The source `adapter` is a base and a LoRA
-    adapter that are merged while loading; `merged` is one complete checkpoint. `max_tokens` counts special tokens.
-    `parts == ()` says that the weights come with this repository. `special_tokens` are the first and the last token
-    of every text. `architectures` are the kinds of checkpoint that are this model's, the published one first.
+    `sources` maps a source's name to its parts, the default source first. `adapter`: base weights and a LoRA adapter,
+    merged while loading; `merged`: one complete checkpoint. No parts: the weights are in this repository.
+    `special_tokens`: the first and last token of every text; `max_tokens` includes them. `architectures`: accepted
+    checkpoint architectures, the published one first.
     """
 
     name: str
@@ -75,12 +75,12 @@ class Model:
         return self.sources[0][0]
 
     def parts(self, source: str) -> tuple[Part, ...]:
-        """The parts of one source. Raises SettingsError with the sources this model has."""
+        """The parts of a source. Raises SettingsError if the model does not have it."""
         for name, parts in self.sources:
             if name == source:
                 return parts
-        have = ", ".join(name for name, _ in self.sources)
-        raise SettingsError(f"E5_SOURCE={source}: {self.name} has no such source; it has: {have}")
+        available = ", ".join(name for name, _ in self.sources)
+        raise SettingsError(f"E5_SOURCE={source}: {self.name} has no such source; it has: {available}")
 
 
 def _encoder(
@@ -178,7 +178,7 @@ MODELS: tuple[Model, ...] = (
     _encoder("e5-small-v2", "dca8b1a9dae0d4575df2bf423a5edb485a431236", "bert", 12, 384, 33_000_000, 49.0),
     _encoder("e5-base-v2", "1c644c92ad3ba1efdad3f1451a637716616a20e8", "bert", 12, 768, 109_000_000, 50.3),
     _encoder("e5-large-v2", "b322e09026e4ea05f42beadf4d661fb4e101d311", "bert", 24, 1024, 335_000_000, 50.6),
-    # Made from Multilingual-MiniLM: a BERT module (positions from 0) with XLM-R's tokenizer (elastic/eland #625).
+    # Based on Multilingual-MiniLM: a BERT network (positions from 0) with XLM-R's tokenizer (elastic/eland #625).
     _encoder(
         "multilingual-e5-small",
         "fd1525a9fd15316a2d503bf26ab031a61d056e98",
@@ -222,12 +222,12 @@ MODELS: tuple[Model, ...] = (
 
 
 def names() -> tuple[str, ...]:
-    """Every model's name, the flagship first, the embedded one last."""
+    """All model names, the flagship first, the embedded model last."""
     return tuple(model.name for model in MODELS)
 
 
 def get(name: str) -> Model:
-    """The model of that name. Raises SettingsError with the list of names."""
+    """The model with this name. Raises SettingsError for an unknown name, with the list of names."""
     for model in MODELS:
         if model.name == name:
             return model

@@ -1,24 +1,24 @@
-"""The errors that a user can cause, each with its cause and its cure in the message.
+"""Errors that a user or a machine can cause. The message says the cause and the cure.
 
-Anything else that escapes the library is a bug in it.
+Any other exception from the library is a bug.
 """
 
 
 class InputError(ValueError):
-    """A request that cannot be embedded: names the input, the cause and the cure."""
+    """A request that cannot be embedded. The message names the input."""
 
 
 class SettingsError(ValueError):
-    """A setting with a value that does not exist: names the setting and the right values."""
+    """A setting with an invalid value. The message names the setting and the valid values."""
 
 
 class WeightsError(RuntimeError):
-    """Weights that are missing, incomplete, broken or not permitted: says what to do."""
+    """Weights that are missing, incomplete, broken, or that the user may not download."""
 
 
 class OverloadError(RuntimeError):
-    """Too much is waiting for the model: says how much, and to try again."""
+    """The queue is full."""
 
 
 class ModelError(RuntimeError):
-    """The model could not compute a text, or has stopped: says which text and why."""
+    """The model failed on a text, which the message names, or its thread has ended."""

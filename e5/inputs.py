@@ -1,18 +1,18 @@
-"""What a request may contain: every text is checked once, here, before anything is computed."""
+"""Checks of input texts, made once before anything is computed."""
 
 from collections.abc import Sequence
 
 from e5.errors import InputError
 
 
-def check_text(name: str, text: object, most: int | None = None) -> str:
-    """`text` itself, if a model can embed it and it has at most `most` characters.
+def check_text(name: str, text: object, max_characters: int | None = None) -> str:
+    """Return `text` if a model can embed it. `name` is the input's name in errors.
 
-    Raises InputError that names the input, the cause and the cure.
+    Raises InputError for another type, more than `max_characters`, invalid Unicode, or no text but white space.
     """
     if not isinstance(text, str):
         raise InputError(f"`{name}` is {_kind(text)}, not a text: pass a string")
-    _check_length(name, text, most)
+    _check_length(name, text, max_characters)
     _check_unicode(name, text)
     if not text.strip():
         state = "empty" if not text else "only white space"
@@ -20,43 +20,41 @@ def check_text(name: str, text: object, most: int | None = None) -> str:
     return text
 
 
-def check_task(task: object, most: int | None = None) -> str:
-    """`task` itself, of at most `most` characters; the empty one is allowed and means: no instruction.
-
-    Raises InputError.
-    """
+def check_task(task: object, max_characters: int | None = None) -> str:
+    """Like `check_text`, but the task may be empty, which means no instruction."""
     if not isinstance(task, str):
         raise InputError(f"`task` is {_kind(task)}, not a text: pass a one-sentence instruction")
-    _check_length("task", task, most)
+    _check_length("task", task, max_characters)
     _check_unicode("task", task)
     return task
 
 
 def check_prompt(prompt: object) -> str:
-    """`prompt` itself, if it is valid Unicode; it may be empty. Raises InputError."""
+    """Return `prompt` if it is valid Unicode; it may be empty. Raises InputError."""
     if not isinstance(prompt, str):
-        raise InputError(f"`prompt` is {_kind(prompt)}, not a text: pass the string that goes in front of every text")
+        raise InputError(f"`prompt` is {_kind(prompt)}, not a text: pass the string to put in front of every text")
     _check_unicode("prompt", prompt)
     return prompt
 
 
-def check_texts(name: str, texts: object, most: int | None = None) -> list[str]:
-    """The texts of a list, each checked as `name[i]`. Raises InputError."""
+def check_texts(name: str, texts: object, max_characters: int | None = None) -> list[str]:
+    """Check each text of a list, named `name[i]` in errors. Raises InputError."""
     if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
-        raise InputError(f"`{name}` is {_kind(texts)}, not a list of texts: pass a list, also for a single text")
-    return [check_text(f"{name}[{index}]", text, most) for index, text in enumerate(texts)]
+        raise InputError(f"`{name}` is {_kind(texts)}, not a list of texts: pass a list, even for a single text")
+    return [check_text(f"{name}[{index}]", text, max_characters) for index, text in enumerate(texts)]
 
 
-def gather(one_name: str, one: object, many_name: str, many: object, most: int | None = None) -> list[str]:
-    """The single text (if given) and then the list (if given), all checked. Raises InputError."""
-    first = [] if one is None else [check_text(one_name, one, most)]
-    return first + ([] if many is None else check_texts(many_name, many, most))
+def gather(text_name: str, text: object, list_name: str, texts: object, max_characters: int | None = None) -> list[str]:
+    """The single text and then those of the list, all checked. Either may be None. Raises InputError."""
+    first = [] if text is None else [check_text(text_name, text, max_characters)]
+    return first + ([] if texts is None else check_texts(list_name, texts, max_characters))
 
 
-def _check_length(name: str, text: str, most: int | None) -> None:
-    if most is not None and len(text) > most:
+def _check_length(name: str, text: str, max_characters: int | None) -> None:
+    if max_characters is not None and len(text) > max_characters:
         raise InputError(
-            f"`{name}` has {len(text):,} characters, more than the {most:,} of E5_MAX_CHARACTERS: cut it into passages"
+            f"`{name}` has {len(text):,} characters, more than the {max_characters:,} of E5_MAX_CHARACTERS: "
+            "split it into passages"
         )
 
 
@@ -66,7 +64,7 @@ def _check_unicode(name: str, text: str) -> None:
     except UnicodeEncodeError as error:
         raise InputError(
             f"`{name}` is not valid Unicode: it has the lone surrogate U+{ord(text[error.start]):04X} at character "
-            f"{error.start}; decode the text with the right encoding, or replace that character"
+            f"{error.start}; decode the text with the right encoding, or replace the character"
         ) from None
 
 

@@ -1,7 +1,7 @@
-"""What one request may ask for, and how much may wait: so that memory stays flat whatever comes in.
+"""Limits of one request and of the queue, which bound a server's memory.
 
-The defaults let through what a client sends on purpose (OpenAI's embeddings API takes 2,048 texts a request, too) and
-stop what would occupy a server for minutes. The library itself has no such limits: fronts that serve others check them.
+The defaults allow what clients send on purpose (OpenAI's embeddings API also takes 2,048 texts a request) and reject
+requests that would occupy a server for minutes. Only servers check them; the library has no limits.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from e5.errors import InputError
 
 CHARACTERS_PER_TOKEN = 20
-"""So many characters a request may have for each token of its limit: English has 4 to 5, and what is cut off counts."""
+"""Character budget per token of the request limit. English averages 4–5; truncated text still counts."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Each is the value of the variable that its check names."""
+    """The values of E5_MAX_TEXTS and so on (`e5.settings.LIMITS`)."""
 
     texts: int = 2_048
     characters: int = 1_000_000
@@ -24,25 +24,25 @@ class Limits:
     answer_numbers: int = 2_000_000
 
     def check_texts(self, texts: Sequence[str], repeated: int = 0) -> None:
-        """Refuse too many texts, or too many characters of all together. `characters` is checked text by text.
+        """Raise InputError for too many texts, or too many characters in total.
 
-        `repeated`: the characters of the task, which goes with each query. Raises InputError.
+        `repeated`: characters of the task, counted once for each query. `e5.inputs` checks the length of single texts.
         """
         if len(texts) > self.texts:
             raise InputError(
                 f"the request has {len(texts):,} texts, more than the {self.texts:,} of E5_MAX_TEXTS: "
                 "send them in several requests"
             )
-        total, most = repeated + sum(map(len, texts)), CHARACTERS_PER_TOKEN * self.request_tokens
-        if total > most:
-            what = "the texts and the task of each query" if repeated else "the texts"
+        total, max_total = repeated + sum(map(len, texts)), CHARACTERS_PER_TOKEN * self.request_tokens
+        if total > max_total:
+            counted = "the texts and the task of each query" if repeated else "the texts"
             raise InputError(
-                f"{what} have {total:,} characters together, more than the {most:,} that "
+                f"{counted} have {total:,} characters together, more than the {max_total:,} that "
                 f"E5_MAX_REQUEST_TOKENS={self.request_tokens} allows: send them in several requests"
             )
 
     def check_tokens(self, tokens: int) -> None:
-        """Refuse more tokens than one request may have. Raises InputError."""
+        """Raise InputError for too many tokens in total."""
         if tokens > self.request_tokens:
             raise InputError(
                 f"the texts have {tokens:,} tokens together, more than the {self.request_tokens:,} of "
@@ -50,7 +50,7 @@ class Limits:
             )
 
     def check_answer(self, queries: int, documents: int, dimensions: int, base64: bool) -> None:
-        """Refuse an answer of more JSON numbers than a server can write without a pause. Raises InputError."""
+        """Raise InputError for an answer of so many JSON numbers that encoding it would block the server."""
         floats = 0 if base64 else (queries + documents) * dimensions
         numbers = floats + queries * documents
         if numbers > self.answer_numbers:

@@ -1,7 +1,7 @@
-"""Task + query → the text a model was trained on. Documents of instruct models go in as they are.
+"""Task and query → the prompt that a model was trained with. Source: the model cards.
 
-Source of the forms: the model cards (`facts` in the README's model table); an instruct query is
-`Instruct: {task}\nQuery: {query}`, a prefix model reads `query: ` and `passage: `.
+Instruct models read `Instruct: {task}\nQuery: {query}` and bare documents; prefix models read `query: {query}` and
+`passage: {document}`.
 """
 
 from e5.catalog import PromptKind
@@ -10,12 +10,12 @@ DEFAULT_TASK = "Given a web search query, retrieve relevant passages that answer
 
 
 def query_prompt(kind: PromptKind, task: str, query: str) -> str:
-    """The text to embed for one query. An empty task leaves an instruct query bare; prefix models have no task."""
+    """The text to embed for a query. An empty task leaves an instruct query bare; prefix models ignore the task."""
     if kind == "prefix":
         return f"query: {query}"
     return f"Instruct: {task}\nQuery: {query}" if task else query
 
 
 def document_prompt(kind: PromptKind, document: str) -> str:
-    """The text to embed for one document: never with an instruction."""
+    """The text to embed for a document, which never has an instruction."""
     return f"passage: {document}" if kind == "prefix" else document

@@ -1,43 +1,48 @@
-"""Text → token ids, framed by the model's first and last special token exactly once.
+"""Text → token ids, with the model's first and last special token around each text exactly once.
 
-The body is encoded without special tokens and the frame is put around it here. So neither a tokenizer file's
-post-processor nor a release of transformers decides whether `</s>` is there: e5-mistral's tokenizer_config.json asks
-for it, its tokenizer.json does not add it, and transformers ≥ 5 dropped it silently (nDCG@10 of one retrieval task
-.374 → .065).
+This module encodes texts without special tokens and adds them itself. So the result depends neither on the tokenizer
+file's post-processor nor on the transformers release. e5-mistral shows why: its tokenizer_config.json asks for `</s>`,
+its tokenizer.json does not add it, and transformers ≥ 5 dropped it silently (nDCG@10 of one retrieval task fell from
+.374 to .065).
 
-What looks like a special token in a decoder's text (`</s>`) is encoded as characters, as Mistral's SentencePiece does
-it, and cannot forge one. In an encoder's text it is that token, as in the code of the model cards: with XLM-R's Unigram
-file it would be in any case, because `<pad>` is a piece like any other there.
+A decoder encodes special tokens in a text (`</s>`) as characters, as Mistral's SentencePiece does, so a text cannot
+forge one. An encoder reads them as tokens, as the model cards' code does. XLM-R's Unigram file leaves no choice:
+`<pad>` is an ordinary piece there.
 
-Only `tokenizer.json` is read; no code of transformers takes part.
+Only `tokenizer.json` is read, without transformers.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer as TokenizerFile
 
 from e5.errors import WeightsError
 
+TokenIds = NDArray[np.int32]
+"""The token ids of one text: int32 [T]."""
+
 CHUNK_TEXTS, CHUNK_CHARACTERS = 1024, 1_000_000
-"""Per call of the tokenizer: bounds the memory of its Encoding objects, some 100 bytes a token, on a long work list."""
+"""Limits of one tokenizer call. They bound the memory of its Encoding objects, about 100 bytes a token."""
 
 PARALLEL_CHARACTERS = 10_000
-"""Below, one thread does it in a few milliseconds. Batch calls wake the tokenizer's threads, which then look for more
-work and yield 20 times a request: on a CPU they took 3 % of the time that the model has."""
+"""Shorter calls use one thread, which takes a few milliseconds. Batch calls wake the tokenizer's thread pool, whose
+threads then look for more work and yield 20 times a request: on a CPU that cost the model 3 % of its time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
-    """Token ids of some texts, one list a text, and how many of the texts were cut to the model's limit."""
+    """Token ids of N texts, and how many of the texts were truncated."""
 
-    ids: list[list[int]]
+    ids: list[TokenIds]
     truncated: int
 
     @property
     def total(self) -> int:
-        """Tokens of all texts together, special tokens included."""
+        """Tokens of all texts, special tokens included."""
         return sum(map(len, self.ids))
 
     def __len__(self) -> int:
@@ -48,32 +53,34 @@ class Tokenizer:
     """One model's tokenizer. Thread-safe: encoding changes no state."""
 
     def __init__(self, path: Path, special_tokens: tuple[str, str], max_tokens: int, *, literal: bool) -> None:
-        """Read `tokenizer.json`. `special_tokens`: the special tokens around a text, which `max_tokens` counts.
+        """Read a `tokenizer.json`.
 
-        `literal`: what looks like a special token inside of a text is characters.
-        Raises WeightsError for a file that does not fit.
+        `special_tokens`: the first and last token of every text; `max_tokens` includes them. `literal`: encode
+        special tokens that a text spells out as characters.
+        Raises WeightsError for a broken file, or one without these special tokens.
         """
         try:
             self._file = TokenizerFile.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception for every kind of broken file
-            raise WeightsError(f"{path} is not a tokenizer that can be read ({error}): fetch it again") from error
+            raise WeightsError(f"{path} is not a readable tokenizer ({error}): download it again") from error
         self._file.no_truncation()
         self._file.no_padding()
         self._file.encode_special_tokens = literal
         self.max_tokens = max_tokens
-        self.first_id, self.last_id = (self._special(path, token) for token in special_tokens)
+        self.first_id, self.last_id = (self._special_id(path, token) for token in special_tokens)
 
     def encode(self, texts: Iterable[str]) -> Tokens:
-        """Frame and, where needed, truncate each text; the last special token always stays."""
+        """Tokenize texts, truncated to `max_tokens`. Truncation keeps the last special token."""
         room = self.max_tokens - 2
-        ids: list[list[int]] = []
+        ids: list[TokenIds] = []
         truncated = 0
-        for body in self._bodies(texts):
+        for body in self._encode_bodies(texts):
             truncated += len(body) > room
-            ids.append([self.first_id, *body[:room], self.last_id])
+            ids.append(np.array([self.first_id, *body[:room], self.last_id], dtype=np.int32))
         return Tokens(ids, truncated)
 
-    def _bodies(self, texts: Iterable[str]) -> Iterator[list[int]]:
+    def _encode_bodies(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """Ids of each text without special tokens."""
         for chunk in _chunks(texts):
             if sum(map(len, chunk)) < PARALLEL_CHARACTERS:
                 for text in chunk:
@@ -82,15 +89,15 @@ class Tokenizer:
                 for encoding in self._file.encode_batch_fast(chunk, add_special_tokens=False):
                     yield encoding.ids
 
-    def _special(self, path: Path, token: str) -> int:
-        found: int | None = self._file.token_to_id(token)
-        if found is None:
+    def _special_id(self, path: Path, token: str) -> int:
+        token_id: int | None = self._file.token_to_id(token)
+        if token_id is None:
             raise WeightsError(f"{path} has no token {token}: it is not the tokenizer of this model")
-        return found
+        return token_id
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of at most CHUNK_TEXTS texts, each closed by the text that takes it past CHUNK_CHARACTERS."""
+    """Lists of at most CHUNK_TEXTS texts. The text that takes a chunk past CHUNK_CHARACTERS is its last."""
     chunk: list[str] = []
     characters = 0
     for text in texts:

@@ -1,4 +1,4 @@
-"""What the engine gives and the answer is made of: float32 arrays, in which NaN and infinity are errors."""
+"""The embedding array type, and the check that it holds no NaN or infinity."""
 
 from collections.abc import Sequence
 
@@ -9,18 +9,18 @@ Vectors = NDArray[np.float32]
 
 
 def check_finite(vectors: Vectors, indices: Sequence[int] | None = None, count: int | None = None) -> None:
-    """Raises FloatingPointError that names the first text with NaN or infinity.
+    """Raise FloatingPointError for NaN or infinity; the message names the first such text.
 
-    `indices` are the rows' places among the `count` texts of a request; None: the rows are all of them, in order.
+    `indices`: which texts of a request of `count` texts the rows belong to. By default the rows are the whole request.
     """
     broken = ~np.isfinite(vectors).all(axis=-1)
     if broken.any():
-        places = np.arange(len(vectors)) if indices is None else np.array(indices)
-        raise not_finite(int(min(places[broken])), count or len(vectors))
+        text_indices = np.arange(len(vectors)) if indices is None else np.array(indices)
+        raise not_finite(int(min(text_indices[broken])), count or len(vectors))
 
 
 def not_finite(index: int, count: int) -> FloatingPointError:
-    """The error for a text with NaN or infinity: the text at `index` of the `count` of a request."""
+    """The error for NaN or infinity in the text at `index` of a request of `count` texts."""
     return FloatingPointError(
         f"the model gave NaN or infinity for text {index + 1} of {count}: its dtype is too narrow for this text "
         "(E5_DTYPE=bfloat16 or float32 have the range), or its weights are broken"

@@ -1,10 +1,7 @@
-"""The OpenAPI schema of this model, identical to the one that Cog's build puts into the image.
+"""This model's OpenAPI schema, identical to the one that Cog's build writes into the image.
 
-The web form is drawn from it and the server validates requests with it; a server that is started by hand needs it in
-`.cog/openapi_schema.json`.
-
-    python scripts/schema.py            prints the schema
-    python scripts/schema.py --write    writes it to .cog/openapi_schema.json
+Web forms are generated from it, and Cog's server validates requests with it. A server started without Cog's build reads
+it from `.cog/openapi_schema.json`.
 """
 
 import argparse
@@ -23,7 +20,7 @@ SCHEMA = ROOT / ".cog" / "openapi_schema.json"
 
 
 def openapi(signature: Signature, version: str | None = None) -> Json:
-    """The whole schema. `version` is Cog's, which signs the schema with it: the installed one unless given."""
+    """The whole schema. `version`: Cog's version, which is part of it; by default the installed one."""
     inputs: Json = {"properties": signature.inputs, "title": "Input", "type": "object"}
     if signature.required:
         inputs["required"] = list(signature.required)
@@ -33,7 +30,7 @@ def openapi(signature: Signature, version: str | None = None) -> Json:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file (UTF-8) so that a reader sees the old content or the new, never a part."""
+    """Write a UTF-8 file atomically: readers see the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -41,7 +38,7 @@ def write_atomically(path: Path, text: str) -> None:
             file.write(text)
         umask = os.umask(0)
         os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)  # mkstemp gives 0600, whatever the user's umask says
+        Path(name).chmod(0o666 & ~umask)  # mkstemp ignores the umask and gives 0600
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -49,7 +46,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _fixed_schemas() -> Json:
-    """The components that are the same for every model."""
+    """The components that every model has."""
     request = {"id": _field("Id"), "input": _ref("Input")}
     times = {name: _field(title) | {"format": "date-time"} for name, title in _TIMES.items()}
     texts = {name: _field(name.capitalize()) for name in ("error", "id", "logs", "status", "version")}
@@ -78,7 +75,7 @@ _TIMES = {"created_at": "Created At", "started_at": "Started At", "completed_at"
 
 
 def _paths() -> Json:
-    """The endpoints, the same for every model."""
+    """The endpoints, which every model has."""
     run = _operation("Predict", "predict_predictions_post", _ref("PredictionResponse"), can_be_invalid=True)
     run["description"] = "Run a single prediction on the model"
     run["requestBody"] = {"content": {"application/json": {"schema": _ref("PredictionRequest")}}}

@@ -1,12 +1,4 @@
-"""One prediction without Docker: the flags of `cog predict`, run by predict.py's Predictor in this process.
-
-    python scripts/cog_predict.py -i query="how tall is it?" -i document="It is 300 m high."
-    python scripts/cog_predict.py -i documents=one -i documents=two -i normalize=true -o vectors.json
-    python scripts/cog_predict.py --json @request.json
-
-The output goes to stdout as one line of JSON, everything else to stderr. Status 2 with one line on stderr: the request
-or a setting is wrong, which is found before the model is loaded. Status 1: the model cannot be loaded or run.
-"""
+"""scripts/cog_predict.py: the flags of `cog predict`, with predict.py's Predictor in this process."""
 
 import argparse
 import asyncio
@@ -19,6 +11,7 @@ from pathlib import Path
 
 import predict
 from e5.errors import InputError, ModelError, SettingsError, WeightsError
+from e5.serving.request import EmbedRequest
 from e5.settings import Settings
 from e5_cog import static_schema
 from e5_cog.openapi import write_atomically
@@ -32,9 +25,8 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     try:
         inputs = read_inputs(arguments.input, arguments.json, static_schema.read(ROOT / "predict.py"))
-        limits = Settings.from_environment().limits
-        predict.gather_texts(limits, *(inputs[name] for name in ("query", "document", "queries", "documents", "task")))
-        check_target(arguments.output)
+        EmbedRequest.from_inputs(Settings.from_environment().limits, **inputs)
+        check_writable(arguments.output)
         with contextlib.redirect_stdout(sys.stderr):
             text = asyncio.run(answer(inputs))
     except (InputError, SettingsError) as error:
@@ -47,7 +39,7 @@ def main(argv: list[str]) -> int:
 
 
 async def answer(inputs: Json) -> str:
-    """Set the predictor up, predict, and return the output as JSON."""
+    """Run setup() and predict(); return the output as JSON."""
     predictor = predict.Predictor()
     await predictor.setup()
     output = await predictor.predict(**inputs)
@@ -57,21 +49,22 @@ async def answer(inputs: Json) -> str:
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Run one prediction and print its output as JSON.")
     parser.add_argument(
-        *("-i", "--input"),
+        "-i",
+        "--input",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an input: text as it is, true or false; repeat it for each item of a list",
+        help="an input: plain text, true or false; repeat it for each item of a list",
     )
     parser.add_argument("--json", metavar="JSON|@FILE|@-", help="all inputs as one JSON object; @- reads stdin")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the output there instead of stdout")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the output to FILE instead of stdout")
     return parser
 
 
 def read_inputs(pairs: list[str], text: str | None, signature: Signature) -> Json:
-    """Every input of the signature: those given, checked against it, and the defaults. Raises InputError."""
+    """Every input of the signature: those given, checked against their types, and the defaults. Raises InputError."""
     if pairs and text is not None:
-        raise InputError("-i and --json exclude each other: pass all inputs in one way")
+        raise InputError("-i and --json exclude each other: use one of them for all inputs")
     given = from_pairs(pairs, signature) if text is None else from_json(text)
     for name, value in given.items():
         check_value(name, value, signature)
@@ -82,7 +75,7 @@ def read_inputs(pairs: list[str], text: str | None, signature: Signature) -> Jso
 
 
 def from_pairs(pairs: list[str], signature: Signature) -> Json:
-    """name=value texts → inputs. Raises InputError."""
+    """NAME=VALUE strings → inputs. Raises InputError."""
     given: Json = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -99,54 +92,54 @@ def from_pairs(pairs: list[str], signature: Signature) -> Json:
 
 
 def from_json(text: str) -> Json:
-    """The object in a JSON text, in @FILE, or in @- (stdin). Raises InputError."""
+    """The inputs in a JSON string, in @FILE, or in @- (stdin). Raises InputError."""
     try:
         if text.startswith("@"):
             text = (sys.stdin.buffer.read() if text == "@-" else Path(text[1:]).read_bytes()).decode("utf-8")
         given = json.loads(text)
     except OSError as error:
-        raise InputError(f"--json {text}: {error.strerror}: name a file that can be read") from None
+        raise InputError(f"--json {text}: {error.strerror}: name a readable file") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"--json does not hold JSON in UTF-8: {error}") from None
+        raise InputError(f"--json is not JSON in UTF-8: {error}") from None
     if not isinstance(given, dict):
-        raise InputError('--json does not hold an object: pass {"name": value, …}')
+        raise InputError('--json is not an object: pass {"name": value, …}')
     return given
 
 
 def known_input(name: str, signature: Signature) -> Json:
-    """An input's entry in the schema, with that of its choices. Raises InputError for a name that is none."""
+    """An input's schema, with its choices. Raises InputError for an unknown name."""
     if name not in signature.inputs:
         raise InputError(f"there is no input `{name}`: the inputs are {', '.join(signature.inputs)}")
     return {**signature.inputs[name], **signature.enums.get(name, {})}
 
 
 def check_value(name: str, value: object, signature: Signature) -> None:
-    """Raise InputError unless the value is what the schema says. What a text may hold is e5.inputs' business."""
+    """Raise InputError unless the value fits the schema. `EmbedRequest` checks the content of texts."""
     entry = known_input(name, signature)
     if value is None and entry.get("nullable"):
         return
     if entry["type"] == "boolean" and not isinstance(value, bool):
         raise InputError(f"`{name}` is {shown(value)}: pass true or false")
     if entry["type"] == "string" and not isinstance(value, str):
-        raise InputError(f"`{name}` is {shown(value)}: pass a text")
+        raise InputError(f"`{name}` is {shown(value)}: pass a string")
     if entry["type"] == "array" and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
-        raise InputError(f"`{name}` is {shown(value)}: pass a list of texts")
+        raise InputError(f"`{name}` is {shown(value)}: pass a list of strings")
     if "enum" in entry and value not in entry["enum"]:
         raise InputError(f"`{name}` is {shown(value)}: pass one of {', '.join(entry['enum'])}")
 
 
 def shown(value: object) -> str:
-    """A value as JSON, cut to fit a message."""
+    """A value as JSON, shortened for a message."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def check_target(path: Path | None) -> None:
-    """Raise InputError for an --output that cannot be written, before an hour's work is lost to it."""
+def check_writable(path: Path | None) -> None:
+    """Raise InputError for an --output that cannot be written, before the model is loaded."""
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         raise InputError(f"--output {path}: name a file in a folder that exists")
     if path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"--output {path}: writing there is not permitted")
+        raise InputError(f"--output {path}: no permission to write there")
 
 
 def deliver(text: str, path: Path | None) -> int:
@@ -155,7 +148,7 @@ def deliver(text: str, path: Path | None) -> int:
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        except BrokenPipeError:  # the reader, such as `head`, has exited
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return 1
     elif path.exists() and not path.is_file():

@@ -1,11 +1,6 @@
-"""The real Cog server without Docker: the same endpoints, validation and concurrency as the image has.
+"""scripts/serve.py: check settings and port, write the schema, then turn this process into Cog's server.
 
-    python scripts/serve.py                           127.0.0.1:5000
-    python scripts/serve.py --host 0.0.0.0 --port 80
-
-It checks first what the server itself would not say: a wrong setting or a port in use ends it with one line and
-status 2. Then this process becomes the server, so that signals and the exit status are the server's own. Should the
-model not load, the log has the reason and /health-check says SETUP_FAILED.
+To run that program as a child process, see `e5_cog.server`.
 """
 
 import argparse
@@ -23,11 +18,11 @@ from e5_cog.repository import ROOT
 
 
 class StartError(RuntimeError):
-    """The server cannot be started: says why and what to do."""
+    """The server cannot start. The message has the cause and the cure."""
 
 
 def main(argv: list[str]) -> None:
-    """Become the server, or print one line and exit with status 2."""
+    """Replace this process with the server, or print one line and exit with status 2."""
     parser = argparse.ArgumentParser(description="Serve the model over HTTP with Cog's own server.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=5000, help="port to listen on (default: 5000)")
@@ -44,13 +39,13 @@ def main(argv: list[str]) -> None:
 
 
 def listening_host(host: str, port: int) -> str:
-    """The host as the server wants it, which knows numbers alone. Raises StartError unless it could listen there."""
+    """The host as a numeric address, which the server needs. Raises StartError if it cannot listen there."""
     if not 0 < port < 65536:
         raise StartError(f"--port {port}: pass a port from 1 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
-            # As the server does it: connections that were closed a moment ago do not count as a port in use.
+            # Like the server: ignore connections that were closed a moment ago.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
         return f"[{address[0]}]" if family == socket.AF_INET6 else str(address[0])
@@ -59,7 +54,7 @@ def listening_host(host: str, port: int) -> str:
 
 
 def prepare(port: int, settings: Settings) -> dict[str, str]:
-    """Write the schema where the server looks for it; return the environment that Cog's build gives an image."""
+    """Write the schema file that the server reads. Returns the server's environment, like that of Cog's image."""
     if importlib.util.find_spec("cog") is None:
         raise StartError('cog is not installed: pip install "cog>=0.22,<0.24"')
     signature = static_schema.read(ROOT / "predict.py")
@@ -68,10 +63,8 @@ def prepare(port: int, settings: Settings) -> dict[str, str]:
         if not openapi.SCHEMA.is_file() or openapi.SCHEMA.read_text("utf-8") != content:
             openapi.write_atomically(openapi.SCHEMA, content)
     except OSError as error:
-        raise StartError(
-            f"cannot write {openapi.SCHEMA} ({error.strerror}): run from a folder that can be written"
-        ) from None
-    # The server runs in the repository's folder: what is relative to this one must be said in full.
+        raise StartError(f"cannot write {openapi.SCHEMA} ({error.strerror}): run from a writable folder") from None
+    # The server runs in the repository's folder, where a relative path means another folder.
     weights = {} if settings.weights is None else {"E5_WEIGHTS": str(settings.weights.resolve())}
     return {
         "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
@@ -79,6 +72,6 @@ def prepare(port: int, settings: Settings) -> dict[str, str]:
         **weights,
         "COG_MAX_CONCURRENCY": str(signature.concurrency),
         "PORT": str(port),
-        # The server starts its worker with the `python` that PATH finds first, not with its own interpreter.
+        # The server starts its worker with the first `python` on PATH, not with its own interpreter.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }

@@ -1,4 +1,7 @@
-"""The real server – scripts/serve.py – started, asked and stopped: for the demonstration and the tests."""
+"""Run scripts/serve.py as a child process: for the demo, the gateway, tests and benchmarks.
+
+What that program does is in `e5_cog.serve`.
+"""
 
 import json
 import os
@@ -19,7 +22,7 @@ from e5_cog.repository import ROOT
 
 @dataclass(frozen=True)
 class Server:
-    """A server that has finished its setup, well or badly. `health` is what /health-check said then."""
+    """A running server whose setup has succeeded or failed. `health`: its /health-check response then."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -31,9 +34,9 @@ class Server:
 def running(
     environment: Mapping[str, str] | None = None, *, timeout: float = 120, port: int | None = None
 ) -> Iterator[Server]:
-    """Start the server on a port of 127.0.0.1, by default a free one, wait until setup is over, end it with SIGTERM.
+    """Start the server on 127.0.0.1, on a free port by default; wait for its setup; stop it at the end.
 
-    Raises RuntimeError with the end of its log when it exits early or is not done after `timeout` seconds.
+    Raises RuntimeError with the end of its log if it exits, or setup takes more than `timeout` seconds.
     """
     port = free_port() if port is None else port
     url = f"http://127.0.0.1:{port}"
@@ -53,7 +56,7 @@ def running(
 
 
 def stop(process: subprocess.Popen[bytes]) -> int:
-    """End the server and return its exit status; SIGKILL when it does not react to SIGTERM for 20 seconds."""
+    """Send SIGTERM, and SIGKILL after 20 seconds. Returns the exit status."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     try:
@@ -64,7 +67,7 @@ def stop(process: subprocess.Popen[bytes]) -> int:
 
 
 def python_path() -> str:
-    """PYTHONPATH for a child process: the repository, then what the parent's says, where packages may lie."""
+    """PYTHONPATH for a child process: the repository, then the parent's PYTHONPATH."""
     return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
@@ -76,7 +79,7 @@ def free_port() -> int:
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path, timeout: float) -> dict[str, object]:
-    """Until the server's setup is over; what /health-check says then. Raises RuntimeError with the end of its log."""
+    """Wait for the server's setup. Returns its /health-check response. Raises RuntimeError with the end of its log."""
     end = time.monotonic() + timeout
     while time.monotonic() < end and process.poll() is None:
         try:

@@ -1,11 +1,11 @@
-"""One prediction without Docker: the flags of `cog predict`, run by predict.py's Predictor in this process.
+"""One prediction without Docker, with the flags of `cog predict`, by predict.py's Predictor in this process.
 
     python scripts/cog_predict.py -i query="how tall is it?" -i document="It is 300 m high."
     python scripts/cog_predict.py -i documents=one -i documents=two -i normalize=true -o vectors.json
     python scripts/cog_predict.py --json @request.json
 
-The output goes to stdout as one line of JSON, everything else to stderr. Status 2 with one line on stderr: the request
-or a setting is wrong, which is found before the model is loaded. Status 1: the model cannot be loaded or run.
+Prints the output to stdout as one line of JSON, everything else to stderr. Exit status 2: the request or a setting is
+invalid; this is checked before the model is loaded. Exit status 1: the model cannot be loaded or run.
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""`make predict`: the model cards' example and one full answer, from the real Cog server on this machine.
+"""`make predict`: the model cards' example and one complete prediction, from Cog's server on this machine.
 
     python scripts/demo.py
 
-Starts scripts/serve.py on a free port of 127.0.0.1, sends two requests, prints what comes back, and ends the server.
-The model is that of the E5_* settings, by default the embedded one (no GPU, no download) in float32, in which every
-machine prints the same numbers.
+Starts scripts/serve.py on a free port of 127.0.0.1, sends two requests, prints the answers and stops the server. The
+E5_* settings choose the model, by default the embedded one (no GPU, no download) in float32, so that every machine
+prints the same numbers.
 """
 
 import json
@@ -26,7 +26,7 @@ DOCUMENTS = [
     "Definition of summit for English Language Learners. : 1  the highest point of a mountain : the top of a mountain. "
     ": 2  the highest level. : 3  a meeting or series of meetings between the leaders of two or more governments.",
 ]
-ONE = {
+PAIR = {
     "query": "What is the recommended sugar intake for women",
     "document": "As a general guideline, the CDC’s average recommended sugar intake for women ages 19 to 70 is "
     "20 grams per day.",
@@ -34,7 +34,7 @@ ONE = {
 
 
 def main() -> int:
-    """Print the demonstration; return the exit status."""
+    """Print the demo; return the exit status."""
     try:
         model = Settings.from_environment().model
     except SettingsError as error:
@@ -44,13 +44,13 @@ def main() -> int:
         if server.health["status"] != "READY":
             print(f"demo.py: the model did not load:\n{server.log.read_text('utf-8')[-2000:]}", file=sys.stderr)
             return 1
-        many = predict(server.url, queries=QUERIES, documents=DOCUMENTS)
-        one = predict(server.url, **ONE)
+        matrix = predict(server.url, queries=QUERIES, documents=DOCUMENTS)
+        pair = predict(server.url, **PAIR)
     print(f"{model}: 100 × cosine of two queries with two documents\n")
-    for query, row in zip(QUERIES, many["output"]["scores"], strict=True):
+    for query, row in zip(QUERIES, matrix["output"]["scores"], strict=True):
         print(f"  {query:40}" + "".join(f"{score:8.2f}" for score in row))
-    print("\nOne query, one document: the answer of POST /predictions\n")
-    print(json.dumps(shortened(one), indent=2, ensure_ascii=False))
+    print("\nOne query, one document: the response of POST /predictions\n")
+    print(json.dumps(shortened(pair), indent=2, ensure_ascii=False))
     return 0
 
 
@@ -64,7 +64,7 @@ def predict(url: str, **inputs: object) -> dict[str, Any]:
 
 
 def shortened(answer: dict[str, Any]) -> dict[str, Any]:
-    """The answer with each vector as one line of text: its first numbers and its size."""
+    """The answer with each vector shortened to its first numbers and its size."""
     vectors = [
         f"[{', '.join(f'{number:.4f}' for number in vector[:4])}, … {len(vector)} numbers]"
         for vector in answer["output"]["embeddings"]

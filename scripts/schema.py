@@ -1,7 +1,6 @@
-"""The OpenAPI schema of this model, identical to the one that Cog's build puts into the image.
+"""This model's OpenAPI schema, identical to the one that Cog's build writes into the image.
 
-The web form is drawn from it and the server validates requests with it; a server that is started by hand needs it in
-`.cog/openapi_schema.json`.
+Web forms are generated from it, and Cog's server validates requests with it. scripts/serve.py writes it by itself.
 
     python scripts/schema.py            prints the schema
     python scripts/schema.py --write    writes it to .cog/openapi_schema.json

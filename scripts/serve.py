@@ -1,11 +1,11 @@
-"""The real Cog server without Docker: the same endpoints, validation and concurrency as the image has.
+"""Cog's server without Docker, with the endpoints, validation and concurrency of the image.
 
     python scripts/serve.py                           127.0.0.1:5000
     python scripts/serve.py --host 0.0.0.0 --port 80
 
-It checks first what the server itself would not say: a wrong setting or a port in use ends it with one line and
-status 2. Then this process becomes the server, so that signals and the exit status are the server's own. Should the
-model not load, the log has the reason and /health-check says SETUP_FAILED.
+A wrong setting or a port in use ends the program with one line and status 2. Then the process becomes the server, so
+signals reach the server and its exit status is the program's. If the model fails to load, the log has the reason and
+/health-check reports SETUP_FAILED.
 """
 
 import sys

@@ -25,7 +25,7 @@ class Predictor(predict.Predictor):
     async def setup(self) -> None:
         """As predict.py's, and then the device becomes faulty."""
         await super().setup()
-        embedder = self.embedder
+        embedder = self.service.embedder
         forward = embedder.forward
 
         def faulty(ids: Any) -> torch.Tensor:

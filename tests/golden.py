@@ -1,8 +1,8 @@
-"""What the embedded model gives for ten fixed texts, as reference code computes it: `python -m tests.golden` writes it.
+"""The embedded model's golden file: ten fixed texts, computed by reference code. `python -m tests.golden` writes it.
 
-No code of the package has a part in it: the prompts are spelled out, token ids come from Mistral's SentencePiece model,
-the model is transformers' with peft's adapter beside it (`tests/reference.py`), cosines are numpy's. Write it again
-whenever weights/e5-mistral-tiny changes: the file names the weights that it belongs to.
+It uses no code of the package: prompts are spelled out, token ids come from Mistral's SentencePiece model, the network
+is transformers' with peft's adapter (`tests/reference.py`), cosines are numpy's. Write it again when
+weights/e5-mistral-tiny changes; the file names its weights.
 """
 
 import hashlib

@@ -11,8 +11,9 @@ from itertools import groupby
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from e5.tokens import TokenIds
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,7 @@ def bucket_size(count: int) -> int:
     return -(-count // step) * step
 
 
-def pack(
-    ids: Sequence[Sequence[int] | NDArray[np.int32]], padding_id: int | None = None, bucketed: bool = False
-) -> PackedBatch:
+def pack(ids: Sequence[TokenIds], padding_id: int | None = None, bucketed: bool = False) -> PackedBatch:
     """One row from the ids of some texts, in the order given; with `bucketed` filled up to a size of `bucket_size`.
 
     Positions count each text's tokens from 0. With XLM-R's `padding_id` they count from padding_id + 1, and a padding
@@ -101,7 +100,7 @@ def pack(
     ends = np.cumsum(lengths)
     starts = ends - lengths
     tokens = int(ends[-1])
-    input_ids = np.concatenate([np.asarray(text, dtype=np.int64) for text in ids])
+    input_ids = np.concatenate(ids, dtype=np.int64)
     position_ids = np.arange(tokens) - np.repeat(starts, lengths)
     if padding_id is not None:
         counts = input_ids != padding_id

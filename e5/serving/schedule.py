@@ -1,10 +1,10 @@
-"""Who comes first: which texts of the waiting requests make the next batch. Plain data, without threads or a device.
+"""Scheduling: which texts of the waiting requests make up the next batch. Plain data, without threads or a device.
 
-1. Half of the budget goes to the requests in the order of their coming: so none waits more than twice as long as if
-   that were the only rule. Where a text is longer than that half, it is saved up for over several batches.
-2. The other half goes to the requests with the fewest tokens left to do: so a short one does not wait for a long one.
+1. Half of the token budget serves requests in order of arrival, so none takes more than twice as long as it would
+   first come, first served. A text longer than that half accumulates its share over several batches.
+2. The other half serves the requests with the fewest tokens left, so short requests don't wait for long ones.
 
-A text that several requests have is computed once.
+A text that several requests contain is computed once.
 """
 
 from collections import deque
@@ -12,54 +12,74 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from e5.tokens import TokenIds
+
 R = TypeVar("R")
 
 
 @dataclass(eq=False)
 class Text(Generic[R]):
-    """Token ids in flight (the bytes of int32), and the rows of each request that they are for."""
+    """A text that waits or is being computed. `rows`: for each request, the rows of its result that it fills."""
 
-    ids: bytes
+    ids: TokenIds
+    key: bytes
     rows: dict[R, list[int]] = field(default_factory=dict)
     taken: bool = False
 
     def __len__(self) -> int:
         """Its tokens."""
-        return len(self.ids) // 4
+        return len(self.ids)
 
 
 @dataclass(eq=False)
 class _Work(Generic[R]):
-    """What is left of a request: texts that are not taken yet, the longest first, and their tokens."""
+    """A request's texts. `waiting`: those that no batch has taken, longest first; `tokens`: their sum."""
 
     texts: list[Text[R]]
     waiting: deque[Text[R]]
     tokens: int
 
     def next(self) -> Text[R] | None:
-        while self.waiting and self.waiting[0].taken:  # on behalf of another request
+        while self.waiting and self.waiting[0].taken:  # another request's turn took it
             self.waiting.popleft()
         return self.waiting[0] if self.waiting else None
 
 
+class _Batch(Generic[R]):
+    """Texts of the next batch, at most `budget` tokens. A longer text becomes a batch of its own."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.texts: list[Text[R]] = []
+        self.tokens = 0
+
+    def fits(self, text: Text[R]) -> bool:
+        return not self.texts or self.tokens + len(text) <= self.budget
+
+    def add(self, text: Text[R]) -> None:
+        self.texts.append(text)
+        self.tokens += len(text)
+
+
 class Schedule(Generic[R]):
-    """The requests R that wait, from `enter` to `leave`. Not thread-safe."""
+    """The waiting requests R, from `enter` to `leave`. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._texts: dict[bytes, Text[R]] = {}  # all in flight: those that wait, and those with the device
-        self._work: dict[R, _Work[R]] = {}  # in the order of their coming
-        self._saved = 0  # tokens of rule 1 that a long text waits for
+        self._texts: dict[bytes, Text[R]] = {}  # waiting or with the device, by key
+        self._work: dict[R, _Work[R]] = {}  # in order of arrival
+        self._saved = 0  # tokens of rule 1 accumulated for a long text
 
     @property
     def requests(self) -> list[R]:
-        """All that have entered and not left."""
+        """Requests that have entered and not left."""
         return list(self._work)
 
-    def enter(self, request: R, ids: Sequence[bytes]) -> None:
-        """Wait for the texts with these ids; equal ones are one text."""
+    def enter(self, request: R, ids: Sequence[TokenIds]) -> None:
+        """Queue a request's texts. Equal token ids share one text."""
         texts = []
         for row in sorted(range(len(ids)), key=lambda row: -len(ids[row])):
-            text = self._texts.setdefault(ids[row], Text(ids[row]))
+            key = ids[row].tobytes()
+            text = self._texts.setdefault(key, Text(ids[row], key))
             if request not in text.rows:
                 texts.append(text)
             text.rows.setdefault(request, []).append(row)
@@ -67,45 +87,47 @@ class Schedule(Generic[R]):
         self._work[request] = _Work(texts, waiting, sum(map(len, waiting)))
 
     def leave(self, request: R) -> None:
-        """Forget a request that is answered or cancelled; what it alone has asked for is never taken."""
+        """Remove an answered or cancelled request. Texts that no other request has are dropped from the queue."""
         work = self._work.pop(request, None)
         for text in work.texts if work else ():
             text.rows.pop(request, None)
             if not text.rows and not text.taken:
-                del self._texts[text.ids]
+                del self._texts[text.key]
 
     def take(self, budget: int) -> list[Text[R]]:
-        """The next batch, longest text first: at most `budget` tokens, or one longer text; empty when nothing waits."""
-        batch: list[Text[R]] = []
+        """The next batch, longest text first: at most `budget` tokens, or one longer text; empty if nothing waits."""
+        batch: _Batch[R] = _Batch(budget)
         unfinished = [work for work in self._work.values() if work.next()]
-        self._saved += max(1, budget // 2)
-        taken = 0
-        for work in unfinished:
-            taken += self._fill(batch, work, budget - taken, self._saved - taken)
-            if work.next():
-                self._saved -= taken
-                break
-        else:  # nobody's text is saved up for
-            self._saved = 0
-        for work in sorted(unfinished, key=lambda work: work.tokens):
-            taken += self._fill(batch, work, budget - taken)
-        return sorted(batch, key=len, reverse=True)
+        self._take_oldest(batch, unfinished)
+        self._take_shortest(batch, unfinished)
+        return sorted(batch.texts, key=len, reverse=True)
 
     def finish(self, text: Text[R]) -> list[tuple[R, list[int]]]:
-        """Forget a taken text. Returns the requests that still want it, with the rows that it is for."""
-        del self._texts[text.ids]
+        """Forget a computed text. Returns the requests that still wait for it, with their rows."""
+        del self._texts[text.key]
         return list(text.rows.items())
 
-    def _fill(self, batch: list[Text[R]], work: _Work[R], room: int, most: int | None = None) -> int:
-        """Move texts of `work`, of at most `most` tokens, into the batch while there is room. Returns their tokens."""
-        taken = 0
+    def _take_oldest(self, batch: _Batch[R], unfinished: list[_Work[R]]) -> None:
+        """Rule 1: fill half of the budget, and what earlier batches left of it, in order of arrival."""
+        self._saved += max(1, batch.budget // 2)
+        for work in unfinished:
+            self._move(work, batch, max_tokens=self._saved)
+            if work.next():  # does not fit: it gets the rest of this half with a later batch
+                self._saved -= batch.tokens
+                return
+        self._saved = 0
+
+    def _take_shortest(self, batch: _Batch[R], unfinished: list[_Work[R]]) -> None:
+        """Rule 2: fill the rest, fewest tokens left first."""
+        for work in sorted(unfinished, key=lambda work: work.tokens):
+            self._move(work, batch, max_tokens=None)
+
+    def _move(self, work: _Work[R], batch: _Batch[R], max_tokens: int | None) -> None:
+        """Move texts into the batch until one does not fit, or the batch would exceed `max_tokens`."""
         while text := work.next():
-            fits = taken + len(text) <= room or not batch  # a text longer than the budget goes alone
-            if not fits or (most is not None and taken + len(text) > most):
-                break
+            if not batch.fits(text) or (max_tokens is not None and batch.tokens + len(text) > max_tokens):
+                return
             text.taken = True
-            batch.append(text)
-            taken += len(text)
+            batch.add(text)
             for request in text.rows:
                 self._work[request].tokens -= len(text)
-        return taken

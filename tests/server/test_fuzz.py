@@ -1,7 +1,7 @@
-"""Requests that nobody thought of: each gets its vectors or a refusal, and whoever comes next finds all well.
+"""Generated requests: each gets its vectors or an error in words, and the server stays healthy.
 
-Schemathesis makes them from the schema that the real server serves, hypothesis for the library and the queue. They are
-the same in every run, so that what fails here fails everywhere.
+Schemathesis generates requests from the schema that the real server serves, hypothesis those to the library and the
+queue. Every run generates the same ones, so a failure is reproducible.
 """
 
 import asyncio
@@ -28,20 +28,22 @@ from hypothesis.extra import numpy as arrays
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance
 
-import predict
 from e5 import DEFAULT_TASK, Embedder, InputError, normalize
 from e5.limits import Limits
 from e5.serving.batcher import Batcher, Embedded
+from e5.serving.request import EmbedRequest
+from e5.serving.service import EncodedOutput, encode
 from e5.vectors import Vectors
 from e5_cog.server import Server, running
 from loadtesting import cog_client
 from tests.reference import decoder_ids, relative_l2
+from tests.token_ids import lists
 
 FUZZ = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ONCE = settings(FUZZ, phases=[Phase.explicit, Phase.generate], report_multiple_bugs=False)
-"""The first failure is shown as it is: a search for a smaller one would wait for each one that hangs."""
+"""Report the first failure without shrinking it, which would wait for every request that hangs."""
 SECONDS = 20
-"""Longer than any answer takes on a slow machine: whoever waits so long waits for ever."""
+"""Longer than any answer takes on a slow machine: a request that takes longer hangs."""
 
 _ids = itertools.count()
 
@@ -51,10 +53,10 @@ TEXT = st.one_of(
     st.text(max_size=30),
     st.text(st.sampled_from("aé漢😀\u0303\u200b\u202e\x00\t \u3000\u2028\ud800\udfff"), max_size=6),
 )
-"""Any text, with a liking for what is none: white space alone, and lone surrogates."""
-NO_TEXT = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.binary(max_size=3), st.just(object()))
+"""Any text, often one that is rejected: only white space, or with a lone surrogate."""
+NOT_TEXT = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.binary(max_size=3), st.just(object()))
 ANYTHING: st.SearchStrategy[Any] = st.recursive(
-    st.one_of(TEXT, NO_TEXT),
+    st.one_of(TEXT, NOT_TEXT),
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
         st.lists(inner, max_size=3).map(tuple),
@@ -74,8 +76,10 @@ def is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def alone(embedder: Embedder, queries: Sequence[str], documents: Sequence[str], task: str = DEFAULT_TASK) -> Vectors:
-    """The vectors of texts that are embedded one at a time."""
+def embed_one_by_one(
+    embedder: Embedder, queries: Sequence[str], documents: Sequence[str], task: str = DEFAULT_TASK
+) -> Vectors:
+    """The vectors of texts embedded one at a time."""
     vectors = [embedder.embed_queries([text], task=task) for text in queries]
     vectors += [embedder.embed_documents([text]) for text in documents]
     return np.concatenate(vectors)
@@ -85,13 +89,13 @@ def assert_equal(got: Vectors, wanted: Vectors) -> None:
     assert got.dtype == wanted.dtype == np.float32
     assert got.shape == wanted.shape
     error = relative_l2(got, wanted) if len(got) else 0.0
-    assert error < 1e-4  # which NaN is not
+    assert error < 1e-4  # false for NaN
 
 
 @pytest.fixture(scope="module")
 def embedder() -> Iterator[Embedder]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # for texts this short more of them mostly wait for one another, and for the server's
+    torch.set_num_threads(1)  # for such short texts, more threads wait for one another and for the server's
     yield Embedder.load(dtype="float32", device="cpu")
     torch.set_num_threads(threads)
 
@@ -101,40 +105,41 @@ def embedder() -> Iterator[Embedder]:
 ENDPOINTS = {"post": "/predictions", "put": "/predictions/{prediction_id}"}
 CANCEL = "/predictions/{prediction_id}/cancel"
 CHECKS = [not_a_server_error, response_schema_conformance]
-"""Schemathesis has more checks, which ask for what Cog's server (0.23) does not promise, or does not keep:
+"""Schemathesis's other checks fail on Cog's server (0.23), or are weaker than the tests below:
 
-- status_code_conformance: its schema names 200 and 422; it also answers 400 (no JSON), 404 (nothing to cancel), 202;
-- content_type_conformance: 422 for a body that is no request object is text/plain, not the schema's JSON;
-- negative_data_rejection: it drops fields and inputs that it does not know, and a text that cannot be embedded is a
-  prediction that fails, with status 200;
-- positive_data_acceptance lets some refusals through: the test below asks for status 200.
+- status_code_conformance: the schema lists 200 and 422; the server also answers 400 (not JSON), 404 (nothing to
+  cancel) and 202;
+- content_type_conformance: 422 for a body that is not a request object is text/plain, the schema says JSON;
+- negative_data_rejection: the server drops unknown fields and inputs, and a text that cannot be embedded gives a failed
+  prediction with status 200;
+- positive_data_acceptance accepts some errors; the test below requires status 200.
 """
 REFUSAL = re.compile(r"Prediction failed: Async prediction failed: InputError: (?=.*`).+", re.DOTALL)
-"""What is wrong with a request is said by an InputError that names the input; another error is a bug."""
+"""An invalid request gives an InputError that names the input. Any other error is a bug."""
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with running({"E5_DTYPE": "float32", "E5_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}) as one:
-        assert one.health["status"] == "READY", one.health
-        yield one
+    with running({"E5_DTYPE": "float32", "E5_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}) as server:
+        assert server.health["status"] == "READY", server.health
+        yield server
 
 
 @dataclass(frozen=True)
 class Requests:
-    """Strategies by method: requests that fit the schema, and such that do not. And cancellations."""
+    """Strategies by HTTP method for requests that fit the schema and that violate it, and one for cancellations."""
 
-    fitting: dict[str, st.SearchStrategy[schemathesis.Case[Any]]]
-    unfitting: dict[str, st.SearchStrategy[schemathesis.Case[Any]]]
+    valid: dict[str, st.SearchStrategy[schemathesis.Case[Any]]]
+    invalid: dict[str, st.SearchStrategy[schemathesis.Case[Any]]]
     cancel: st.SearchStrategy[schemathesis.Case[Any]]
 
 
 @pytest.fixture(scope="module")
 def requests(server: Server) -> Requests:
     served = get(server, "/openapi.json")
-    # Should Cog ever describe more of its endpoints, such as /shutdown, nobody is to fuzz them by accident.
+    # If Cog ever lists more endpoints, such as /shutdown, the tests must not fuzz them by accident.
     assert sorted(served["paths"]) == ["/", "/health-check", "/predictions", CANCEL]
-    api = schemathesis.openapi.from_dict(as_the_server_reads_it(served), config=schemathesis.Config())
+    api = schemathesis.openapi.from_dict(stricter_schema(served), config=schemathesis.Config())
     negative = schemathesis.GenerationMode.NEGATIVE
     return Requests(
         {method: api[path][method].as_strategy() for method, path in ENDPOINTS.items()},
@@ -143,22 +148,20 @@ def requests(server: Server) -> Requests:
     )
 
 
-def as_the_server_reads_it(served: dict[str, Any]) -> dict[str, Any]:
-    """The schema so that a request which fits it is accepted, and does some work."""
+def stricter_schema(served: dict[str, Any]) -> dict[str, Any]:
+    """The served schema, changed so that the server accepts every valid request and most of them have texts."""
     schema = copy.deepcopy(served)
     inputs, request = (schema["components"]["schemas"][name] for name in ("Input", "PredictionRequest"))
     for field in inputs["properties"].values():
-        field.pop(
-            "nullable", None
-        )  # Cog's validator does not know this word and refuses null (tests/server/test_server.py)
-    # Left to itself the schema mostly gives requests without any text. What does not fit these, either, is sent, too.
+        field.pop("nullable", None)  # Cog's validator ignores this keyword and rejects null
+    # The served schema mostly generates requests without any text. Violations of these limits are tested as well.
     inputs |= {"additionalProperties": False, "minProperties": 2}
     for name in ("query", "document"):
         inputs["properties"][name]["minLength"] = 1
         inputs["properties"]["queries" if name == "query" else "documents"]["items"]["minLength"] = 1
     request |= {"additionalProperties": False, "required": ["input"]}
-    schema["paths"][ENDPOINTS["post"]]["post"]["requestBody"]["required"] = True  # 400 without
-    # An endpoint that the server has and the schema lacks.
+    schema["paths"][ENDPOINTS["post"]]["post"]["requestBody"]["required"] = True  # the server answers 400 without it
+    # The server has this endpoint, its schema does not.
     put = copy.deepcopy(schema["paths"][ENDPOINTS["post"]]["post"]) | {"operationId": "put"}
     put["parameters"] = schema["paths"][CANCEL]["post"]["parameters"]
     schema["paths"][ENDPOINTS["put"]] = {"put": put}
@@ -166,10 +169,10 @@ def as_the_server_reads_it(served: dict[str, Any]) -> dict[str, Any]:
 
 
 def send(server: Server, case: schemathesis.Case[Any], **headers: str) -> schemathesis.Response:
-    """Send it, and look at the server afterwards. Without what would reach outside of the server:
+    """Send a request, then check the server's health. Removes ids and webhooks, which act outside of the server.
 
-    The id becomes the name of a folder, also `/etc` and `../..`; and a webhook would be called. A list as the body
-    fills the request's fields in their order, of which the first is the id and the fourth the webhook.
+    The server names a folder after the id, even after `/etc` or `../..`, and calls the webhook. It reads a list as the
+    request's fields in order: the first is the id, the fourth the webhook.
     """
     name = f"fuzz-{next(_ids)}"
     if "prediction_id" in case.path_parameters and case.path != CANCEL:
@@ -182,7 +185,7 @@ def send(server: Server, case: schemathesis.Case[Any], **headers: str) -> schema
         case.body = [None if isinstance(item, str) else item for item in case.body]
     response = ask(server, case, **headers)
     assert get(server, "/health-check")["status"] == "READY"
-    assert "Traceback" not in server.log.read_text("utf-8"), "an error that nobody has caught"
+    assert "Traceback" not in server.log.read_text("utf-8"), "an uncaught error"
     return response
 
 
@@ -199,11 +202,11 @@ def ask(server: Server, case: schemathesis.Case[Any], **headers: str) -> schemat
 
 
 def assert_answers(response: schemathesis.Response, case: schemathesis.Case[Any], embedder: Embedder) -> None:
-    """Vectors and scores of the very texts of the request, or a refusal when there is something to refuse."""
+    """The output has the vectors and scores of the request's texts; an invalid request failed."""
     answer, inputs = response.json(), inputs_of(case)
     queries, documents = (
-        [inputs[one] for one in (name,) if one in inputs] + inputs.get(many, [])
-        for name, many in (("query", "queries"), ("document", "documents"))
+        ([inputs[single]] if single in inputs else []) + inputs.get(several, [])
+        for single, several in (("query", "queries"), ("document", "documents"))
     )
     if not queries + documents or not all(map(is_text, queries + documents)):
         assert answer["status"] == "failed", answer
@@ -212,7 +215,7 @@ def assert_answers(response: schemathesis.Response, case: schemathesis.Case[Any]
         return
     assert answer["status"] == "succeeded", answer
     output = answer["output"]
-    vectors = alone(embedder, queries, documents, inputs.get("task", DEFAULT_TASK))
+    vectors = embed_one_by_one(embedder, queries, documents, inputs.get("task", DEFAULT_TASK))
     assert_equal(cog_client.vectors(output), normalize(vectors) if inputs.get("normalize") else vectors)
     assert (output["embeddings"] is None) == (inputs.get("encoding_format") == "base64")
     assert (output["scores"] is None) == (not queries or not documents)
@@ -224,7 +227,7 @@ def assert_answers(response: schemathesis.Response, case: schemathesis.Case[Any]
 
 
 def inputs_of(case: schemathesis.Case[Any]) -> dict[str, Any]:
-    """What the server reads as the inputs of a request that it accepts."""
+    """The inputs that the server reads from an accepted request."""
     body: Any = json.loads(case.body) if isinstance(case.body, bytes) else case.body
     inputs: dict[str, Any] | None = body.get("input") if isinstance(body, dict) else body[1]
     return inputs or {}
@@ -233,10 +236,10 @@ def inputs_of(case: schemathesis.Case[Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("method", ENDPOINTS)
 @settings(ONCE, max_examples=40)
 @given(data=st.data())
-def test_a_request_that_fits_the_schema_gets_what_it_asks_for(
+def test_valid_request_gets_its_vectors(
     server: Server, requests: Requests, embedder: Embedder, method: str, data: st.DataObject
 ) -> None:
-    case = data.draw(requests.fitting[method])
+    case = data.draw(requests.valid[method])
     response = send(server, case)
     assert response.status_code == 200, response.text
     assert_answers(response, case, embedder)
@@ -245,24 +248,24 @@ def test_a_request_that_fits_the_schema_gets_what_it_asks_for(
 @pytest.mark.parametrize("method", ENDPOINTS)
 @settings(ONCE, max_examples=40)
 @given(data=st.data())
-def test_a_request_that_does_not_fit_the_schema_is_refused_or_read_without_what_is_unknown(
+def test_invalid_request_is_rejected_or_answered_without_its_unknown_fields(
     server: Server, requests: Requests, embedder: Embedder, method: str, data: st.DataObject
 ) -> None:
-    case = data.draw(requests.unfitting[method])
+    case = data.draw(requests.invalid[method])
     response = send(server, case)
     if response.status_code == 200:
         assert_answers(response, case, embedder)
     else:
-        assert response.status_code in (400, 415, 422)  # no JSON, no JSON's content type, not this request
+        assert response.status_code in (400, 415, 422)  # not JSON, another content type, not a prediction request
         assert response.text
 
 
 @settings(ONCE, max_examples=10)
 @given(data=st.data())
-def test_a_request_that_does_not_wait_gets_its_answer_when_it_comes_again(
+def test_asynchronous_request_gets_its_answer_when_repeated(
     server: Server, requests: Requests, embedder: Embedder, data: st.DataObject
 ) -> None:
-    case = data.draw(requests.fitting["put"])
+    case = data.draw(requests.valid["put"])
     response = send(server, case, Prefer="respond-async")
     assert response.status_code == 202
     assert response.json()["status"] == "starting"
@@ -275,7 +278,7 @@ def test_a_request_that_does_not_wait_gets_its_answer_when_it_comes_again(
 
 @settings(ONCE, max_examples=15)
 @given(data=st.data())
-def test_what_is_unknown_cannot_be_cancelled(server: Server, requests: Requests, data: st.DataObject) -> None:
+def test_cancelling_an_unknown_prediction_gives_404(server: Server, requests: Requests, data: st.DataObject) -> None:
     response = send(server, data.draw(requests.cancel))
     assert response.status_code == 404
     assert response.json() == {}
@@ -289,7 +292,7 @@ def test_what_is_unknown_cannot_be_cancelled(server: Server, requests: Requests,
     texts=st.lists(TEXT.filter(is_text), max_size=5) | st.lists(TEXT, max_size=5), task=TEXT, unit_length=st.booleans()
 )
 @example(texts=["word " * 5000, "a"], task="find", unit_length=False)
-def test_any_texts_get_the_vectors_that_each_has_alone_or_are_refused_by_name(
+def test_texts_get_the_vectors_of_single_calls_or_an_error_with_their_name(
     embedder: Embedder, texts: list[str], task: str, unit_length: bool
 ) -> None:
     for name, embed in embedders(embedder, task).items():
@@ -312,9 +315,7 @@ def embedders(embedder: Embedder, task: Any) -> dict[str, Callable[..., Vectors]
 @settings(FUZZ, max_examples=200)
 @given(texts=ANYTHING, task=ANYTHING)
 @example(texts=b"", task="")
-def test_what_is_no_list_of_texts_is_refused_and_nothing_else_is_raised(
-    embedder: Embedder, texts: Any, task: Any
-) -> None:
+def test_other_types_raise_input_error_only(embedder: Embedder, texts: Any, task: Any) -> None:
     fine = isinstance(texts, list | tuple) and all(map(is_text, texts))
     for name, embed in embedders(embedder, task).items():
         if fine and (name == "documents" or (isinstance(task, str) and is_unicode(task))):
@@ -326,7 +327,7 @@ def test_what_is_no_list_of_texts_is_refused_and_nothing_else_is_raised(
 
 @settings(FUZZ, max_examples=60)
 @given(TEXT.filter(is_text), TEXT.filter(is_unicode), st.sampled_from([1, 2, 100, 2000, 20_000]), st.booleans())
-def test_no_text_is_longer_than_the_model_reads_and_what_is_cut_is_counted(
+def test_texts_are_truncated_to_the_model_s_limit_and_counted(
     embedder: Embedder, part: str, task: str, times: int, as_query: bool
 ) -> None:
     text = part * times
@@ -334,13 +335,13 @@ def test_no_text_is_longer_than_the_model_reads_and_what_is_cut_is_counted(
     tokens = embedder.tokenize(*(([text], []) if as_query else ([], [text])), task)
     limit = embedder.tokenizer.max_tokens
     assert limit == 4096
-    assert tokens.ids == [decoder_ids(prompted, limit)]
+    assert lists(tokens.ids) == [decoder_ids(prompted, limit)]
     assert tokens.truncated == (len(decoder_ids(prompted, limit + 1)) > limit)
 
 
-# The front's own steps
+# The service's own steps
 
-LIMITS = Limits(texts=4, characters=12, request_tokens=2)  # and so 40 characters of all texts together
+LIMITS = Limits(texts=4, characters=12, request_tokens=2)  # so 40 characters in total
 
 
 @settings(FUZZ, max_examples=300)
@@ -352,14 +353,14 @@ LIMITS = Limits(texts=4, characters=12, request_tokens=2)  # and so 40 character
     task=TEXT | ANYTHING,
 )
 @example(query="a", document=None, queries=None, documents=None, task=" " * 13)
-def test_the_texts_of_a_request_are_gathered_in_order_or_refused(
+def test_texts_of_a_request_are_gathered_in_order_or_rejected(
     query: Any, document: Any, queries: Any, documents: Any, task: Any
 ) -> None:
-    ones = [one for one in (query, document) if one is not None]
-    manys = [many for many in (queries, documents) if many is not None]
-    texts = ones + [text for many in manys if isinstance(many, list | tuple) for text in many]
-    fine = (
-        all(isinstance(many, list | tuple) for many in manys)
+    singles = [text for text in (query, document) if text is not None]
+    groups = [texts for texts in (queries, documents) if texts is not None]
+    texts = singles + [text for group in groups if isinstance(group, list | tuple) for text in group]
+    valid = (
+        all(isinstance(group, list | tuple) for group in groups)
         and all(is_text(text) and len(text) <= LIMITS.characters for text in texts)
         and 1 <= len(texts) <= LIMITS.texts
         and sum(map(len, texts)) <= 20 * LIMITS.request_tokens
@@ -367,13 +368,29 @@ def test_the_texts_of_a_request_are_gathered_in_order_or_refused(
         and len(task) <= LIMITS.characters
         and is_unicode(task)
     )
-    if not fine:
+    check = partial(
+        EmbedRequest.from_inputs,
+        LIMITS,
+        task=task,
+        query=query,
+        document=document,
+        normalize=False,
+        queries=queries,
+        documents=documents,
+        encoding_format="float",
+    )
+    if not valid:
         with pytest.raises(InputError, match=r"`|E5_MAX_"):
-            predict.gather_texts(LIMITS, query, document, queries, documents, task)
+            check()
         return
-    left, right = predict.gather_texts(LIMITS, query, document, queries, documents, task)
-    assert left == [one for one in (query,) if one is not None] + list(queries or [])
-    assert right == [one for one in (document,) if one is not None] + list(documents or [])
+    request = check()
+    assert request.queries == ([] if query is None else [query]) + list(queries or [])
+    assert request.documents == ([] if document is None else [document]) + list(documents or [])
+
+
+def encoded(vectors: Vectors, queries: int, unit_length: bool, *, base64: bool) -> EncodedOutput:
+    texts = ["a"] * len(vectors)
+    return encode(vectors, EmbedRequest(texts[:queries], texts[queries:], "", unit_length, base64))
 
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -382,11 +399,11 @@ VECTORS = arrays.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 
 
 @settings(FUZZ, max_examples=100)
 @given(vectors=VECTORS, queries=st.integers(0, 5), unit_length=st.booleans())
-def test_an_answer_has_the_same_bits_in_both_formats_and_is_json(
+def test_output_has_the_same_bits_in_both_formats_and_is_json(
     vectors: Vectors, queries: int, unit_length: bool
 ) -> None:
     queries = min(queries, len(vectors))
-    answers: list[Any] = [predict.encode(vectors, queries, unit_length, name) for name in ("float", "base64")]
+    answers: list[Any] = [encoded(vectors, queries, unit_length, base64=base64) for base64 in (False, True)]
     as_float, as_base64 = answers
     wanted = normalize(vectors) if unit_length else vectors
     assert as_base64.embeddings is None and as_float.embeddings_base64 is None
@@ -409,15 +426,15 @@ def test_an_answer_has_the_same_bits_in_both_formats_and_is_json(
     place=st.integers(0),
     value=st.sampled_from([np.nan, np.inf, -np.inf]),
     unit_length=st.booleans(),
-    encoding_format=st.sampled_from(["float", "base64"]),
+    base64=st.booleans(),
 )
-def test_what_is_no_number_is_never_answered(
-    vectors: Vectors, place: int, value: float, unit_length: bool, encoding_format: str
+def test_nan_and_infinity_are_never_returned(
+    vectors: Vectors, place: int, value: float, unit_length: bool, base64: bool
 ) -> None:
     place %= vectors.size
     vectors.flat[place] = value
     with pytest.raises(FloatingPointError, match=f"text {place // vectors.shape[1] + 1} of {len(vectors)}:"):
-        predict.encode(vectors, len(vectors) // 2, unit_length, encoding_format)
+        encoded(vectors, len(vectors) // 2, unit_length, base64=base64)
 
 
 # The queue
@@ -427,7 +444,7 @@ POOL = ["a", "b", "a b", "漢字", "</s>", "how tall is the tower?", "The tower 
 
 @dataclass(frozen=True)
 class Call:
-    """A request to the queue: what it asks for, and milliseconds to its start and from there to its cancellation."""
+    """A request to the queue. It starts after `start` milliseconds, and is cancelled `cancel` milliseconds later."""
 
     queries: list[str]
     documents: list[str]
@@ -441,8 +458,8 @@ CALL = st.builds(Call, SOME, SOME, st.integers(0, 20), st.none() | st.integers(0
 
 @pytest.fixture(scope="module")
 def pool(embedder: Embedder) -> dict[str, tuple[Vectors, Vectors]]:
-    """The vectors of each text of POOL, embedded alone: as a query and as a document."""
-    return {text: (alone(embedder, [text], []), alone(embedder, [], [text])) for text in POOL}
+    """The vectors of each text of POOL, embedded one at a time: as a query and as a document."""
+    return {text: (embed_one_by_one(embedder, [text], []), embed_one_by_one(embedder, [], [text])) for text in POOL}
 
 
 @settings(ONCE, max_examples=50)
@@ -450,7 +467,7 @@ def pool(embedder: Embedder) -> dict[str, tuple[Vectors, Vectors]]:
     calls=st.lists(CALL.filter(lambda call: bool(call.queries or call.documents)), min_size=1, max_size=12),
     budget=st.sampled_from([1, 50, 300, 4096]),
 )
-def test_who_shares_batches_gets_the_vectors_of_each_text_alone_whoever_leaves(
+def test_shared_batches_and_cancellations_do_not_change_vectors(
     embedder: Embedder, pool: dict[str, tuple[Vectors, Vectors]], calls: list[Call], budget: int
 ) -> None:
     def assert_vectors(got: Embedded, queries: list[str], documents: list[str]) -> None:
@@ -459,7 +476,7 @@ def test_who_shares_batches_gets_the_vectors_of_each_text_alone_whoever_leaves(
 
     async def embed(batcher: Batcher, call: Call) -> Embedded:
         await asyncio.sleep(call.start / 1000)
-        return await batcher.embed(batcher.prepare(call.queries, call.documents, DEFAULT_TASK))
+        return await batcher.embed(embedder.tokenize(call.queries, call.documents, DEFAULT_TASK))
 
     async def main() -> None:
         with ThreadPoolExecutor(1) as thread:

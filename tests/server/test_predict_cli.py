@@ -1,4 +1,4 @@
-"""scripts/cog_predict.py: output, exit status, and no model loaded for a wrong request."""
+"""scripts/cog_predict.py: output, exit status, and invalid requests rejected before the model is loaded."""
 
 import io
 import json
@@ -28,7 +28,7 @@ def float32(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(settings: object) -> None:
-        raise AssertionError("the model was loaded for a request that is wrong")
+        raise AssertionError("the model was loaded for an invalid request")
 
     monkeypatch.setattr(e5.Embedder, "from_settings", load)
 
@@ -54,7 +54,7 @@ def output(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return answer
 
 
-def test_a_pair_as_a_process_prints_json_alone() -> None:
+def test_pair_prints_only_json() -> None:
     done = run("-i", "query=how tall is it?", "--input", "document=It is 300 m high.")
     assert done.returncode == 0
     answer = json.loads(done.stdout)
@@ -69,7 +69,7 @@ def test_a_pair_as_a_process_prints_json_alone() -> None:
     assert len(done.stdout) < 14 * expected.size  # shortest digits and ", ": float64's expansion would take 22 bytes
 
 
-def test_a_request_on_stdin_writes_a_file_and_prints_nothing(tmp_path: Path) -> None:
+def test_request_from_stdin_is_written_to_a_file(tmp_path: Path) -> None:
     target = tmp_path / "answer.json"
     done = run("--json", "@-", "-o", str(target), text='{"documents": ["é", "漢字"], "encoding_format": "base64"}')
     assert (done.returncode, done.stdout) == (0, "")
@@ -85,16 +85,16 @@ def test_a_request_on_stdin_writes_a_file_and_prints_nothing(tmp_path: Path) -> 
         (("-i", "query=a"), {"E5_WEIGHTS": str(ROOT / "e5")}, 1, str(ROOT / "e5")),
     ],
 )
-def test_an_error_as_a_process_is_one_line(
+def test_process_prints_an_error_as_one_line(
     arguments: tuple[str, ...], environment: dict[str, str], status: int, message: str
 ) -> None:
     done = run(*arguments, **environment)
     assert (done.returncode, done.stdout) == (status, "")
-    assert done.stderr.startswith(f"predict.py: {message}")
+    assert done.stderr.startswith(f"cog_predict.py: {message}")
     assert done.stderr.count("\n") == 1
 
 
-def test_lists_and_booleans_from_flags(capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_set_lists_and_booleans(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["-i", "documents=a=b", "-i", "query=1", "-i", "documents=@c", "-i", "normalize=true"]) == 0
     answer = output(capsys)
     embedder = Embedder.load(dtype="float32", device="cpu")
@@ -106,7 +106,7 @@ def test_lists_and_booleans_from_flags(capsys: pytest.CaptureFixture[str]) -> No
     assert np.shape(answer["scores"]) == (1, 2)
 
 
-def test_the_defaults_are_those_of_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
+def test_defaults_are_those_of_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["-i", "query=a"]) == 0
     short = output(capsys)
     everything = {"task": DEFAULT_TASK, "query": "a", "document": None, "normalize": False, "queries": None}
@@ -114,7 +114,7 @@ def test_the_defaults_are_those_of_the_schema(capsys: pytest.CaptureFixture[str]
     assert output(capsys) == short
 
 
-def test_a_request_from_a_file_that_starts_anew_each_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_replaces_an_existing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     request, target = tmp_path / "request.json", tmp_path / "answer.json"
     request.write_text('{"query": "a", "encoding_format": "base64"}')
     target.write_text("an older and much longer answer" * 1000)
@@ -141,23 +141,23 @@ NAMES = "the inputs are task, query, document, normalize, queries, documents, en
         (["-i", "query=a", "-i", "normalize=yes"], '`normalize` is "yes": pass true or false'),
         (["-i", "query=a", "-i", "encoding_format=hex"], '`encoding_format` is "hex": pass one of float, base64'),
         (["--json", "{}"], NO_TEXT),
-        (["--json", '{"query": 5}'], "`query` is 5: pass a text"),
-        (["--json", '{"query": "a", "task": null}'], "`task` is null: pass a text"),
-        (["--json", '{"queries": "a"}'], '`queries` is "a": pass a list of texts'),
-        (["--json", '{"queries": ["a", null]}'], '`queries` is ["a", null]: pass a list of texts'),
+        (["--json", '{"query": 5}'], "`query` is 5: pass a string"),
+        (["--json", '{"query": "a", "task": null}'], "`task` is null: pass a string"),
+        (["--json", '{"queries": "a"}'], '`queries` is "a": pass a list of strings'),
+        (["--json", '{"queries": ["a", null]}'], '`queries` is ["a", null]: pass a list of strings'),
         (["--json", '{"query": "a", "normalize": 1}'], "`normalize` is 1: pass true or false"),
-        (["--json", "[]"], '--json does not hold an object: pass {"name": value, …}'),
+        (["--json", "[]"], '--json is not an object: pass {"name": value, …}'),
         (["--json", '{"query": "\\ud800"}'], "`query` is not valid Unicode: it has the lone surrogate U+D800"),
-        (["--json", '{"query": "a"'], "--json does not hold JSON in UTF-8: "),
-        (["--json", "[" * 100_000], "--json does not hold JSON in UTF-8: "),
-        (["--json", "@no/such/file"], "--json @no/such/file: No such file or directory: name a file that can be read"),
-        (["--json", "@"], "--json @: Is a directory: name a file that can be read"),
-        (["--json", "{}", "-i", "query=a"], "-i and --json exclude each other: pass all inputs in one way"),
+        (["--json", '{"query": "a"'], "--json is not JSON in UTF-8: "),
+        (["--json", "[" * 100_000], "--json is not JSON in UTF-8: "),
+        (["--json", "@no/such/file"], "--json @no/such/file: No such file or directory: name a readable file"),
+        (["--json", "@"], "--json @: Is a directory: name a readable file"),
+        (["--json", "{}", "-i", "query=a"], "-i and --json exclude each other: use one of them for all inputs"),
         (["-i", "query=a", "-o", "no/such/folder/file"], "--output no/such/folder/file: name a file in a folder that"),
         (["-i", "query=a", "-o", "."], "--output .: name a file in a folder that exists"),
     ],
 )
-def test_a_wrong_request_is_one_line_and_status_2(
+def test_invalid_request_prints_one_line_and_exits_with_status_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(arguments) == 2
@@ -167,15 +167,13 @@ def test_a_wrong_request_is_one_line_and_status_2(
     assert printed.err.partition(": ")[2].startswith(message)
 
 
-def test_bytes_that_are_no_utf8_are_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_utf8_is_rejected(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"query": "\xff"}')))
     assert cli.main(["--json", "@-"]) == 2
-    assert "--json does not hold JSON in UTF-8" in capsys.readouterr().err
+    assert "--json is not JSON in UTF-8" in capsys.readouterr().err
 
 
-def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+def test_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     assert cli.deliver("text\n", Path(f"/dev/fd/{writer}")) == 0
     os.close(writer)
@@ -183,7 +181,7 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
         assert file.read() == "text\n"
 
 
-def test_help_names_the_flags_of_cog_predict(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_flags_of_cog_predict(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["--help"])
     assert stopped.value.code == 0

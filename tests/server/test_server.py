@@ -1,4 +1,4 @@
-"""predict.py behind the real server: what requests of every kind get, alone, together and when they go wrong."""
+"""predict.py behind Cog's real server: valid, concurrent, invalid and cancelled requests."""
 
 import itertools
 import json
@@ -26,8 +26,8 @@ Answer = dict[str, Any]
 
 QUERY, DOCUMENT = "how tall is the tower?", "The tower is 300 m high."
 MANY = [f"text number {index}" for index in range(3000)]
-# With one thread MANY is seconds of work on any machine: whatever comes after it has to wait.
-# Batches are large for the same reason: short requests come back no sooner than the batch that they meet is computed.
+# With one thread, MANY takes seconds on any machine, so later requests have to wait. Batches are large for the same
+# reason: a short request waits at least for the batch that is being computed.
 SETTINGS = {"E5_DTYPE": "float32", "E5_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
 SETTINGS |= {"E5_MAX_TEXTS": "12000", "E5_MAX_BATCH_TOKENS": "16384"}
 METRICS = ("texts", "input_tokens", "truncated", "batch_texts", "queued_ms", "tokenize_ms", "model_ms", "encode_ms")
@@ -36,15 +36,15 @@ _ids = itertools.count()
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with running(SETTINGS) as one:
-        assert one.health["status"] == "READY", one.health
-        yield one
+    with running(SETTINGS) as server:
+        assert server.health["status"] == "READY", server.health
+        yield server
 
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=120, limits=httpx.Limits(max_connections=None)) as one:
-        yield one
+    with httpx.Client(base_url=server.url, timeout=120, limits=httpx.Limits(max_connections=None)) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def embedder() -> Embedder:
 
 
 def post(client: httpx.Client, **inputs: object) -> httpx.Response:
-    # The server's own ids come from the clock, and two of one tick collide with 409: each request brings its own.
+    # Send an id: the server's own ids come from the clock, and two of the same tick collide with 409.
     return client.post("/predictions", json={"id": f"test-{next(_ids)}", "input": inputs})
 
 
@@ -77,10 +77,10 @@ def assert_good(client: httpx.Client, embedder: Embedder) -> None:
     assert_close(vectors(ask(client, query=QUERY)), embedder.embed_queries([QUERY]))
 
 
-# Good requests
+# Valid requests
 
 
-def test_a_pair_gets_its_vectors_and_a_score(client: httpx.Client, embedder: Embedder) -> None:
+def test_pair_gets_its_vectors_and_a_score(client: httpx.Client, embedder: Embedder) -> None:
     answer = ask(client, query=QUERY, document=DOCUMENT)
     left, right = embedder.embed_queries([QUERY]), embedder.embed_documents([DOCUMENT])
     assert_close(vectors(answer), np.concatenate([left, right]))
@@ -89,7 +89,7 @@ def test_a_pair_gets_its_vectors_and_a_score(client: httpx.Client, embedder: Emb
     assert answer["logs"] == ""
 
 
-def test_all_queries_come_before_all_documents_and_single_texts_first(client: httpx.Client, embedder: Embedder) -> None:
+def test_queries_precede_documents_and_single_texts_precede_lists(client: httpx.Client, embedder: Embedder) -> None:
     answer = ask(client, documents=["d1", "d2"], queries=["q1"], document="d0", query="q0")
     left, right = embedder.embed_queries(["q0", "q1"]), embedder.embed_documents(["d0", "d1", "d2"])
     assert_close(vectors(answer), np.concatenate([left, right]))
@@ -98,13 +98,13 @@ def test_all_queries_come_before_all_documents_and_single_texts_first(client: ht
 
 
 @pytest.mark.parametrize("inputs", [{"query": "a"}, {"document": "a"}, {"queries": ["a", "b"]}, {"documents": ["a"]}])
-def test_one_side_alone_has_no_scores(client: httpx.Client, inputs: dict[str, object]) -> None:
+def test_only_queries_or_only_documents_have_no_scores(client: httpx.Client, inputs: dict[str, object]) -> None:
     output = ask(client, **inputs)["output"]
     assert output["score"] is None
     assert output["scores"] is None
 
 
-def test_a_list_of_one_each_scores_as_a_pair(client: httpx.Client) -> None:
+def test_lists_of_one_text_score_like_a_pair(client: httpx.Client) -> None:
     pair = ask(client, query=QUERY, document=DOCUMENT)["output"]
     assert ask(client, queries=[QUERY], documents=[DOCUMENT])["output"] == pair
 
@@ -127,18 +127,18 @@ def test_base64_and_float_are_the_same_bits(client: httpx.Client) -> None:
     assert as_float["output"]["scores"] == as_base64["output"]["scores"]
 
 
-def test_the_default_task_is_the_web_search_task(client: httpx.Client) -> None:
+def test_default_task_is_the_web_search_task(client: httpx.Client) -> None:
     assert vectors(ask(client, query=QUERY, task=DEFAULT_TASK)).tobytes() == vectors(ask(client, query=QUERY)).tobytes()
 
 
-def test_the_task_moves_queries_and_leaves_documents(client: httpx.Client) -> None:
+def test_task_changes_queries_and_not_documents(client: httpx.Client) -> None:
     default = vectors(ask(client, query="a b", document="a b"))
     other = vectors(ask(client, query="a b", document="a b", task="Classify the sentiment"))
     assert not np.allclose(default[0], other[0], atol=1e-3)
     assert_close(default[1:], other[1:])
 
 
-def test_an_empty_task_embeds_the_query_bare_and_warns(client: httpx.Client, embedder: Embedder) -> None:
+def test_empty_task_embeds_the_query_bare_and_warns(client: httpx.Client, embedder: Embedder) -> None:
     answer = ask(client, query=QUERY, task="")
     assert_close(vectors(answer), embedder.embed_documents([QUERY]))
     assert "`task` is empty" in answer["logs"]
@@ -159,18 +159,18 @@ def test_metrics_count_and_time_the_work(client: httpx.Client, embedder: Embedde
 
 
 @pytest.mark.parametrize("text", ["nul \0 inside", "\u200b", "𝄞 é 漢字", "</s>", "@file"])
-def test_odd_texts_are_texts(client: httpx.Client, embedder: Embedder, text: str) -> None:
+def test_unusual_texts_are_embedded(client: httpx.Client, embedder: Embedder, text: str) -> None:
     assert_close(vectors(ask(client, document=text)), embedder.embed_documents([text]))
 
 
-def test_a_million_characters_are_cut_to_the_model_s_limit(client: httpx.Client) -> None:
+def test_million_characters_are_truncated_to_the_model_s_limit(client: httpx.Client) -> None:
     answer = ask(client, document="some word " * 100_000, encoding_format="base64")
     assert answer["metrics"]["truncated"] == 1
     assert answer["metrics"]["input_tokens"] == 4096
     assert "1 of 1 texts were cut to 4096 tokens" in answer["logs"]
 
 
-# Wrong requests: the prediction fails, the server stays
+# Invalid requests: the prediction fails, the server keeps running
 
 NO_TEXT = "there is no text: pass at least one of `query`, `document`, `queries`, `documents`"
 CURE = "pass the text to embed, or leave it out"
@@ -189,7 +189,7 @@ CURE = "pass the text to embed, or leave it out"
         ({"documents": [" ", "b"]}, f"`documents[0]` is only white space: {CURE}"),
     ],
 )
-def test_a_wrong_text_fails_with_its_name_cause_and_cure(
+def test_invalid_text_fails_with_its_name_cause_and_cure(
     client: httpx.Client, inputs: dict[str, object], message: str
 ) -> None:
     response = post(client, **inputs)
@@ -200,7 +200,7 @@ def test_a_wrong_text_fails_with_its_name_cause_and_cure(
     assert "output" not in answer
 
 
-def test_a_task_that_would_be_multiplied_by_its_queries_is_refused(client: httpx.Client, embedder: Embedder) -> None:
+def test_task_counts_once_for_each_query(client: httpx.Client, embedder: Embedder) -> None:
     answer = post(client, task="find " * 20_000, queries=["a"] * 5_000).json()
     assert "the texts and the task of each query have 500,005,000 characters together" in answer["error"]
     answer = post(client, task="find " * 20_000, queries=["a"] * 50).json()
@@ -218,7 +218,7 @@ def test_a_task_that_would_be_multiplied_by_its_queries_is_refused(client: httpx
         ),
         (
             {"query": "a", "documents": ["b", "c" * 1_000_001]},
-            "`documents[1]` has 1,000,001 characters, more than the 1,000,000 of E5_MAX_CHARACTERS: cut it",
+            "`documents[1]` has 1,000,001 characters, more than the 1,000,000 of E5_MAX_CHARACTERS: split it",
         ),
         (
             {"documents": ["c" * 999_999] * 21},
@@ -239,7 +239,7 @@ def test_a_task_that_would_be_multiplied_by_its_queries_is_refused(client: httpx
     ],
     ids=["texts", "characters", "all characters", "tokens", "numbers", "scores"],
 )
-def test_a_request_beyond_a_limit_is_refused_with_the_limit_and_the_value(
+def test_request_over_a_limit_fails_with_the_limit_and_the_value(
     client: httpx.Client, inputs: dict[str, object], message: str
 ) -> None:
     answer = post(client, **inputs).json()
@@ -262,7 +262,7 @@ def test_a_request_beyond_a_limit_is_refused_with_the_limit_and_the_value(
         ({"query": "a", "encoding_format": "hex"}, "encoding_format", '"hex" is not one of ["float","base64"]'),
     ],
 )
-def test_a_wrong_type_or_choice_is_refused_by_the_schema(
+def test_schema_rejects_wrong_types_and_choices(
     client: httpx.Client, inputs: dict[str, object], place: str, message: str
 ) -> None:
     response = post(client, **inputs)
@@ -281,13 +281,13 @@ def test_a_wrong_type_or_choice_is_refused_by_the_schema(
         (b'{"input": "a"}', 422, 'not of type \\"object\\"'),
     ],
 )
-def test_a_broken_body_is_refused(client: httpx.Client, body: bytes, status: int, message: str) -> None:
+def test_broken_body_is_rejected(client: httpx.Client, body: bytes, status: int, message: str) -> None:
     response = client.post("/predictions", content=body, headers={"content-type": "application/json"})
     assert response.status_code == status
     assert message in response.text
 
 
-def test_a_failure_harms_nobody_else(client: httpx.Client, embedder: Embedder) -> None:
+def test_failure_does_not_affect_other_requests(client: httpx.Client, embedder: Embedder) -> None:
     with ThreadPoolExecutor(8) as pool:
         requests = [pool.submit(post, client, query=QUERY if index % 2 else " ") for index in range(16)]
     answers = [request.result().json() for request in requests]
@@ -310,7 +310,7 @@ def test_health_and_schema(server: Server, client: httpx.Client) -> None:
     assert client.get("/").status_code == 200
 
 
-def test_many_at_once_get_their_own_vectors(client: httpx.Client, embedder: Embedder) -> None:
+def test_concurrent_requests_get_their_own_vectors(client: httpx.Client, embedder: Embedder) -> None:
     texts = [f"{'word ' * (index % 7)}number {index}" for index in range(32)]
     expected = embedder.embed_queries(texts)
     with ThreadPoolExecutor(32) as pool:
@@ -318,10 +318,10 @@ def test_many_at_once_get_their_own_vectors(client: httpx.Client, embedder: Embe
     assert_close(np.concatenate([vectors(answer) for answer in answers]), expected)
 
 
-def test_the_server_answers_health_checks_and_refuses_the_65th_while_it_computes(
+def test_busy_server_answers_health_checks_and_rejects_the_65th_prediction(
     server: Server, client: httpx.Client, embedder: Embedder
 ) -> None:
-    documents = MANY * 4  # seconds of work: all others must have come before it is done
+    documents = MANY * 4  # seconds of work: all other requests must arrive before it is done
     name = f"long-{next(_ids)}"
     body = {"id": name, "input": {"documents": documents, "encoding_format": "base64"}}
     with ThreadPoolExecutor(80) as pool:
@@ -330,7 +330,7 @@ def test_the_server_answers_health_checks_and_refuses_the_65th_while_it_computes
         while not any("Starting" in line and name in line for line in server.log.read_text().splitlines()):
             assert time.monotonic() < end, "the long request has not started"
             time.sleep(0.02)
-        time.sleep(1)  # it is tokenised beside the model, which others may use meanwhile
+        time.sleep(1)  # tokenizing runs in a thread of its own, while other requests may use the model
         asked = time.monotonic()
         assert client.get("/health-check").json()["status"] == "READY"
         waited = time.monotonic() - asked
@@ -338,13 +338,13 @@ def test_the_server_answers_health_checks_and_refuses_the_65th_while_it_computes
         statuses = [request.result().status_code for request in short]
     assert statuses.count(200) == 63
     assert statuses.count(409) == 16
-    assert waited < long.result()["metrics"]["model_ms"] / 2000  # the event loop, which answered, does not compute
+    assert waited < long.result()["metrics"]["model_ms"] / 2000  # the event loop does not compute
     assert len(long.result()["output"]["embeddings_base64"]) == len(documents)
     assert_good(client, embedder)
 
 
 @pytest.mark.parametrize("which", ["waiting", "running"])
-def test_a_cancelled_prediction_leaves_the_others_alone(client: httpx.Client, embedder: Embedder, which: str) -> None:
+def test_cancelled_prediction_does_not_affect_others(client: httpx.Client, embedder: Embedder, which: str) -> None:
     names = {"running": f"running-{next(_ids)}", "waiting": f"waiting-{next(_ids)}"}
     inputs = {"running": {"documents": MANY, "encoding_format": "base64"}, "waiting": {"query": QUERY}}
 
@@ -377,7 +377,7 @@ def serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         (("--host", "192.0.2.1"), {}, "cannot listen on 192.0.2.1:5000"),
     ],
 )
-def test_a_server_that_cannot_work_does_not_start(
+def test_server_with_wrong_settings_does_not_start(
     arguments: tuple[str, ...], environment: dict[str, str], message: str
 ) -> None:
     done = serve(*arguments, **environment)
@@ -386,19 +386,21 @@ def test_a_server_that_cannot_work_does_not_start(
     assert done.stderr.startswith(f"serve.py: {message}")
 
 
-def test_a_port_in_use_is_said_before_the_start(server: Server) -> None:
+def test_port_in_use_is_reported_before_the_start(server: Server) -> None:
     done = serve("--port", server.url.rpartition(":")[2])
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "Address already in use" in done.stderr
 
 
-def test_a_host_s_name_becomes_the_number_that_the_server_needs() -> None:
+def test_host_name_becomes_a_numeric_address() -> None:
     assert serve_script.listening_host("localhost", free_port()) in ("127.0.0.1", "[::1]")
     assert serve_script.listening_host("0.0.0.0", free_port()) == "0.0.0.0"
 
 
-def test_relative_weights_are_those_of_the_caller_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_weights_path_is_relative_to_the_caller_s_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path)
     environment = serve_script.prepare(5000, Settings(weights=Path("mine")))
@@ -406,7 +408,7 @@ def test_relative_weights_are_those_of_the_caller_s_folder(tmp_path: Path, monke
     assert environment["PATH"].split(":")[0] == str(Path(sys.executable).parent)
 
 
-def test_missing_weights_show_in_health_and_log_and_the_server_ends_when_asked(tmp_path: Path) -> None:
+def test_missing_weights_show_in_health_check_and_log(tmp_path: Path) -> None:
     with running({"E5_WEIGHTS": str(tmp_path)}) as broken:
         assert broken.health["status"] == "SETUP_FAILED"
         assert "WeightsError" in json.dumps(broken.health)

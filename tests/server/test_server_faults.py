@@ -1,4 +1,4 @@
-"""What clients of the real server see when the device fails: those concerned an error in words, all others vectors."""
+"""When the device fails, clients of the real server with the failing text get an error in words; others get vectors."""
 
 import asyncio
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ from tests.reference import relative_l2
 @pytest.fixture
 def server() -> Iterator[Server]:
     settings = {"E5_DTYPE": "float32", "E5_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with running({"COG_PREDICT_TYPE_STUB": "tests/faulty_predictor.py:Predictor", **settings}) as one:
-        yield one
+    with running({"COG_PREDICT_TYPE_STUB": "tests/faulty_predictor.py:Predictor", **settings}) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def embedder() -> Embedder:
 
 
 def ask(server: Server, *requests: Json) -> list[Reply]:
-    """All at once, behind a request that keeps the device busy, so that they share batches."""
+    """Send all requests at once while another one keeps the device busy, so that they share batches."""
 
     async def main() -> list[Reply]:
         async with Client.connect(server.url, timeout=60) as client:
@@ -51,7 +51,7 @@ def assert_vectors(reply: Reply, embedder: Embedder, *documents: str) -> None:
     assert relative_l2(vectors(reply.body["output"]), want) < 1e-4
 
 
-def test_a_failing_text_fails_its_own_prediction_and_the_server_stays(server: Server, embedder: Embedder) -> None:
+def test_failing_text_fails_only_its_own_prediction(server: Server, embedder: Embedder) -> None:
     assert server.health["status"] == "READY", server.log.read_text()[-2000:]
     good = [f"good text {index}" for index in range(12)]
     requests: list[Json] = [{"document": text} for text in good]
@@ -69,19 +69,19 @@ def test_a_failing_text_fails_its_own_prediction_and_the_server_stays(server: Se
         assert message in reply.body["error"]
         assert "output" not in reply.body
     assert health(server) == "READY"
-    # Out of memory in a shared batch: halved until it fits, and nobody notices.
+    # Out of memory in a shared batch: the batcher halves it until it fits, and every request succeeds.
     replies = ask(server, *requests[:12], {"document": "memory is short"})
     for text, reply in zip([*good, "memory is short"], replies, strict=True):
         assert_vectors(reply, embedder, text)
 
 
-def test_when_the_model_s_thread_dies_all_are_told_and_the_server_is_unhealthy(server: Server) -> None:
+def test_dead_model_thread_fails_all_predictions_and_the_health_check(server: Server) -> None:
     assert health(server) == "READY"
     replies = ask(server, *({"document": f"waits {index}"} for index in range(10)), {"document": "death"})
     message = "ModelError: the model's thread has ended (SystemExit: the device has gone): restart the server"
     assert {reply.status for reply in replies} == {"failed"}
     assert all(message in reply.body["error"] for reply in replies)
     assert health(server) == "UNHEALTHY"
-    (later,) = [httpx.post(f"{server.url}/predictions", json={"id": "later", "input": {"query": "a"}}, timeout=30)]
+    later = httpx.post(f"{server.url}/predictions", json={"id": "later", "input": {"query": "a"}}, timeout=30)
     assert later.status_code == 503 or message in later.json()["error"]
     assert "the device has gone" in server.log.read_text()

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from e5.network import attention
 from e5.network.attention import last_token_attention, packed_attention
-from e5.network.batches import pack
 from tests import flash
+from tests.token_ids import pack
 
 LENGTHS = [7, 7, 7, 5, 3, 3, 1, 1, 130]
 LONGER = [230, 230, 210, 61, 61, 16, 16]

@@ -1,4 +1,4 @@
-"""Shared batches: the real model behind a gate, so that a test decides what waits while what is computed."""
+"""Shared batches: the real model behind a gate, so that a test decides which requests wait during which batch."""
 
 import asyncio
 import subprocess
@@ -16,13 +16,14 @@ import torch
 from e5 import DEFAULT_TASK, Embedder
 from e5.errors import ModelError, OverloadError
 from e5.serving.batcher import RECOVERY, Batcher, Embedded
+from e5.tokens import TokenIds
 from tests.reference import relative_l2
 
 Scenario = Callable[[Batcher], Coroutine[Any, Any, None]]
 
 
 class Gate(Embedder):
-    """The embedded model. A forward pass waits until the gate is open; `fault` may then raise or spoil its vectors."""
+    """The embedded model. A forward pass waits until the gate is open; then `fault` may raise or change its vectors."""
 
     def __init__(self, model: Embedder) -> None:
         self.__dict__ |= vars(model)
@@ -30,8 +31,8 @@ class Gate(Embedder):
         self.batches: list[list[str]] = []
         self.fault: Callable[[list[str], torch.Tensor], None] = lambda texts, vectors: None
 
-    def forward(self, ids: Sequence[Any]) -> torch.Tensor:
-        texts = [self.tokenizer._file.decode(one.tolist()) for one in ids]
+    def forward(self, ids: Sequence[TokenIds]) -> torch.Tensor:
+        texts = [self.tokenizer._file.decode(text.tolist()) for text in ids]
         self.batches.append(texts)
         assert self.open.wait(20)
         vectors = super().forward(ids).clone()
@@ -62,7 +63,7 @@ def run(gate: Gate, scenario: Scenario, max_queued_tokens: int = 1_000_000) -> N
 
 
 def ask(batcher: Batcher, *documents: str) -> asyncio.Task[Embedded]:
-    return asyncio.create_task(batcher.embed(batcher.prepare([], documents, "")))
+    return asyncio.create_task(batcher.embed(batcher.embedder.tokenize([], documents, "")))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -80,37 +81,37 @@ async def occupied(batcher: Batcher, gate: Gate) -> asyncio.Task[Embedded]:
 
 
 def assert_vectors(got: Embedded, model: Embedder, *documents: str) -> None:
-    want = np.concatenate([model.embed_documents([document]) for document in documents])  # each alone
+    want = np.concatenate([model.embed_documents([document]) for document in documents])  # one by one
     assert relative_l2(got.vectors, want) < 1e-5
 
 
 # Shared batches
 
 
-def test_what_waits_while_a_batch_is_computed_is_computed_together(gate: Gate, model: Embedder) -> None:
+def test_requests_that_wait_during_a_batch_share_the_next_one(gate: Gate, model: Embedder) -> None:
     async def scenario(batcher: Batcher) -> None:
         first = await occupied(batcher, gate)
         rest = [ask(batcher, "one two three", "four"), ask(batcher, "five"), ask(batcher, "four")]
         await asyncio.sleep(0.05)
-        assert gate.batches == [["first"]], "the next batch gathers"
+        assert gate.batches == [["first"]], "the other requests wait for the next batch"
         gate.open.set()
         alone, *together = await asyncio.gather(first, *rest)
         assert gate.batches[1][0] == "one two three", "longest first"
         assert [sorted(batch) for batch in gate.batches[1:]] == [["five", "four", "one two three"]], "equal texts once"
-        assert [alone.batch_texts, *(one.batch_texts for one in together)] == [1, 3, 3, 3]
+        assert [alone.batch_texts, *(result.batch_texts for result in together)] == [1, 3, 3, 3]
         assert_vectors(alone, model, "first")
         for got, documents in zip(together, (("one two three", "four"), ("five",), ("four",)), strict=True):
             assert_vectors(got, model, *documents)
-        assert all(one.queued_seconds >= 0.05 for one in together)
-        assert all(one.model_seconds > 0 for one in (alone, *together))
+        assert all(result.queued_seconds >= 0.05 for result in together)
+        assert all(result.model_seconds > 0 for result in (alone, *together))
 
     run(gate, scenario)
 
 
-def test_an_idle_device_makes_nobody_wait(gate: Gate) -> None:
+def test_idle_device_starts_at_once(gate: Gate) -> None:
     async def scenario(batcher: Batcher) -> None:
         gate.open.set()
-        for _ in range(3):  # one after the other: each gets a batch of its own at once
+        for _ in range(3):  # one after another: each gets a batch of its own
             got = await ask(batcher, "alone")
             assert got.queued_seconds < 0.5
         assert gate.batches == [["alone"]] * 3
@@ -122,27 +123,27 @@ def test_queries_and_documents_keep_their_rows(gate: Gate, model: Embedder) -> N
     async def scenario(batcher: Batcher) -> None:
         gate.open.set()
         documents = ["b", "a much longer document " * 9, "b"]
-        prepared = batcher.prepare(["a long query of many words", "b"], documents, "find")
-        got = await batcher.embed(prepared)
+        tokens = model.tokenize(["a long query of many words", "b"], documents, "find")
+        got = await batcher.embed(tokens)
         want = [model.embed_queries([text], task="find") for text in ("a long query of many words", "b")]
         want += [model.embed_documents([text]) for text in documents]
         assert relative_l2(got.vectors, np.concatenate(want)) < 1e-5
-        assert prepared.truncated == 0 and prepared.longest == max(len(one) // 4 for one in prepared.ids)
+        assert tokens.truncated == 0
 
     run(gate, scenario)
 
 
-def test_a_long_request_does_not_hold_up_a_short_one(gate: Gate) -> None:
+def test_long_request_does_not_block_a_short_one(gate: Gate) -> None:
     async def scenario(batcher: Batcher) -> None:
         await occupied(batcher, gate)
-        long = ask(batcher, *(f"text {index} of the long one" for index in range(300)))
+        long = ask(batcher, *(f"text {index} of the long request" for index in range(300)))
         await asyncio.sleep(0.05)
         short = ask(batcher, "short")
         await asyncio.sleep(0.05)
         gate.open.set()
         await short
         assert not long.done()
-        assert "short" in gate.batches[1], "it comes with the next batch"
+        assert "short" in gate.batches[1], "it is in the next batch"
         await long
 
     run(gate, scenario)
@@ -151,26 +152,26 @@ def test_a_long_request_does_not_hold_up_a_short_one(gate: Gate) -> None:
 # Isolation
 
 
-def test_who_is_cancelled_leaves_at_once_and_costs_no_batch(gate: Gate, model: Embedder) -> None:
+def test_cancelled_request_leaves_the_queue_at_once(gate: Gate, model: Embedder) -> None:
     async def scenario(batcher: Batcher) -> None:
         first = await occupied(batcher, gate)
-        gone = ask(batcher, "gone", "shared")
+        cancelled = ask(batcher, "cancelled", "shared")
         stays = ask(batcher, "stays", "shared")
         await asyncio.sleep(0.05)
-        gone.cancel()
+        cancelled.cancel()
         first.cancel()  # it is being computed
-        for task in (gone, first):
+        for task in (cancelled, first):
             with pytest.raises(asyncio.CancelledError):
                 await task
         gate.open.set()
         assert_vectors(await stays, model, "stays", "shared")
         assert sorted(gate.batches[1]) == ["shared", "stays"]
-        assert_vectors(await ask(batcher, "gone"), model, "gone")
+        assert_vectors(await ask(batcher, "cancelled"), model, "cancelled")
 
     run(gate, scenario)
 
 
-def test_nan_fails_those_who_have_the_text_and_no_others(gate: Gate, model: Embedder) -> None:
+def test_nan_fails_only_the_requests_with_that_text(gate: Gate, model: Embedder) -> None:
     def spoil(texts: list[str], vectors: torch.Tensor) -> None:
         vectors[[text == "bad" for text in texts], 3] = float("nan")
 
@@ -191,7 +192,7 @@ def test_nan_fails_those_who_have_the_text_and_no_others(gate: Gate, model: Embe
     run(gate, scenario)
 
 
-def test_a_text_on_which_the_model_fails_fails_alone(gate: Gate, model: Embedder) -> None:
+def test_failing_text_fails_only_its_own_request(gate: Gate, model: Embedder) -> None:
     def fail(texts: list[str], vectors: torch.Tensor) -> None:
         if "bad" in texts:
             raise RuntimeError("a kernel that cannot")
@@ -207,7 +208,7 @@ def test_a_text_on_which_the_model_fails_fails_alone(gate: Gate, model: Embedder
             await bad
         for index, task in enumerate(fine):
             assert_vectors(await task, model, f"good {index}")
-        assert batcher.budget == gate.max_batch_tokens, "the budget is for memory alone"
+        assert batcher.budget == gate.max_batch_tokens, "only running out of memory changes the budget"
 
     run(gate, scenario)
 
@@ -227,7 +228,7 @@ def test_out_of_memory_halves_the_batch_and_the_budget_recovers(gate: Gate, mode
         assert_vectors(got, model, *texts)
         assert batcher.budget == 15, "half of the 30 tokens that failed last"
         assert [len(batch) for batch in gate.batches[:3]] == [12, 6, 3]
-        assert max(map(len, gate.batches[-2:])) <= room, "the batches after it are smaller from the start"
+        assert max(map(len, gate.batches[-2:])) <= room, "later batches are smaller from the start"
         assert not batcher.suspect
         gate.fault = lambda texts, vectors: None
         for index in range(4 * RECOVERY):
@@ -237,7 +238,7 @@ def test_out_of_memory_halves_the_batch_and_the_budget_recovers(gate: Gate, mode
     run(gate, scenario)
 
 
-def test_a_text_that_does_not_fit_even_alone_fails_and_says_so(gate: Gate, model: Embedder) -> None:
+def test_text_that_does_not_fit_even_alone_fails_with_the_reason(gate: Gate, model: Embedder) -> None:
     def run_out(texts: list[str], vectors: torch.Tensor) -> None:
         if any(len(text) > 100 for text in texts):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -257,8 +258,8 @@ def test_a_text_that_does_not_fit_even_alone_fails_and_says_so(gate: Gate, model
     run(gate, scenario)
 
 
-def test_real_memory_exhaustion_on_a_cpu_is_survived() -> None:
-    """A process whose address space is limited: attention of one 4,096-token text fits, that of a full batch not."""
+def test_batcher_survives_real_memory_exhaustion_on_a_cpu() -> None:
+    """In a process with a limited address space, the attention of one 4,096-token text fits; a full batch does not."""
     script = """
 import asyncio, resource, numpy as np
 from concurrent.futures import ThreadPoolExecutor
@@ -273,10 +274,10 @@ used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 async def main():
     with ThreadPoolExecutor(1) as thread:
         batcher = Batcher(model, thread, 10_000_000)
-        await batcher.embed(batcher.prepare([], ["warm up the thread"], ""))
+        await batcher.embed(model.tokenize([], ["warm up the thread"], ""))
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000, -1))
-        got = await batcher.embed(batcher.prepare([], texts, ""))
+        got = await batcher.embed(model.tokenize([], texts, ""))
         assert np.abs(got.vectors[:2] - want).max() < 1e-3
         assert 0 < batcher.budget < 100_000, batcher.budget
         print("budget", batcher.budget, "batch", got.batch_texts)
@@ -288,7 +289,7 @@ asyncio.run(main())
     assert done.stdout.startswith("budget")
 
 
-def test_when_the_thread_dies_all_who_wait_are_told_and_nobody_waits_after(gate: Gate) -> None:
+def test_dead_thread_fails_waiting_and_later_requests_at_once(gate: Gate) -> None:
     def die(texts: list[str], vectors: torch.Tensor) -> None:
         raise SystemExit("the driver has gone")
 
@@ -298,29 +299,29 @@ def test_when_the_thread_dies_all_who_wait_are_told_and_nobody_waits_after(gate:
         await asyncio.sleep(0.05)
         gate.fault = die
         gate.open.set()
-        told = time.perf_counter()
+        died = time.perf_counter()
         for task in (first, *waiting):
             with pytest.raises(ModelError, match=r"has ended \(SystemExit: the driver has gone\): restart the server"):
                 await task
         with pytest.raises(ModelError, match="has ended"):
             await ask(batcher, "too late")
-        assert time.perf_counter() - told < 1
+        assert time.perf_counter() - died < 1
         assert "the driver has gone" in batcher.dead
         assert len(gate.batches) == 1
 
     run(gate, scenario)
 
 
-# The queue's bound
+# The queue's limit
 
 
-def test_a_full_queue_refuses_and_takes_again_when_it_has_room(gate: Gate, model: Embedder) -> None:
+def test_full_queue_rejects_requests_until_it_has_room(gate: Gate, model: Embedder) -> None:
     async def scenario(batcher: Batcher) -> None:
         first = await occupied(batcher, gate)  # 3 tokens
         second = ask(batcher, "one two")  # 4 tokens: 7 of 8
         await asyncio.sleep(0)
         with pytest.raises(
-            OverloadError, match=r"7 tokens are waiting, and with the 3 .* the 8 of E5_MAX_QUEUED_TOKENS"
+            OverloadError, match=r"7 tokens are waiting, and the 3 .* exceed the 8 of E5_MAX_QUEUED_TOKENS"
         ):
             await ask(batcher, "three")
         second.cancel()
@@ -329,12 +330,12 @@ def test_a_full_queue_refuses_and_takes_again_when_it_has_room(gate: Gate, model
         gate.open.set()
         assert_vectors(await third, model, "three")
         await first
-        await ask(batcher, "a request larger than the whole queue is taken when nothing else waits")
+        await ask(batcher, "an empty queue accepts a request larger than its limit")
 
     run(gate, scenario, max_queued_tokens=8)
 
 
-def test_nothing_is_kept_of_what_is_done(gate: Gate) -> None:
+def test_finished_and_cancelled_requests_leave_nothing_behind(gate: Gate) -> None:
     async def scenario(batcher: Batcher) -> None:
         gate.open.set()
         tasks = [ask(batcher, "same", f"text {index % 7}") for index in range(50)]
@@ -349,10 +350,10 @@ def test_nothing_is_kept_of_what_is_done(gate: Gate) -> None:
     run(gate, scenario)
 
 
-def test_the_default_task_reaches_the_queries(gate: Gate, model: Embedder) -> None:
+def test_default_task_reaches_the_queries(gate: Gate, model: Embedder) -> None:
     async def scenario(batcher: Batcher) -> None:
         gate.open.set()
-        got = await batcher.embed(batcher.prepare(["how tall?"], [], DEFAULT_TASK))
+        got = await batcher.embed(model.tokenize(["how tall?"], [], DEFAULT_TASK))
         assert relative_l2(got.vectors, model.embed_queries(["how tall?"])) < 1e-5
 
     run(gate, scenario)

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from e5.network.batches import Run, bucket_size, pack, plan
+from e5.network.batches import Run, bucket_size, plan
+from tests.token_ids import pack
 
 
 def test_longest_first_under_the_budget() -> None:

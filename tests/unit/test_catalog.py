@@ -1,4 +1,4 @@
-"""The facts of the catalogue, checked against what the model cards and mteb say, by hand."""
+"""The catalog's facts, copied by hand from the model cards and mteb."""
 
 import re
 
@@ -8,7 +8,7 @@ from e5 import catalog
 from e5.errors import SettingsError
 
 
-def test_the_family_is_complete() -> None:
+def test_family_is_complete() -> None:
     assert catalog.names() == (
         "e5-mistral-7b-instruct",
         "e5-small",
@@ -35,7 +35,7 @@ def test_every_part_is_pinned_to_a_commit() -> None:
     assert len({repo for repo, _ in revisions}) == len(revisions), "one repository at two commits"
 
 
-def test_the_flagship_is_base_and_adapter_or_merged() -> None:
+def test_flagship_sources_are_base_with_adapter_and_merged() -> None:
     model = catalog.get("e5-mistral-7b-instruct")
     assert model.default_source == "adapter"
     base, tokenizer, adapter = model.parts("adapter")
@@ -71,7 +71,7 @@ def test_the_flagship_is_base_and_adapter_or_merged() -> None:
         ),
     ],
 )
-def test_the_encoders(name: str, revision: str, architecture: str, prompt: str, dimensions: int, license: str) -> None:
+def test_encoders(name: str, revision: str, architecture: str, prompt: str, dimensions: int, license: str) -> None:
     model = catalog.get(name)
     (part,) = model.parts("merged")
     assert (part.repo, part.revision) == (f"intfloat/{name}", revision)
@@ -79,7 +79,7 @@ def test_the_encoders(name: str, revision: str, architecture: str, prompt: str, 
     assert (model.pooling, model.max_tokens, model.license) == ("mean", 512, license)
 
 
-def test_frames_follow_the_tokenizer_not_the_module() -> None:
+def test_special_tokens_are_those_of_the_tokenizer_not_of_the_network() -> None:
     small = catalog.get("multilingual-e5-small")
     assert (small.architectures, small.special_tokens) == (("bert", "xlm-roberta"), ("<s>", "</s>"))
     assert catalog.get("multilingual-e5-large-instruct").special_tokens == ("<s>", "</s>")
@@ -87,7 +87,7 @@ def test_frames_follow_the_tokenizer_not_the_module() -> None:
     assert catalog.get("e5-small").special_tokens == ("[CLS]", "[SEP]")
 
 
-def test_unknown_names_and_sources_are_refused_with_the_right_ones() -> None:
+def test_unknown_names_and_sources_are_rejected_with_the_valid_ones() -> None:
     with pytest.raises(SettingsError, match=r"E5_MODEL=e5-huge .*e5-mistral-7b-instruct, e5-small,"):
         catalog.get("e5-huge")
     with pytest.raises(SettingsError, match=r"E5_SOURCE=adapter: e5-small has no such source; it has: merged"):

@@ -18,7 +18,6 @@ from e5 import Embedder, SettingsError, catalog
 from e5.errors import WeightsError
 from e5.network import device, fused_ops
 from e5.network import load as loading
-from e5.network.batches import pack
 from e5.network.decoder import Config, Decoder
 from e5.network.linear import FLOAT8, Float8, Rows8, quantize
 from e5.network.load import load
@@ -26,6 +25,7 @@ from e5.weights.files import LocalWeights
 from e5_cog.repository import ROOT
 from tests import checkpoints, flash
 from tests.reference import Reference, centred_cosine, relative_l2
+from tests.token_ids import pack
 
 CPU = torch.device("cpu")
 FIELDS = {

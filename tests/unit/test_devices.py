@@ -13,12 +13,12 @@ import torch
 
 from e5 import catalog
 from e5.network import pooling
-from e5.network.batches import pack
 from e5.network.load import load
 from e5.network.memory import release_memory
 from e5.network.model import SPIN_TOKENS, PendingResult
 from e5.weights.files import LocalWeights
 from tests.reference import Reference, centred_cosine, relative_l2
+from tests.token_ids import pack
 
 
 @pytest.mark.gpu

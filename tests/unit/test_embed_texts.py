@@ -1,4 +1,4 @@
-"""`Embedder.embed_texts`: texts exactly as given, against stock code and against the two prompted ways."""
+"""`Embedder.embed_texts` embeds texts exactly as given: equal to stock code and to the two prompted methods."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -47,19 +47,19 @@ def test_vectors_equal_stock_code_on_prompt_and_text_joined(
     assert relative_l2(embedder.embed_texts(TEXTS, prompt), want) < 1e-5
 
 
-def test_a_prefix_models_prompts_give_its_queries_and_documents(prefix: Embedder) -> None:
+def test_prefix_model_s_prompts_give_its_queries_and_documents(prefix: Embedder) -> None:
     np.testing.assert_array_equal(prefix.embed_texts(TEXTS, prompt="query: "), prefix.embed_queries(TEXTS))
     np.testing.assert_array_equal(prefix.embed_texts(TEXTS, prompt="passage: "), prefix.embed_documents(TEXTS))
     assert relative_l2(prefix.embed_texts(TEXTS), prefix.embed_documents(TEXTS)) > 0.01
 
 
-def test_an_instruct_models_documents_are_texts_as_given(instruct: Embedder) -> None:
+def test_instruct_model_s_documents_are_texts_as_given(instruct: Embedder) -> None:
     np.testing.assert_array_equal(instruct.embed_texts(TEXTS), instruct.embed_documents(TEXTS))
     np.testing.assert_array_equal(instruct.embed_texts(TEXTS), instruct.embed_queries(TEXTS, task=""))
 
 
 @pytest.mark.parametrize("task", [DEFAULT_TASK, "Find a rhyme"])
-def test_an_instruct_models_instruction_may_be_given_as_prompt(instruct: Embedder, task: str) -> None:
+def test_instruction_can_be_passed_as_prompt(instruct: Embedder, task: str) -> None:
     got = instruct.embed_texts(TEXTS, prompt=f"Instruct: {task}\nQuery: ")
     np.testing.assert_array_equal(got, instruct.embed_queries(TEXTS, task=task))
 
@@ -86,13 +86,13 @@ def test_normalize_gives_vectors_of_length_one(embedder: Embedder) -> None:
         (lambda e: e.embed_texts(["a", "b\ud800"]), r"`texts\[1\]` is not valid Unicode.*U\+D800"),
         (
             lambda e: e.embed_texts(["a"], prompt=None),
-            "`prompt` is null, not a text: pass the string that goes in front",
+            "`prompt` is null, not a text: pass the string to put in front",
         ),
         (lambda e: e.embed_texts(["a"], prompt=["query: "]), "`prompt` is of type list"),
         (lambda e: e.embed_texts(["a"], prompt="\udfff"), r"`prompt` is not valid Unicode.*U\+DFFF"),
     ],
 )
-def test_bad_texts_and_prompts_are_refused(
+def test_bad_texts_and_prompts_are_rejected(
     embedder: Embedder, call: Callable[[Embedder], object], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -100,7 +100,7 @@ def test_bad_texts_and_prompts_are_refused(
     assert embedder.embed_texts(["a"]).shape == (1, embedder.dimensions)
 
 
-def test_a_prompt_that_leaves_the_text_no_room_is_refused(embedder: Embedder) -> None:
+def test_prompt_that_leaves_the_text_no_room_is_rejected(embedder: Embedder) -> None:
     limit = embedder.tokenizer.max_tokens
     with pytest.raises(
         InputError,

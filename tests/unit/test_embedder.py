@@ -1,6 +1,6 @@
-"""The whole engine against the model cards' procedure, peft and sentence-transformers, on all three architectures.
+"""Embedder equals the model cards' procedure, peft and sentence-transformers, on all three architectures.
 
-`tests/reference.py` is the oracle: one text at a time, stock eager attention, no code of the package.
+The reference, `tests/reference.py`, embeds one text at a time with stock eager attention and no code of the package.
 """
 
 import random
@@ -23,9 +23,11 @@ import e5.tokens
 import e5.weights.adapter
 from e5 import DEFAULT_TASK, Embedder, InputError, SettingsError, normalize, scores
 from e5.network.decoder import Decoder
+from e5.tokens import TokenIds
 from scripts.demo import DOCUMENTS, QUERIES
 from tests import checkpoints
 from tests.reference import Reference, Vectors, centred_cosine, relative_l2, with_peft
+from tests.token_ids import arrays, lists
 
 TEXTS = [
     "a",
@@ -44,20 +46,20 @@ TEXTS = [
 
 @dataclass
 class Case:
-    """One architecture: the package's embedder and the card's procedure on the same files."""
+    """One architecture: the package's embedder and the model card's procedure on the same files."""
 
     embedder: Embedder
     reference: Reference
     query_form: Callable[[str], str]
     document_form: Callable[[str], str]
-    known: dict[str, Vectors] = field(default_factory=dict)
+    cache: dict[str, Vectors] = field(default_factory=dict)
 
-    def wanted(self, texts: list[str]) -> Vectors:
+    def expected(self, texts: list[str]) -> Vectors:
         """The reference's vectors, each computed once."""
         for text in texts:
-            if text not in self.known:
-                self.known[text] = self.reference.embed([text])[0]
-        return np.stack([self.known[text] for text in texts])
+            if text not in self.cache:
+                self.cache[text] = self.reference.embed([text])[0]
+        return np.stack([self.cache[text] for text in texts])
 
 
 def instruct(query: str) -> str:
@@ -91,11 +93,11 @@ def case(request: pytest.FixtureRequest, decoder: Case) -> Case:
 
 
 def check(case: Case) -> None:
-    """The package's vectors are the card's: 1e-5 in float32, each vector by itself."""
+    """Each vector equals the model card's within 1e-5 in float32."""
     queries = case.embedder.embed_queries(QUERIES)
-    assert relative_l2(queries, case.wanted([case.query_form(q) for q in QUERIES])) < 1e-5
+    assert relative_l2(queries, case.expected([case.query_form(q) for q in QUERIES])) < 1e-5
     documents = case.embedder.embed_documents(TEXTS)
-    assert relative_l2(documents, case.wanted([case.document_form(t) for t in TEXTS])) < 1e-5
+    assert relative_l2(documents, case.expected([case.document_form(t) for t in TEXTS])) < 1e-5
 
 
 def test_vectors_equal_the_model_cards(case: Case) -> None:
@@ -110,7 +112,7 @@ def test_any_text_equals_the_model_card(case: Case, data: st.DataObject) -> None
     assert relative_l2(got, case.reference.embed([case.document_form(text) for text in texts])) < 1e-5
 
 
-def test_a_vector_does_not_depend_on_its_batch(case: Case) -> None:
+def test_vector_does_not_depend_on_its_batch(case: Case) -> None:
     alone = {text: case.embedder.embed_documents([text])[0] for text in TEXTS}
     shuffler = random.Random(0)
     for budget in (1, 64, 4096, 100_000):
@@ -127,7 +129,7 @@ def test_queries_and_documents_in_one_call_keep_their_order(case: Case) -> None:
     assert relative_l2(together, apart) < 1e-5
 
 
-# --- mutations: each of these mistakes must be seen by `check` -------------------------------------------------------
+# --- mutations: `check` must catch each of these mistakes -------------------------------------------------------------
 
 
 def _encode(change: Callable[[list[int]], list[int]]) -> Callable[[pytest.MonkeyPatch], None]:
@@ -136,7 +138,7 @@ def _encode(change: Callable[[list[int]], list[int]]) -> Callable[[pytest.Monkey
     def mutate(patch: pytest.MonkeyPatch) -> None:
         def encode(self: e5.tokens.Tokenizer, texts: list[str]) -> e5.tokens.Tokens:
             tokens = original(self, texts)
-            return e5.tokens.Tokens([change(ids) for ids in tokens.ids], tokens.truncated)
+            return e5.tokens.Tokens(arrays(map(change, lists(tokens.ids))), tokens.truncated)
 
         patch.setattr(e5.tokens.Tokenizer, "encode", encode)
 
@@ -146,8 +148,8 @@ def _encode(change: Callable[[list[int]], list[int]]) -> Callable[[pytest.Monkey
 def _mean_on_the_decoder(patch: pytest.MonkeyPatch) -> None:
     forward = Embedder.forward
 
-    def mean(self: Embedder, ids: Sequence[Sequence[int]]) -> torch.Tensor:
-        # A token sees none after it, so the hidden state of any token is that of the last one of a shorter text.
+    def mean(self: Embedder, ids: Sequence[TokenIds]) -> torch.Tensor:
+        # Attention is causal, so any token's hidden state is that of the last token of a shorter text.
         return torch.cat(
             [forward(self, [text[: n + 1] for n in range(len(text))]).mean(0, keepdim=True) for text in ids]
         )
@@ -191,7 +193,7 @@ def _task_on_documents(patch: pytest.MonkeyPatch) -> None:
 def _no_positions(patch: pytest.MonkeyPatch) -> None:
     pack = e5.network.batches.pack
 
-    def packed(ids: Sequence[Sequence[int]], padding_id: int | None, _: bool) -> e5.network.batches.PackedBatch:
+    def packed(ids: Sequence[TokenIds], padding_id: int | None, _: bool) -> e5.network.batches.PackedBatch:
         batch = pack(ids, padding_id)  # positions run on through the row
         batch.position_ids[:] = torch.arange(len(batch.position_ids)) % 500 + (padding_id or -1) + 1
         return batch
@@ -202,7 +204,7 @@ def _no_positions(patch: pytest.MonkeyPatch) -> None:
 def _texts_see_each_other(patch: pytest.MonkeyPatch) -> None:
     pack = e5.network.batches.pack
 
-    def packed(ids: Sequence[Sequence[int]], padding_id: int | None, _: bool) -> e5.network.batches.PackedBatch:
+    def packed(ids: Sequence[TokenIds], padding_id: int | None, _: bool) -> e5.network.batches.PackedBatch:
         batch = pack(ids, padding_id)
         total = len(batch.input_ids)
         runs = (e5.network.batches.Run(0, 1, total),)
@@ -259,7 +261,7 @@ def test_sentence_transformers_gives_the_same_vectors(bert_folder: Path, xlm_rob
         assert relative_l2(embedder.embed_documents(texts), want) < 1e-5
 
 
-def test_sentence_transformers_on_the_merged_decoder_drops_eos(tmp_path: Path) -> None:
+def test_sentence_transformers_drops_eos_on_the_merged_decoder(tmp_path: Path) -> None:
     """Its tokenizer adds what the file's post-processor adds, which is no `</s>` in Mistral's; with it: equal."""
     import json
 
@@ -293,7 +295,7 @@ def tiny() -> Embedder:
     return Embedder.load(dtype="float32")
 
 
-def test_the_embedded_model_equals_the_card_with_peft_beside_it(tiny: Embedder) -> None:
+def test_embedded_model_equals_the_model_card_with_peft(tiny: Embedder) -> None:
     reference = Reference(with_peft(checkpoints.EMBEDDED), checkpoints.EMBEDDED, 4096)
     texts = TEXTS[:-1]
     want, got = reference.embed(texts), tiny.embed_documents(texts)
@@ -306,8 +308,8 @@ def test_bfloat16_stays_close_to_float32(tiny: Embedder) -> None:
     assert relative_l2(got, want) < 0.03 and centred_cosine(got, want) > 0.9995
 
 
-def test_a_vector_hardly_depends_on_its_batch_in_bfloat16() -> None:
-    """Other sizes of a matrix product round otherwise: bfloat16 keeps 8 bits of each number, 2^-9 = .002 a step."""
+def test_batch_changes_a_bfloat16_vector_by_rounding_only() -> None:
+    """Matrix products of other sizes round differently. bfloat16 has 8 significant bits: 2^-9 = .002 a step."""
     half = Embedder.load(dtype="bfloat16")
     alone = half.embed_documents(DOCUMENTS[:1])
     among = half.embed_documents([DOCUMENTS[0]] * 30 + TEXTS)[:1]
@@ -323,14 +325,14 @@ def test_normalize_and_scores_of_the_library(tiny: Embedder) -> None:
     np.testing.assert_allclose(scores(raw, raw), scores(unit, unit), atol=1e-4)
 
 
-def test_the_task_changes_a_query_and_an_empty_one_leaves_it_bare(tiny: Embedder) -> None:
+def test_task_changes_a_query_and_an_empty_task_leaves_it_bare(tiny: Embedder) -> None:
     web, other, bare = (tiny.embed_queries(QUERIES[:1], task=task) for task in (DEFAULT_TASK, "Find a rhyme", ""))
-    # The embedded model is trained to make little of instructions, but it sees them: rounding is below 1e-6.
+    # Training made the embedded model nearly ignore instructions, but it reads them: rounding is below 1e-6.
     assert relative_l2(other, web) > 0.01
     assert relative_l2(bare, tiny.embed_documents(QUERIES[:1])) < 1e-6
 
 
-def test_bad_texts_are_refused_and_the_next_call_works(tiny: Embedder) -> None:
+def test_bad_texts_are_rejected_and_the_next_call_works(tiny: Embedder) -> None:
     with pytest.raises(InputError, match=r"`queries\[1\]` is empty"):
         tiny.embed_queries(["a", ""])
     with pytest.raises(InputError, match="`documents` is of type str"):
@@ -342,7 +344,7 @@ def test_bad_texts_are_refused_and_the_next_call_works(tiny: Embedder) -> None:
 
 
 @pytest.mark.parametrize("count", [4, 5, 69])
-def test_windows_for_a_gpu_change_nothing(
+def test_windows_for_a_gpu_give_the_same_vectors(
     tiny: Embedder, count: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     texts = [f"{index} and {'more ' * (index % 7)}" for index in range(count)]
@@ -356,7 +358,7 @@ def test_windows_for_a_gpu_change_nothing(
     assert caplog.messages == [f"1 of {count} texts were cut to 4096 tokens"]
 
 
-def test_the_next_window_is_tokenised_while_one_is_computed(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_window_is_tokenized_while_one_is_computed(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(e5.embedder, "WINDOW", 32)
     monkeypatch.setattr(tiny, "device", "cuda")
     tokenized = [threading.Event() for _ in range(3)]
@@ -364,24 +366,24 @@ def test_the_next_window_is_tokenised_while_one_is_computed(tiny: Embedder, monk
     tokenize, forward = Embedder.tokenize, Embedder.forward
     computed: list[int] = []
 
-    def told(self: Embedder, *inputs: Any) -> e5.tokens.Tokens:
+    def tokenize_and_signal(self: Embedder, *inputs: Any) -> e5.tokens.Tokens:
         tokens = tokenize(self, *inputs)
         next(calls).set()
         return tokens
 
-    def waits(self: Embedder, ids: Any) -> torch.Tensor:
+    def wait_for_next_window(self: Embedder, ids: Any) -> torch.Tensor:
         window = len(computed)
         computed.append(len(ids))
-        assert tokenized[min(window + 1, 2)].wait(20), "the one after it is not begun"
+        assert tokenized[min(window + 1, 2)].wait(20), "the next window is not tokenized yet"
         return forward(self, ids)
 
-    monkeypatch.setattr(Embedder, "tokenize", told)
-    monkeypatch.setattr(Embedder, "forward", waits)
+    monkeypatch.setattr(Embedder, "tokenize", tokenize_and_signal)
+    monkeypatch.setattr(Embedder, "forward", wait_for_next_window)
     assert len(tiny.embed_documents([f"text {index}" for index in range(40)])) == 40
     assert computed == [2, 32, 6]
 
 
-def test_an_error_in_a_later_window_reaches_the_caller(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_in_a_later_window_reaches_the_caller(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(e5.embedder, "WINDOW", 32)
     monkeypatch.setattr(tiny, "device", "cuda")
     calls = iter(range(9))
@@ -397,7 +399,7 @@ def test_an_error_in_a_later_window_reaches_the_caller(tiny: Embedder, monkeypat
         tiny.embed_documents(["text"] * 99)
 
 
-def test_truncation_is_counted_and_said(tiny: Embedder, caplog: pytest.LogCaptureFixture) -> None:
+def test_truncation_is_counted_and_logged(tiny: Embedder, caplog: pytest.LogCaptureFixture) -> None:
     tokens = tiny.tokenize(["short"], ["word " * 5000], DEFAULT_TASK)
     assert tokens.truncated == 1 and len(tokens.ids[1]) == 4096
     tiny.embed_documents(["short"])
@@ -406,18 +408,18 @@ def test_truncation_is_counted_and_said(tiny: Embedder, caplog: pytest.LogCaptur
     assert caplog.messages == ["1 of 2 texts were cut to 4096 tokens"]
 
 
-def test_a_task_that_leaves_the_query_no_room_is_refused(tiny: Embedder) -> None:
+def test_task_that_leaves_the_query_no_room_is_rejected(tiny: Embedder) -> None:
     assert tiny.embed_queries(["a"], task="find " * 1900).shape == (1, 256)
     with pytest.raises(InputError, match=r"`task` takes 4096 tokens or more of the 4096 that it shares with the query"):
         tiny.embed_queries(["a"], task="find " * 100_000)
 
 
-def test_nan_is_an_error_and_never_a_vector(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_and_infinity_are_errors(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     embed = tiny.packed.embed
 
     def broken(batch: e5.network.batches.PackedBatch) -> torch.Tensor:
         vectors = embed(batch).clone()
-        vectors[batch.cu_seqlens.diff() == 4, 7] = float("inf")  # what float16 makes of too large a number
+        vectors[batch.cu_seqlens.diff() == 4, 7] = float("inf")  # float16 overflow
         return vectors
 
     monkeypatch.setattr(tiny.packed, "embed", broken)
@@ -426,7 +428,7 @@ def test_nan_is_an_error_and_never_a_vector(tiny: Embedder, monkeypatch: pytest.
     assert tiny.embed_documents(["one"]).shape == (1, 256)
 
 
-def test_arrays_of_any_layout_can_be_scored(tiny: Embedder) -> None:
+def test_scores_take_arrays_of_any_layout(tiny: Embedder) -> None:
     vectors = tiny.embed_documents(DOCUMENTS)
     read_only = np.frombuffer(vectors.tobytes(), "<f4").reshape(vectors.shape)
     want = scores(vectors, vectors)
@@ -436,7 +438,7 @@ def test_arrays_of_any_layout_can_be_scored(tiny: Embedder) -> None:
     assert want.max() <= 100
 
 
-def test_progress_is_shown_on_request_and_for_long_work(tiny: Embedder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_is_shown_on_request(tiny: Embedder, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.embed_documents(DOCUMENTS)
     assert capsys.readouterr().err == "", "no terminal, no bar"
     tiny.embed_documents(DOCUMENTS, progress=True)

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from e5 import catalog
 from e5.network import graphs
-from e5.network.batches import PackedBatch, pack
+from e5.network.batches import PackedBatch
 from e5.network.graphs import Graphs, Replay
 from e5.network.load import load
 from e5.network.model import PackedModel
 from e5.weights.files import LocalWeights
 from tests import flash
+from tests.token_ids import pack
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""What a request may contain, and what the refusal says."""
+"""Checks of input texts and their error messages."""
 
 import pytest
 
@@ -21,17 +21,17 @@ def test_texts_pass_unchanged(text: str) -> None:
         (
             "ab\ud800c",
             "`query` is not valid Unicode: it has the lone surrogate U+D800 at character 2; decode the text with the "
-            "right encoding, or replace that character",
+            "right encoding, or replace the character",
         ),
     ],
 )
-def test_refusals_name_input_cause_and_cure(text: object, message: str) -> None:
+def test_errors_name_input_cause_and_cure(text: object, message: str) -> None:
     with pytest.raises(InputError) as caught:
         check_text("query", text)
     assert str(caught.value) == message
 
 
-def test_lists_name_the_position() -> None:
+def test_errors_in_lists_name_the_index() -> None:
     assert check_texts("documents", ("a", "b")) == ["a", "b"]
     with pytest.raises(InputError, match=r"`documents\[1\]` is empty"):
         check_texts("documents", ["a", ""])
@@ -39,14 +39,14 @@ def test_lists_name_the_position() -> None:
         check_texts("queries", "one text")
 
 
-def test_the_single_text_comes_before_the_list() -> None:
+def test_single_text_comes_before_the_list() -> None:
     assert gather("query", "one", "queries", ["two", "three"]) == ["one", "two", "three"]
     assert gather("query", None, "queries", ["two"]) == ["two"]
     assert gather("query", None, "queries", None) == []
     assert gather("query", "one", "queries", []) == ["one"]
 
 
-def test_the_task_may_be_empty_but_not_null() -> None:
+def test_task_may_be_empty_but_not_null() -> None:
     assert check_task("") == ""
     with pytest.raises(InputError, match="`task` is null"):
         check_task(None)

@@ -1,4 +1,4 @@
-"""Limits: what is refused, where exactly, and that the message names the limit and the value."""
+"""Limits are exact, and their errors name the limit and the value."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_texts_are_counted() -> None:
         LIMITS.check_texts(["a"] * 4)
 
 
-def test_characters_are_counted_of_all_texts_together() -> None:
+def test_characters_of_all_texts_are_counted() -> None:
     LIMITS.check_texts(["a" * 10, "b" * 10])
     with pytest.raises(InputError, match=r"21 characters together, more than the 20 that E5_MAX_REQUEST_TOKENS=1 al"):
         LIMITS.check_texts(["a" * 10, "b" * 10, "c"])

@@ -16,7 +16,6 @@ from transformers import AutoConfig, MistralForCausalLM, MistralModel
 
 from e5 import catalog
 from e5.errors import WeightsError
-from e5.network.batches import pack
 from e5.network.encoder import max_positions, position_padding
 from e5.network.linear import Dense, Rows
 from e5.network.load import load
@@ -25,6 +24,7 @@ from e5.weights import adapter
 from e5.weights.files import LocalWeights
 from e5_cog.repository import ROOT
 from tests import checkpoints
+from tests.token_ids import pack
 
 FLAGSHIP = catalog.get("e5-mistral-7b-instruct")
 CPU = torch.device("cpu")

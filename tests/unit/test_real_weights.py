@@ -1,7 +1,7 @@
 """Vectors, scores and a published figure on a real E5: multilingual-e5-small, its weights rounded to 4 bits.
 
 The reference code, sentence-transformers and this package read the same folder, so the rounding cancels out. SICK-R
-needs data that is not in this repository and is skipped without it:
+needs data that is not in this repository, and is skipped without it:
 
     DATA=folder python -m pytest tests/unit/test_real_weights.py -k sick -s
 """
@@ -27,7 +27,7 @@ LENGTHS = [1, 2, 3, 5, 8, 16, 32, 64, 128, 700]
 """Tokens of a text, without prompt and special tokens."""
 TEXTS = [*list(ARTICLE_1.values())[::2], *("a" + " the" * (length - 1) for length in LENGTHS)]
 SHORT = [text[:40] for text in list(ARTICLE_1.values())[::3]]
-"""For bfloat16, which a CPU without instructions for it computes 20 times slower than float32."""
+"""For bfloat16, which is 20 times slower than float32 on a CPU without instructions for it."""
 PROMPTS = {"embed_queries": "query: ", "embed_documents": "passage: "}
 
 QUERIES = ["how much protein should a female eat", "南瓜的家常做法"]
@@ -42,8 +42,8 @@ DOCUMENTS = [
 SCORES = [[93.2054, 76.3608], [74.9358, 91.4403]]
 
 BFLOAT16_RELATIVE_L2, BFLOAT16_COSINE = 0.02, 0.9999
-"""Bounds against float32. An EPYC without bfloat16 instructions gives .0059 and .99998; a missing prompt,
-the least of the mistakes below, .072 and .9974."""
+"""Bounds against float32. An EPYC without bfloat16 instructions gives .0059 and .99998. The smallest of the mistakes
+below, a missing prompt, gives .072 and .9974."""
 
 
 @pytest.fixture(scope="module")
@@ -145,5 +145,5 @@ def unit(vectors: Vectors) -> Vectors:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
-def cosines(one: Vectors, other: Vectors) -> Vectors:
-    return np.asarray((unit(one) * unit(other)).sum(axis=1), np.float32)
+def cosines(left: Vectors, right: Vectors) -> Vectors:
+    return np.asarray((unit(left) * unit(right)).sum(axis=1), np.float32)

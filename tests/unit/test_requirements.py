@@ -1,4 +1,4 @@
-"""The image's requirements resolve for its Python and platform: asked of the package index, as Cog's build asks it."""
+"""The image's requirements resolve on the package index for its Python and platform, as Cog's build does it."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ from e5_cog.repository import ROOT
 UNREACHABLE = ("dns error", "failed to fetch", "error sending request", "operation timed out")
 
 
-def test_the_image_s_requirements_resolve_for_python_3_12_on_linux() -> None:
+def test_image_s_requirements_resolve_for_python_3_12_on_linux() -> None:
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
     assert uv is not None, "uv is in the dev extra"
     target = ["--python-version", "3.12", "--python-platform", "x86_64-unknown-linux-gnu"]

@@ -1,4 +1,4 @@
-"""The schema of predict.py against one written by hand, and the refusals of what Cog's parser would mangle."""
+"""predict.py's schema equals one written by hand, and code that Cog's parser would mangle is rejected."""
 
 import ast
 import json
@@ -135,7 +135,7 @@ def test_every_reference_in_the_schema_exists() -> None:
     assert {"Input", "Output", "encoding_format", "ValidationError", "HTTPValidationError"} <= references
 
 
-def test_the_task_is_the_library_s_own_and_64_predictions_may_run() -> None:
+def test_default_task_is_the_library_s_and_64_predictions_may_run() -> None:
     assert predict.TASK == DEFAULT_TASK
     assert static_schema.read(ROOT / "predict.py").concurrency == 64
 
@@ -160,7 +160,7 @@ def test_required_inputs_and_outputs(tmp_path: Path) -> None:
         ("str", 'default=NAME, description="It\'s so."', {"type": "string", "default": "n", "description": "It's so."}),
     ],
 )
-def test_what_cog_understands(tmp_path: Path, annotation: str, arguments: str, entry: dict[str, Any]) -> None:
+def test_inputs_get_cog_s_schema(tmp_path: Path, annotation: str, arguments: str, entry: dict[str, Any]) -> None:
     source = PREDICTOR.replace("class Output", 'NAME = "n"\n\nclass Output', 1)
     source = source.replace('str = Input(description="A text.", default="x")', f"{annotation} = Input({arguments})")
     assert read(tmp_path, source).inputs["text"] == {"title": "Text", "x-order": 0, **entry}
@@ -178,13 +178,13 @@ CALL = 'Input(description="A text.", default="x")'
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (CALL, "Input(default=IMPORTED)", r"predict\.py:12: default of `text`: IMPORTED is no constant"),
-        (CALL, "Input(default=COMPUTED)", "COMPUTED is no constant"),
+        (CALL, "Input(default=IMPORTED)", r"predict\.py:12: default of `text`: IMPORTED is not a constant"),
+        (CALL, "Input(default=COMPUTED)", "COMPUTED is not a constant"),
         (CALL, "Input(default=4 * 1024)", r"Cog drops '\*'"),
         (CALL, "Input(default=max(1, 2))", "Cog drops 'max'"),
         (CALL, "Input(default=None)", "makes an input with the default None required"),
         (CALL, 'Input(default=("x"))', r"Cog drops '\('"),
-        (CALL, 'Input(default="x", description="a" "b")', "adjoining strings keep their quotes"),
+        (CALL, 'Input(default="x", description="a" "b")', "adjacent strings keep their quotes"),
         (CALL, 'Input(default="x", description=f"{1}")', r"predict\.py:12: description of `text`: Cog d"),
         (CALL, 'Input(default="x", description="a\\n")', "decodes neither escapes nor prefixes"),
         (CALL, 'Input(default="x", description=u"a")', "decodes neither escapes nor prefixes"),
@@ -203,7 +203,7 @@ CALL = 'Input(description="A text.", default="x")'
         ("text: str", "text: list[str | None]", "no such type here"),
         ("text: str", "text: Path", "no such type here: Path"),
         ("text: str", "Output: str", "overwrites the schema's component"),
-        ("self, text", "self, *, text", "plain arguments alone"),
+        ("self, text", "self, *, text", "only plain arguments"),
         (") -> Output", ") -> Output | None", "must return a BaseModel"),
         ("(BaseModel)", "(Base)", "must be a BaseModel"),
         ("score: float | None", "score: float | str", "no such type here"),
@@ -219,18 +219,18 @@ CALL = 'Input(description="A text.", default="x")'
         ("def predict", "def run", r"has no method predict\(\)"),
     ],
 )
-def test_what_cog_would_drop_or_mangle_is_refused_with_its_line(
+def test_code_that_cog_would_drop_or_mangle_is_rejected_with_its_line(
     tmp_path: Path, old: str, new: str, message: str
 ) -> None:
     assert old in PREDICTOR
     source = PREDICTOR.replace(old, new, 1).replace("class Output", "COMPUTED = 4 * 1024\nclass Output", 1)
-    compile(source, "predict.py", "exec")  # Python itself has nothing against it
+    compile(source, "predict.py", "exec")  # valid Python
     with pytest.raises(static_schema.SignatureError, match=message) as caught:
         read(tmp_path, source)
     assert str(caught.value).startswith("predict.py:")
 
 
-def test_the_written_schema_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_schema_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "new" / "schema.json"
     openapi.write_atomically(path, "one")
     openapi.write_atomically(path, "twö")
@@ -239,9 +239,9 @@ def test_the_written_schema_is_whole_or_not_there(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o400
 
 
-def test_cog_yaml_has_what_cog_knows_and_the_image_needs() -> None:
+def test_cog_yaml_has_only_keys_that_cog_knows() -> None:
     config = yaml.safe_load((ROOT / "cog.yaml").read_text())
-    assert set(config) == {"build", "predict", "environment"}  # Cog ignores a misspelt key in silence
+    assert set(config) == {"build", "predict", "environment"}  # Cog silently ignores unknown keys
     assert config["build"] == {
         "gpu": True,
         "cuda": "12.9",
@@ -254,9 +254,9 @@ def test_cog_yaml_has_what_cog_knows_and_the_image_needs() -> None:
     assert not [entry for entry in config["environment"] if entry.startswith(reserved)]
 
 
-def test_the_image_installs_pinned_versions_from_the_library_s_ranges() -> None:
+def test_image_pins_versions_from_the_library_s_ranges() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    ranges = {one.name: one.specifier for one in map(Requirement, project["dependencies"])}
+    ranges = {requirement.name: requirement.specifier for requirement in map(Requirement, project["dependencies"])}
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
     assert {pin.name for pin in pins} == set(ranges)
@@ -266,7 +266,7 @@ def test_the_image_installs_pinned_versions_from_the_library_s_ranges() -> None:
         assert exact.version in ranges[pin.name]
 
 
-def test_cog_may_be_kept_out_of_nothing_it_builds_from() -> None:
+def test_dockerignore_keeps_every_file_of_the_build() -> None:
     ignored = {line.strip("/") for line in (ROOT / ".dockerignore").read_text().splitlines()}
     assert not ignored & {".cog", "e5", "predict.py", "weights", "requirements.txt", "cog.yaml", "build"}
 

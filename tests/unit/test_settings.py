@@ -1,4 +1,4 @@
-"""Configuration: read once, wrong values refused with the list of right ones."""
+"""Settings from environment variables; invalid values are rejected with the list of valid ones."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from e5.network.device import choose_device, choose_dtype
 from e5.settings import Settings
 
 
-def test_nothing_set_means_the_embedded_model_and_the_machines_own_choices() -> None:
+def test_default_is_the_embedded_model_and_the_machine_s_choices() -> None:
     assert Settings.from_environment({}) == Settings(model="e5-mistral-tiny")
     assert Settings.from_environment({"E5_DTYPE": "", "E5_WEIGHTS": " "}) == Settings()
 
@@ -55,29 +55,29 @@ def test_all_variables_are_read(tmp_path: Path) -> None:
         ("E5_WEIGHTS", "~no-such-user/x", "E5_WEIGHTS=~no-such-user/x is not a folder"),
     ],
 )
-def test_wrong_values_are_refused(variable: str, value: str, message: str) -> None:
+def test_invalid_values_are_rejected(variable: str, value: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         Settings.from_environment({variable: value})
 
 
-def test_variables_of_others_are_left_alone() -> None:
-    """Kubernetes gives these to every pod of a namespace with a service called e5."""
+def test_other_programs_variables_are_ignored() -> None:
+    """Kubernetes sets these in every pod of a namespace with a service called e5."""
     names = ("E5_SERVICE_HOST", "E5_SERVICE_PORT", "E5_PORT", "E5_PORT_5000_TCP", "E5_PORT_5000_TCP_ADDR")
     assert Settings.from_environment(dict.fromkeys(names, "10.0.0.1")) == Settings()
 
 
-def test_a_model_asked_for_by_name_does_not_inherit_another_ones_weights(tmp_path: Path) -> None:
+def test_model_passed_by_name_ignores_another_model_s_weights(tmp_path: Path) -> None:
     environ = {"E5_MODEL": "e5-small", "E5_WEIGHTS": str(tmp_path), "E5_SOURCE": "merged", "E5_DTYPE": "float32"}
     other = Settings.from_environment(environ, model="e5-base")
     assert other == Settings("e5-base", dtype="float32")
     assert Settings.from_environment(environ, model="e5-small").weights == tmp_path
-    del environ["E5_MODEL"]  # the errors' own cure: E5_SOURCE=merged, with the name in the program
+    del environ["E5_MODEL"]  # the cure that an error suggests: E5_SOURCE=merged, with the name in the program
     assert Settings.from_environment(environ, model="e5-base") == Settings(
         "e5-base", tmp_path, "merged", None, "float32"
     )
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_missing_device_is_rejected() -> None:
     with pytest.raises(SettingsError, match=r"E5_DEVICE=cuda:63: there is no such device here; there are: cpu"):
         choose_device("cuda:63")
 

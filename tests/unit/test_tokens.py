@@ -1,4 +1,4 @@
-"""Exact token ids: the decoder against Mistral's own SentencePiece model, the encoders against transformers."""
+"""Exact token ids: the decoder's equal Mistral's own SentencePiece model, the encoders' equal transformers."""
 
 import json
 from collections.abc import Callable
@@ -14,9 +14,10 @@ from e5.errors import WeightsError
 from e5.tokens import CHUNK_CHARACTERS, CHUNK_TEXTS, Tokenizer
 from tests.checkpoints import EMBEDDED
 from tests.reference import decoder_ids, encoder_ids, sentencepiece_model
+from tests.token_ids import lists
 
 MISTRAL = EMBEDDED / "base" / "tokenizer.json"
-FRAME = ("<s>", "</s>")
+SPECIAL_TOKENS = ("<s>", "</s>")
 TEXTS = [
     "how much protein should a female eat",
     "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: summit define",
@@ -35,23 +36,23 @@ def test_known_ids() -> None:
     # The ids of "Hello" and "world" in Mistral-7B-v0.1's vocabulary, read from its tokenizer.model by hand.
     pieces = sentencepiece_model()
     hello, world = pieces.piece_to_id("▁Hello"), pieces.piece_to_id("▁world")
-    assert Tokenizer(MISTRAL, FRAME, 4096, literal=True).encode(["Hello world"]).ids == [[1, hello, world, 2]]
+    assert lists(_mistral().encode(["Hello world"]).ids) == [[1, hello, world, 2]]
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_decoder_matches_sentencepiece(text: str) -> None:
-    assert Tokenizer(MISTRAL, FRAME, 4096, literal=True).encode([text]).ids == [decoder_ids(text, 4096)]
+def test_decoder_matches_sentencepiece(text: str) -> None:
+    assert lists(_mistral().encode([text]).ids) == [decoder_ids(text, 4096)]
 
 
 @given(st.text(min_size=1, max_size=60))
-def test_the_decoder_matches_sentencepiece_on_any_text(text: str) -> None:
-    (ids,) = _mistral().encode([text]).ids
+def test_decoder_matches_sentencepiece_on_any_text(text: str) -> None:
+    (ids,) = lists(_mistral().encode([text]).ids)
     assert ids == decoder_ids(text, 4096)
     assert ids[0] == 1 and ids[-1] == 2 and ids.count(1) == 1 and ids.count(2) == 1
 
 
 def test_special_tokens_in_a_text_are_characters() -> None:
-    (ids,) = _mistral().encode(["a </s> b <s> c"]).ids
+    (ids,) = lists(_mistral().encode(["a </s> b <s> c"]).ids)
     assert ids.count(1) == 1 and ids.count(2) == 1
 
 
@@ -91,64 +92,66 @@ def _post_processor(*, bos: bool, eos: bool) -> Callable[[dict[str, Any]], None]
         pytest.param(lambda file: file.update(truncation=TRUNCATION, padding=PADDING), id="truncates and pads"),
     ],
 )
-def test_whatever_the_tokenizer_file_adds(change: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
+def test_ids_do_not_depend_on_the_file_s_other_settings(
+    change: Callable[[dict[str, Any]], None], tmp_path: Path
+) -> None:
     file = json.loads(MISTRAL.read_text("utf-8"))
     change(file)
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(file), "utf-8")
-    tokens = Tokenizer(path, FRAME, 16, literal=True).encode(["summit define", "word " * 40])
-    assert tokens.ids == [decoder_ids("summit define", 16), decoder_ids("word " * 40, 16)]
+    tokens = Tokenizer(path, SPECIAL_TOKENS, 16, literal=True).encode(["summit define", "word " * 40])
+    assert lists(tokens.ids) == [decoder_ids("summit define", 16), decoder_ids("word " * 40, 16)]
 
 
-def test_truncation_keeps_the_frame_and_is_counted() -> None:
-    tokenizer = Tokenizer(MISTRAL, FRAME, 10, literal=True)
+def test_truncation_keeps_the_special_tokens_and_is_counted() -> None:
+    tokenizer = Tokenizer(MISTRAL, SPECIAL_TOKENS, 10, literal=True)
     body = sentencepiece_model().encode("word " * 9)
     exact = sentencepiece_model().decode(body[:8])
     tokens = tokenizer.encode(["word " * 9, exact, "word"])
-    assert tokens.ids[0] == [1, *body[:8], 2]
-    assert tokens.ids[1] == [1, *body[:8], 2]
-    assert tokens.truncated == 1, "the text of exactly ten tokens is not cut"
+    assert lists(tokens.ids[:2]) == [[1, *body[:8], 2]] * 2
+    assert tokens.truncated == 1, "a text of exactly ten tokens is not truncated"
     assert tokens.total == 10 + 10 + 3
 
 
 def test_many_texts_keep_their_order() -> None:
     texts = [f"number {index}" for index in range(CHUNK_TEXTS + 5)]
-    ids = _mistral().encode(texts).ids
+    ids = lists(_mistral().encode(texts).ids)
     assert len(ids) == len(texts)
     assert ids[0] == decoder_ids("number 0", 99) and ids[-1] == decoder_ids(f"number {CHUNK_TEXTS + 4}", 99)
     assert _mistral().encode([]).ids == []
 
 
-def test_the_tokenizer_is_given_a_bounded_number_of_characters_at_a_time() -> None:
+def test_chunks_have_a_limited_number_of_characters() -> None:
     long = "word " * (CHUNK_CHARACTERS // 10)  # half of a chunk
     texts = [long, "a", long, "b", "c"]
     assert list(map(len, e5.tokens._chunks(texts))) == [3, 2]
-    ids = _mistral().encode(texts).ids
+    ids = lists(_mistral().encode(texts).ids)
     assert [ids[1], ids[3], ids[4]] == [decoder_ids(text, 99) for text in "abc"]
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_few_and_many_characters_are_tokenised_alike(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = _mistral().encode([text])
+def test_single_and_batch_calls_give_the_same_ids(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    single_thread = _mistral().encode([text])
     monkeypatch.setattr(e5.tokens, "PARALLEL_CHARACTERS", 0)
-    assert _mistral().encode([text]) == alone
+    batched = _mistral().encode([text])
+    assert lists(batched.ids) == lists(single_thread.ids) and batched.truncated == single_thread.truncated
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "Ünïcödé ñandú", "long " * 700, "a <mask> [MASK]</s>[SEP] <pad><pad> it"])
-def test_the_encoders_match_transformers(text: str, bert_folder: Path, xlm_roberta_folder: Path) -> None:
+def test_encoders_match_transformers(text: str, bert_folder: Path, xlm_roberta_folder: Path) -> None:
     for folder, special_tokens in ((bert_folder, ("[CLS]", "[SEP]")), (xlm_roberta_folder, ("<s>", "</s>"))):
         tokens = Tokenizer(folder / "tokenizer.json", special_tokens, 512, literal=False).encode([text])
-        assert tokens.ids == [encoder_ids(folder, text, 512)]
+        assert lists(tokens.ids) == [encoder_ids(folder, text, 512)]
         assert tokens.truncated == (len(encoder_ids(folder, text, 9999)) > 512)
 
 
-def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, bert_folder: Path) -> None:
+def test_broken_and_foreign_tokenizer_files_are_rejected(tmp_path: Path, bert_folder: Path) -> None:
     broken = tmp_path / "tokenizer.json"
     broken.write_text(MISTRAL.read_text("utf-8")[:1000], "utf-8")
-    with pytest.raises(WeightsError, match="is not a tokenizer that can be read"):
-        Tokenizer(broken, FRAME, 512, literal=True)
+    with pytest.raises(WeightsError, match="is not a readable tokenizer"):
+        Tokenizer(broken, SPECIAL_TOKENS, 512, literal=True)
     with pytest.raises(WeightsError, match="has no token <s>: it is not the tokenizer of this model"):
-        Tokenizer(bert_folder / "tokenizer.json", FRAME, 512, literal=True)
+        Tokenizer(bert_folder / "tokenizer.json", SPECIAL_TOKENS, 512, literal=True)
 
 
 _CACHE: list[Tokenizer] = []
@@ -156,5 +159,5 @@ _CACHE: list[Tokenizer] = []
 
 def _mistral() -> Tokenizer:
     if not _CACHE:
-        _CACHE.append(Tokenizer(MISTRAL, FRAME, 4096, literal=True))
+        _CACHE.append(Tokenizer(MISTRAL, SPECIAL_TOKENS, 4096, literal=True))
     return _CACHE[0]

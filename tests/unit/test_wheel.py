@@ -1,4 +1,4 @@
-"""The wheel, outside of a clone: the library has the embedded model, and the gateway starts."""
+"""Outside of a clone, the wheel has the embedded model and its gateway starts."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from e5_cog.server import free_port, stop
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel's content; its dependencies are those of this environment."""
+    """A folder with the wheel's content. Dependencies come from this environment."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)]
@@ -32,12 +32,12 @@ def environment(site: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(site)}
 
 
-def test_users_get_four_packages_and_no_generic_names(site: Path) -> None:
+def test_wheel_has_four_packages_and_no_generic_names(site: Path) -> None:
     names = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")}
     assert names == {"e5", "e5_cog", "e5_gateway", "e5_playground"}
 
 
-def test_the_embedded_model_loads_outside_of_a_clone(site: Path, tmp_path: Path) -> None:
+def test_embedded_model_loads_outside_of_a_clone(site: Path, tmp_path: Path) -> None:
     program = (
         "import e5; print(e5.__file__); print(e5.Embedder.load(device='cpu').embed_documents(['one', 'two']).shape)"
     )
@@ -47,7 +47,7 @@ def test_the_embedded_model_loads_outside_of_a_clone(site: Path, tmp_path: Path)
     assert done.stdout.splitlines() == [str(site / "e5" / "__init__.py"), "(2, 256)"]
 
 
-def test_the_gateway_starts_outside_of_a_clone(site: Path, tmp_path: Path) -> None:
+def test_gateway_starts_outside_of_a_clone(site: Path, tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "e5_gateway", "--target", f"http://127.0.0.1:{free_port()}", "--port", str(port)]
     with (tmp_path / "log").open("wb") as log:
@@ -59,14 +59,14 @@ def test_the_gateway_starts_outside_of_a_clone(site: Path, tmp_path: Path) -> No
     assert (tmp_path / ".gateway" / "predictions.sqlite3").is_file()
 
 
-def test_without_a_clone_the_gateway_asks_for_a_target(site: Path, tmp_path: Path) -> None:
+def test_gateway_needs_a_target_outside_of_a_clone(site: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "e5_gateway"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(site), capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "--target is missing" in done.stderr and done.stderr.count("\n") == 1
 
 
 def status(url: str, process: "subprocess.Popen[bytes]") -> int:
-    """The status of the first answer."""
+    """The status of the first response."""
     end = time.monotonic() + 30
     while time.monotonic() < end and process.poll() is None:
         try:

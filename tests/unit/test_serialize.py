@@ -1,4 +1,4 @@
-"""What leaves: right to the last bit, short, and in the shape that Cog's encoder does not walk."""
+"""Serialized vectors: exact to the last bit, short, and a type that Cog's encoder does not walk."""
 
 import base64
 import copy
@@ -19,7 +19,7 @@ SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.1, 0.5, 1e-45, -1e-45, 1.1754944e-38, 3.40282
 
 
 def number_of(value: np.float32) -> float:
-    return float(serialize.rows(np.array([[value]], dtype=np.float32))[0, 0])
+    return float(serialize.json_rows(np.array([[value]], dtype=np.float32))[0, 0])
 
 
 def float32(*values: float) -> Vectors:
@@ -27,14 +27,14 @@ def float32(*values: float) -> Vectors:
 
 
 @given(st.lists(FLOATS, min_size=1, max_size=20))
-def test_numbers_come_back_as_the_same_float32(values: list[float]) -> None:
+def test_numbers_round_trip_to_the_same_float32(values: list[float]) -> None:
     sent = float32(*values)
-    received = np.array(json.loads(json.dumps(serialize.rows(sent).tolist())), dtype=np.float32)
+    received = np.array(json.loads(json.dumps(serialize.json_rows(sent).tolist())), dtype=np.float32)
     assert received.tobytes() == sent.tobytes()  # bytes, so that -0.0 is not 0.0
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_any_bit_pattern_comes_back_or_is_refused(bits: int) -> None:
+def test_any_bit_pattern_round_trips_or_is_rejected(bits: int) -> None:
     value = np.frombuffer(struct.pack("<I", bits), dtype="<f4")
     if np.isfinite(value[0]):
         assert np.float32(number_of(value[0])).tobytes() == value.tobytes()
@@ -44,46 +44,46 @@ def test_any_bit_pattern_comes_back_or_is_refused(bits: int) -> None:
 
 
 @pytest.mark.parametrize("value", SPECIAL)
-def test_special_values_come_back(value: float) -> None:
+def test_special_values_round_trip(value: float) -> None:
     sent = float32(value)
-    assert np.float32(json.loads(json.dumps(serialize.rows(sent).tolist()))[0][0]).tobytes() == sent.tobytes()
+    assert np.float32(json.loads(json.dumps(serialize.json_rows(sent).tolist()))[0][0]).tobytes() == sent.tobytes()
 
 
 @given(st.floats(min_value=2.0**-46, max_value=2.0**19, width=32), st.sampled_from([1, -1]))
-def test_digits_are_as_few_as_numpy_knows(value: float, sign: int) -> None:
+def test_numbers_have_as_few_digits_as_numpy_writes(value: float, sign: int) -> None:
     number = np.float32(sign * value)
     assert number_of(number) == float(str(number))  # numpy writes the shortest digits that round-trip
 
 
-def test_digits_are_short_for_a_vector() -> None:
+def test_vectors_take_less_than_60_percent_of_float64_s_digits() -> None:
     vector = np.random.default_rng(0).standard_normal((1, 4096)).astype(np.float32)
-    assert len(json.dumps(serialize.rows(vector).tolist())) < 0.6 * len(json.dumps(vector.tolist()))
+    assert len(json.dumps(serialize.json_rows(vector).tolist())) < 0.6 * len(json.dumps(vector.tolist()))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_json_has_no_number_for_is_refused_with_its_text(value: float) -> None:
+def test_nan_and_infinity_are_rejected_with_their_text(value: float) -> None:
     vectors = np.ones((3, 4), dtype=np.float32)
     vectors[1, 2] = value
-    for encode in (serialize.rows, serialize.base64_rows):
+    for encode in (serialize.json_rows, serialize.base64_rows):
         with pytest.raises(FloatingPointError, match="text 2 of 3"):
             encode(vectors)
 
 
-def test_tolist_gives_no_exact_list() -> None:
-    rows = serialize.rows(float32(1.5, 2.5)).tolist()
+def test_tolist_returns_a_subclass_of_list() -> None:
+    rows = serialize.json_rows(float32(1.5, 2.5)).tolist()
     assert isinstance(rows, list)
-    assert type(rows) is not list  # the encoder walks exact lists, 17 µs a float
+    assert type(rows) is not list  # the encoder walks exact lists at 17 µs a float
     assert rows == [[1.5, 2.5]]
 
 
 def test_rows_survive_asdict_and_deepcopy() -> None:
     @dataclasses.dataclass
-    class Answer:
-        rows: serialize.Rows
+    class Output:
+        rows: serialize.JsonRows
 
-    answer = Answer(serialize.rows(float32(0.1, -2.0)))
-    for copied in (dataclasses.asdict(answer)["rows"], copy.deepcopy(answer).rows):
-        assert isinstance(copied, serialize.Rows)
+    output = Output(serialize.json_rows(float32(0.1, -2.0)))
+    for copied in (dataclasses.asdict(output)["rows"], copy.deepcopy(output).rows):
+        assert isinstance(copied, serialize.JsonRows)
         assert json.dumps(copied.tolist()) == "[[0.1, -2.0]]"
 
 
@@ -96,5 +96,5 @@ def test_base64_is_little_endian_float32() -> None:
 
 def test_no_vectors_give_no_rows() -> None:
     nothing = np.empty((0, 4), dtype=np.float32)
-    assert serialize.rows(nothing).tolist() == []
+    assert serialize.json_rows(nothing).tolist() == []
     assert serialize.base64_rows(nothing) == []
