@@ -21,7 +21,6 @@ from tokenizers import Tokenizer, processors
 from torch import Tensor
 from transformers import AutoConfig
 
-from benchmarks import merging
 from benchmarks.report import log
 from benchmarks.texts import Pair
 from e5 import DEFAULT_TASK, Settings, catalog, prompts, scores
@@ -31,6 +30,7 @@ from e5.network.encoder import max_positions
 from e5.vectors import Vectors
 from e5.weights import checkpoint
 from e5.weights.files import LocalWeights
+from e5.weights.merge import write_merged
 
 OURS, RIVAL, CARD = "this package", "sentence-transformers", "model card"
 SMALL = 1_000_000_000
@@ -98,8 +98,8 @@ def load_rivals(folder: Path, device: torch.device, names: Sequence[str]) -> dic
 
 def shared_checkpoint(model: catalog.Model, found: LocalWeights, device: torch.device, to: Path) -> Path:
     """Make the folder that every engine loads. The rest of this module relies on its files."""
-    to.mkdir(parents=True, exist_ok=True)
     if found.adapter is None:
+        to.mkdir(parents=True, exist_ok=True)
         names = ("config.json", *catalog.CHECKPOINT, *(path.name for path in checkpoint.shards(found.checkpoint)))
         for name in dict.fromkeys(names):
             if (found.checkpoint / name).is_file():
@@ -107,7 +107,7 @@ def shared_checkpoint(model: catalog.Model, found: LocalWeights, device: torch.d
     else:
         log("merging base and adapter into one checkpoint for all engines …")
         dtype = torch.float32 if model.parameters < SMALL else choose_dtype(None, device)
-        merging.save(found, device, dtype, to)
+        write_merged(found, to, dtype, device)
     complete(model, found, to)
     return to
 

@@ -1,9 +1,9 @@
-"""Loading: every way to bring the files' tensors to the device, and whole loads, beside what the disk and memory allow.
+"""Loading: ways to copy the files' tensors to the device, and whole loads, compared with disk and memory bandwidth.
 
-The limit is the same files read by threads into memory that is used again and again: bytes over its bandwidth. "cold"
-is after the files were dropped from the page cache (checked with mincore), "warm" with them in it. Each way and each
-bandwidth takes its turn in every round. Whole loads run in fresh processes, from a process that has imported torch and
-transformers and knows its device to parameters that are there; in the device's default dtype.
+The limit is bytes / bandwidth, with the bandwidth of threads that read the same files into reused memory. "cold": the
+files were dropped from the page cache (verified with mincore); "warm": they are in it. Every way runs once per round.
+Whole loads run in fresh processes, in the device's default dtype: from a process with torch and transformers imported
+and the device initialised, to the model on the device.
 """
 
 import ctypes
@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +27,32 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from benchmarks.memory import anonymous_bytes, host_memory
 from benchmarks.report import Json, Keep, discard, log, median, megabytes, table
 from e5 import catalog
 from e5.weights import checkpoint, reading
 from e5.weights.files import LocalWeights
 
 READERS = (4, 16)
-"""Threads of the raw reads; the fastest number is the limit, so that it does not rest on this package's own choice."""
+"""Threads of the raw reads. The faster of them sets the limit, whatever number this package uses."""
 PART_BYTES = 16 << 20
 STATES = ("cold", "warm")
-STILL_THERE = 0.01
-"""The largest share of a file's pages in the page cache at which it counts as cold."""
-STATUS = Path("/proc/self/status")
+MAX_RESIDENT = 0.01
+"""A file is cold if at most this share of its pages is in the page cache."""
 
 Tensors = dict[str, Tensor]
 
 
 def measure(
     model: catalog.Model,
-    found: LocalWeights,
+    weights: LocalWeights,
     device: torch.device,
     rounds: int,
     folder: Path,
     keep: Keep = discard,
 ) -> Json:
-    """Medians of `rounds`. `folder`: an empty one, for the merged checkpoint where there is an adapter to merge."""
-    files = checkpoint.shards(found.checkpoint)
+    """Medians of `rounds`. `folder`: must be empty; receives the merged checkpoint if there is an adapter."""
+    files = checkpoint.shards(weights.checkpoint)
     log(f"loading: {rounds} rounds of raw reads and of each loader …")
     ways: dict[str, Callable[[], object]] = {f"raw, {count} threads": _raw(files, count) for count in READERS}
     loaders = _loaders(files, device)
@@ -74,7 +73,7 @@ def measure(
     }
     result["loads"] = []
     keep(result)
-    for loads in _whole_loads(model, found, device, rounds, folder, result["bandwidth_bytes_per_second"]):
+    for loads in _whole_loads(model, weights, device, rounds, folder, result["bandwidth_bytes_per_second"]):
         result["loads"] = loads
         keep(result)
     return result
@@ -100,7 +99,7 @@ def card(result: Json) -> str:
             f"{result['rounds']}",
             table(["all tensors, as stored", "cold s", "warm s", "cold GB/s", "warm GB/s"], rows),
             table(head, whole),
-            "  raw: into memory used again, on the host; limit: bytes that are needed / the fastest raw read",
+            "  raw: into reused host memory; limit: required bytes / fastest raw read",
             *([f"  not installed: {', '.join(result['skipped'])}"] if result["skipped"] else []),
         ]
     )
@@ -110,7 +109,7 @@ _LOAD_FIGURES = ("cold_seconds", "cold_limit_seconds", "warm_seconds", "warm_lim
 
 
 def _fastest(size: int, seconds: Sequence[float | None]) -> float | None:
-    return max((size / one for one in seconds if one is not None), default=None)
+    return max((size / taken for taken in seconds if taken is not None), default=None)
 
 
 def _row(kind: str, name: str, seconds: dict[str, float | None], size: int) -> Json:
@@ -128,9 +127,9 @@ def _gigabytes(rate: float | None) -> str:
 def _rounds(
     ways: dict[str, Callable[[], object]], files: Sequence[Path], rounds: int
 ) -> dict[str, dict[str, float | None]]:
-    """Median seconds of each way, cold and warm; None for cold where the files stay in the page cache.
+    """Median seconds of each way, cold and warm; cold is None if the files cannot be dropped from the page cache.
 
-    One warm call of each comes first: libraries load, GPUs allocate.
+    Each way runs once beforehand, so that libraries are loaded and GPU memory is allocated.
     """
     taken: dict[str, dict[str, list[float]]] = {name: {state: [] for state in STATES} for name in ways}
     for way in ways.values():
@@ -145,43 +144,46 @@ def _rounds(
             started = time.perf_counter()
             ways[name]()
             taken[name][state].append(time.perf_counter() - started)
-    return {name: {state: median(of) if of else None for state, of in by.items()} for name, by in taken.items()}
+    return {
+        name: {state: median(samples) if samples else None for state, samples in states.items()}
+        for name, states in taken.items()
+    }
 
 
 def drop(files: Sequence[Path]) -> bool:
-    """Take the files out of the page cache. Returns whether they are out: a file that is mapped stays."""
+    """Drop the files from the page cache. Returns whether that worked: files that are mapped stay."""
     if not hasattr(os, "posix_fadvise") or sys.platform != "linux":
         return False
     for path in files:
         with path.open("rb") as file:
-            os.fsync(file.fileno())  # pages that are not written yet would stay
+            os.fsync(file.fileno())  # dirty pages would stay
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     try:
-        return all(resident(path) <= STILL_THERE for path in files)
-    except OSError:  # a sandboxed kernel without mincore: nobody knows what is cached
+        return all(resident(path) <= MAX_RESIDENT for path in files)
+    except OSError:  # a sandboxed kernel without mincore: unknown
         return False
 
 
 def resident(path: Path) -> float:
-    """The share of a file's pages that is in the page cache. Linux alone."""
+    """The share of a file's pages that are in the page cache. Linux only."""
     size = path.stat().st_size
     pages = -(-size // mmap.PAGESIZE)
     state = (ctypes.c_ubyte * pages)()
-    # A private mapping is writable for ctypes, which asks for that, and touches no page of it.
+    # ctypes needs a writable buffer: a private mapping is one, and creating it touches no page.
     with (
         path.open("rb") as file,
         mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as mapped,
     ):
         start = ctypes.c_char.from_buffer(mapped)
         failed = ctypes.CDLL(None, use_errno=True).mincore(ctypes.byref(start), ctypes.c_size_t(size), state)
-        del start  # the mapping cannot be closed while it is referred to
+        del start  # the mapping cannot be closed while it is referenced
     if failed:
         raise OSError(ctypes.get_errno(), "mincore", str(path))
     return float((np.frombuffer(memoryview(state), np.uint8) & 1).mean())
 
 
 def _raw(files: Sequence[Path], threads: int) -> Callable[[], None]:
-    """The files' bytes into one buffer a thread, in parts, in order."""
+    """Read the files in parts, in order, into one buffer per thread."""
     buffers = [memoryview(bytearray(PART_BYTES)) for _ in range(threads)]
 
     def read() -> None:
@@ -208,9 +210,9 @@ def _raw(files: Sequence[Path], threads: int) -> Callable[[], None]:
 
 
 def _loaders(files: Sequence[Path], device: torch.device) -> dict[str, Callable[[], None]]:
-    """Each brings all tensors to the device in the dtype of the file, waits for them, and lets them go."""
+    """Ways to copy all tensors to the device in the files' dtype. Each waits for the copies and frees them."""
 
-    def whole(load: Callable[[], Tensors]) -> Callable[[], None]:
+    def load_and_free(load: Callable[[], Tensors]) -> Callable[[], None]:
         def call() -> None:
             tensors = load()
             if device.type == "cuda":
@@ -221,11 +223,10 @@ def _loaders(files: Sequence[Path], device: torch.device) -> dict[str, Callable[
 
         return call
 
-    def ahead() -> Tensors:
-        stored = [one for path in files for one in reading.stored(path)]
-        return {
-            one.name: tensor.to(device, copy=True) for one, tensor in reading.read(stored, pin=device.type == "cuda")
-        }
+    def read_ahead() -> Tensors:
+        stored = [tensor for path in files for tensor in reading.read_header(path)]
+        stream = reading.read(stored, pin=device.type == "cuda")
+        return {source.name: tensor.to(device, copy=True) for source, tensor in stream}
 
     def mapped() -> Tensors:
         tensors: Tensors = {}
@@ -252,11 +253,11 @@ def _loaders(files: Sequence[Path], device: torch.device) -> dict[str, Callable[
         loader.close()
         return tensors
 
-    loaders = {"this package, read ahead": whole(ahead), "mapped file, copied": whole(mapped)}
+    loaders = {"this package, read ahead": load_and_free(read_ahead), "mapped file, copied": load_and_free(mapped)}
     if _has("runai_model_streamer"):
-        loaders["runai-model-streamer"] = whole(runai)
+        loaders["runai-model-streamer"] = load_and_free(runai)
     if _has("fastsafetensors"):
-        loaders["fastsafetensors, no GDS"] = whole(fast)
+        loaders["fastsafetensors, no GDS"] = load_and_free(fast)
     return loaders
 
 
@@ -266,21 +267,21 @@ def _has(package: str) -> bool:
 
 def _whole_loads(
     model: catalog.Model,
-    found: LocalWeights,
+    weights: LocalWeights,
     device: torch.device,
     rounds: int,
     folder: Path,
     bandwidth: dict[str, float | None],
 ) -> Iterator[list[Json]]:
-    """A row for each source, after each process that has measured one."""
-    sources = {found.source: found}
-    if found.adapter is not None:
+    """Yield a row per source, again after each measured process."""
+    sources = {weights.source: weights}
+    if weights.adapter is not None:
         from e5.network.device import choose_dtype
         from e5.weights.files import in_folder
-        from e5.weights.merge import Merge
+        from e5.weights.merge import write_merged
 
         log("loading: merging base and adapter into one checkpoint …")
-        merged = Merge(found, choose_dtype(None, device), device).into(folder)
+        merged = write_merged(weights, folder, choose_dtype(None, device), device)
         sources["merged"] = in_folder(model, merged, "merged")
     log(f"loading: {rounds} fresh processes for each source, cold and warm …")
     runs: dict[str, dict[str, list[Json]]] = {source: {state: [] for state in STATES} for source in sources}
@@ -314,84 +315,56 @@ def _load_row(
     return row
 
 
-def _files(found: LocalWeights) -> list[Path]:
-    """All that a load reads and that is large."""
-    adapters = found.adapter.glob("adapter_model.*") if found.adapter else ()
-    return [*checkpoint.shards(found.checkpoint), *adapters]
+def _files(weights: LocalWeights) -> list[Path]:
+    """The large files that a load reads."""
+    adapters = weights.adapter.glob("adapter_model.*") if weights.adapter else ()
+    return [*checkpoint.shards(weights.checkpoint), *adapters]
 
 
-def _needed(found: LocalWeights) -> int:
-    """Bytes that a load cannot do without: the weights' and the adapter's, not those of a head."""
-    shards = (one for path in checkpoint.shards(found.checkpoint) for one in reading.stored(path))
-    base = sum(one.size for one in shards if checkpoint.is_weight(checkpoint.bare_name(one.name)))
-    return base + sum(path.stat().st_size for path in _files(found) if path.parent == found.adapter)
+def _needed(weights: LocalWeights) -> int:
+    """Bytes that a load must read: base weights without heads, and the adapter."""
+    base = sum(stored.size for stored in checkpoint.stored_weights(weights.checkpoint))
+    return base + sum(path.stat().st_size for path in _files(weights) if path.parent == weights.adapter)
 
 
-def _spawn(model: catalog.Model, found: LocalWeights, device: torch.device) -> Json:
-    paths = [found.source, *map(str, (found.checkpoint, found.tokenizer)), found.adapter and str(found.adapter)]
+def _spawn(model: catalog.Model, weights: LocalWeights, device: torch.device) -> Json:
+    paths = [weights.source, *map(str, (weights.checkpoint, weights.tokenizer)), weights.adapter and str(weights.adapter)]
     command = [sys.executable, "-m", "benchmarks.loading", json.dumps([model.name, str(device), paths])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"the process that measures a load ended with status {done.returncode}: see above")
+        raise RuntimeError(
+            f"the process that measures a load exited with status {done.returncode}: see above"
+        )
     measured: Json = json.loads(done.stdout.splitlines()[-1])
     return measured
 
 
 def _child(name: str, device_name: str, paths: list[Any]) -> Json:
+    """Measure one load. `peak_bytes`: on a GPU what torch allocated, on a CPU RssAnon including imported code."""
     from e5.network.device import choose_dtype
     from e5.network.load import load
 
     source, folder, tokenizer, adapter = paths
-    found = LocalWeights(source, Path(folder), Path(tokenizer), adapter and Path(adapter))
+    files = LocalWeights(source, Path(folder), Path(tokenizer), adapter and Path(adapter))
     device = torch.device(device_name)
-    torch.ones(1, device=device)  # the GPU's context belongs to no load
-    with _peak(device) as peak:
+    torch.ones(1, device=device)  # creates the GPU's context, which is not part of a load
+    on_gpu = device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if on_gpu else anonymous_bytes()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    with host_memory() as host:
         started = time.perf_counter()
-        packed, phases = load(catalog.get(name), found, device, choose_dtype(None, device))
-        if device.type == "cuda":
+        packed, phases = load(catalog.get(name), files, device, choose_dtype(None, device))
+        if on_gpu:
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - started
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else host.peak
     return {
         "seconds": seconds,
         "merge_seconds": phases["merge"],
         "weights_bytes": packed.weights_bytes,
-        "peak_bytes": peak[0],
+        "peak_bytes": None if before is None or peak is None else peak - before,
     }
-
-
-@contextmanager
-def _peak(device: torch.device) -> Iterator[list[int | None]]:
-    """One number, once the block is left: bytes that the block brought to the device at its peak, at most.
-
-    On a GPU what torch allocated; on a CPU the growth of RssAnon, read every 2 ms, with the code that was imported.
-    """
-    found: list[int | None] = [None]
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        yield found
-        found[0] = torch.cuda.max_memory_allocated(device) - before
-        return
-    if not STATUS.exists():
-        yield found
-        return
-    stop, before, highest = threading.Event(), _anonymous(), [0]
-
-    def sample() -> None:
-        while not stop.wait(0.002):
-            highest[0] = max(highest[0], _anonymous())
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    yield found
-    stop.set()
-    thread.join()
-    found[0] = max(highest[0], _anonymous()) - before
-
-
-def _anonymous() -> int:
-    line = next(one for one in STATUS.read_text("ascii").splitlines() if one.startswith("RssAnon:"))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from e5.settings import Settings
 from e5.tokens import TokenIds, Tokens
 from e5.vectors import Vectors
 from e5.weights.files import LocalWeights
+from e5.weights.merge import merged_tensors
 
 TEXTS, QUICK_TEXTS = 40, 8
 QUICK_WORDS = 300
@@ -191,12 +192,12 @@ def _merge(place: Place, name: str, words: Sequence[str]) -> list[Json]:
     dtype: torch.dtype = getattr(torch, name)
     theirs = merging.by_peft(place.found, dtype)
     different = total = 0
-    for weight, tensor in merging.merged(place.found, place.device, dtype):
+    for weight, tensor in merged_tensors(place.found, place.device):
         other = theirs[weight].to(place.device)
-        different += int((tensor != other).sum())
+        different += int((tensor.to(dtype) != other).sum())
         total += tensor.numel()
     folder = place.scratch / name
-    merging.write(place.found, iter(theirs.items()), dtype, folder)
+    merging.save(place.found, theirs, dtype, folder)
     del theirs
     engines.complete(place.model, place.found, folder)
     device = str(place.device)

@@ -1,25 +1,23 @@
 """Setup: seconds and peak memory of each phase, from a fresh process to the first prediction.
 
-Memory is what cannot be dropped: on the host RssAnon (without mapped files), read every 2 ms, so that a shorter peak
-may be missed; on CUDA what torch allocated. The files lie in the page cache, as far as they fit.
+Host memory is RssAnon (excludes mapped files), sampled every 2 ms, so shorter peaks may be missed. GPU memory is what
+torch allocated. The files are in the page cache, as far as they fit.
 """
 
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.memory import host_memory
 from benchmarks.report import Json, log, median, megabytes, table
 
 PHASES = ("import", "locate", "load", "merge", "first prediction")
 MEMORY_PHASES = ("import", "load", "first prediction")
-"""Locating, loading and merging are one step for the memory: a tensor is merged while it is loaded."""
-STATUS = Path("/proc/self/status")
-INTERVAL_SECONDS = 0.002
+"""Locating, loading and merging are one phase here, because tensors are merged while they load."""
 
 
 def measure(model: str, weights: Path | None, device: str, rounds: int) -> Json:
@@ -28,9 +26,9 @@ def measure(model: str, weights: Path | None, device: str, rounds: int) -> Json:
     options = {"model": model, "weights": None if weights is None else str(weights), "device": device}
     runs = [_spawn(options) for _ in range(rounds)]
     facts = {name: runs[0][name] for name in ("device", "dtype", "source", "weights_bytes")}
-    # What counts is where the weights end up; there, the memory that loading takes is compared with their size.
-    place = "cuda" if facts["device"].startswith("cuda") else "host"
-    peak, kept = ([_above_import(run[f"{place}_{kind}_bytes"]) for run in runs] for kind in ("peak", "kept"))
+    # Memory on the device that holds the weights, to compare with their size.
+    memory = "cuda" if facts["device"].startswith("cuda") else "host"
+    peak, kept = ([_above_import(run[f"{memory}_{kind}_bytes"]) for run in runs] for kind in ("peak", "kept"))
     added = _median_bytes(peak)
     return {
         "rounds": rounds,
@@ -54,8 +52,8 @@ def card(result: Json) -> str:
     ]
     rows.append(["total", f"{result['total_seconds']:.3f}", *("" for _ in memory)])
     lines = [
-        f"Setup: source {result['source']}, {result['dtype']} on {result['device']}; medians of fresh processes: "
-        f"{result['rounds']}; files in the page cache",
+        f"Setup: source {result['source']}, {result['dtype']} on {result['device']}; medians of "
+        f"{result['rounds']} fresh processes; files in the page cache",
         table(["phase", "s", *(f"peak {kind}" for kind in memory)], rows),
         f"  weights {megabytes(result['weights_bytes'])}",
     ]
@@ -63,19 +61,19 @@ def card(result: Json) -> str:
         lines[-1] += (
             f"; loading added {megabytes(result['load_added_peak_bytes'])} at its peak = "
             f"{result['peak_to_weights_ratio']:.2f} × weights, of which {megabytes(result['load_added_kept_bytes'])} "
-            "stayed (on the host: with tokenizer and code)"
+            "stayed (on the host including tokenizer and code)"
         )
     return "\n".join(lines)
 
 
-def _peaks(runs: list[Json], place: str) -> dict[str, int | None]:
-    return {phase: _median_bytes([run[f"{place}_peak_bytes"][phase] for run in runs]) for phase in MEMORY_PHASES}
+def _peaks(runs: list[Json], memory: str) -> dict[str, int | None]:
+    return {phase: _median_bytes([run[f"{memory}_peak_bytes"][phase] for run in runs]) for phase in MEMORY_PHASES}
 
 
 def _above_import(measured: dict[str, int | None]) -> int | None:
-    """What loading brought above what importing had left. `measured`: bytes by phase."""
-    before, with_model = measured["import"], measured["load"]
-    return None if before is None or with_model is None else with_model - before
+    """Bytes that loading added to those after importing. `measured`: bytes by phase."""
+    imported, loaded = measured["import"], measured["load"]
+    return None if imported is None or loaded is None else loaded - imported
 
 
 def _median_bytes(values: list[int | None]) -> int | None:
@@ -87,49 +85,31 @@ def _spawn(options: Json) -> Json:
     command = [sys.executable, "-m", "benchmarks.setup", json.dumps(options)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"the process that measures the setup ended with status {done.returncode}: see above")
+        raise RuntimeError(
+            f"the process that measures the setup exited with status {done.returncode}: see above"
+        )
     measured: Json = json.loads(done.stdout.splitlines()[-1])
     return measured
 
 
 class _Memory:
-    """Bytes by phase: the peak of each, and what was still held at its end; on the host and on CUDA."""
+    """Bytes on the host and on CUDA by phase: the peak, and those still allocated at the end."""
 
     def __init__(self) -> None:
         self.bytes: dict[str, dict[str, int | None]] = {
-            f"{place}_{kind}_bytes": {} for place in ("host", "cuda") for kind in ("peak", "kept")
+            f"{memory}_{kind}_bytes": {} for memory in ("host", "cuda") for kind in ("peak", "kept")
         }
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        stop, peak = threading.Event(), [0]
-
-        def sample() -> None:
-            while not stop.wait(INTERVAL_SECONDS):
-                peak[0] = max(peak[0], _anonymous_bytes() or 0)
-
-        thread = threading.Thread(target=sample, daemon=True)
-        thread.start()
-        yield
-        stop.set()
-        thread.join()
-        kept = _anonymous_bytes()
-        self.bytes["host_kept_bytes"][name] = kept
-        self.bytes["host_peak_bytes"][name] = None if kept is None else max(peak[0], kept)
+        with host_memory() as host:
+            yield
+        self.bytes["host_peak_bytes"][name], self.bytes["host_kept_bytes"][name] = host.peak, host.end
         self.bytes["cuda_peak_bytes"][name], self.bytes["cuda_kept_bytes"][name] = _cuda_bytes()
 
 
-def _anonymous_bytes() -> int | None:
-    """RssAnon of this process; None where the system has no such file."""
-    try:
-        lines = STATUS.read_text("ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), None)
-
-
 def _cuda_bytes() -> tuple[int | None, int | None]:
-    """What torch had allocated at most since the last call, and what it has now; None without a GPU."""
+    """Bytes allocated by torch: the peak since the last call, and now. None without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -153,7 +133,7 @@ def _child(options: Json) -> Json:
         if embedder.packed.device.type == "cuda":
             import torch
 
-            torch.cuda.synchronize()  # copies to the GPU may still be under way: they belong to this phase
+            torch.cuda.synchronize()  # pending copies to the GPU belong to this phase
     loaded = time.perf_counter()
     with memory.phase("first prediction"):
         vectors = embedder.embed_tokens(embedder.tokenize(["warm"], ["up"], DEFAULT_TASK))

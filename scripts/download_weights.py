@@ -1,9 +1,9 @@
-"""Fetch a model's weights into a folder, verified: to bake them into an image, or to carry them to another machine.
+"""Download and verify a model's weights into a folder, to bake them into an image or copy them to another machine.
 
     .venv/bin/python scripts/download_weights.py --model e5-small
     .venv/bin/python scripts/download_weights.py --model e5-mistral-7b-instruct --source merged --to /data/e5
 
-A run that was cut goes on where it stopped. Exit status: 0 the folder is complete, 1 it is not, 2 wrong arguments.
+An interrupted download resumes at the next run. Exit status: 0 success, 1 failure, 2 wrong arguments.
 """
 
 import argparse
@@ -18,8 +18,7 @@ from e5 import catalog
 from e5.errors import SettingsError, WeightsError
 from e5.settings import Settings
 from e5.weights.files import LocalWeights
-from e5.weights.locate import ROOT as WEIGHTS
-from e5.weights.locate import locate
+from e5.weights.locate import WEIGHTS, locate
 
 
 def main() -> int:
@@ -28,11 +27,11 @@ def main() -> int:
     logging.getLogger("e5").setLevel(logging.INFO)
     started = time.perf_counter()
     try:
-        # only these two: E5_WEIGHTS may already name the folder that this run is about to make
+        # Only these two variables: E5_WEIGHTS may already name the folder that this run is about to create.
         settings = Settings.from_environment({name: os.environ.get(name, "") for name in ("E5_MODEL", "E5_SOURCE")})
         model = catalog.get(arguments.model or settings.model)
         source = arguments.source or settings.source or model.default_source
-        found = _fetch(model, source, arguments.to)
+        files = _download(model, source, arguments.to)
     except SettingsError as error:
         print(f"download_weights.py: {error}", file=sys.stderr)
         return 2
@@ -40,22 +39,22 @@ def main() -> int:
         print(f"download_weights.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("download_weights.py: stopped; the next run goes on from here", file=sys.stderr)
+        print("download_weights.py: interrupted; the next run resumes the download", file=sys.stderr)
         return 130
-    print(f"complete after {time.perf_counter() - started:.1f} s, source {found.source}:")
-    for path in (found.checkpoint, found.tokenizer, found.adapter):
+    print(f"complete after {time.perf_counter() - started:.1f} s, source {files.source}:")
+    for path in (files.checkpoint, files.tokenizer, files.adapter):
         if path is not None:
             print(f"  {path}")
     return 0
 
 
-def _fetch(model: catalog.Model, source: str, to: Path | None) -> LocalWeights:
+def _download(model: catalog.Model, source: str, to: Path | None) -> LocalWeights:
     if not model.parts(source):
         if to is not None:
             raise SettingsError(f"--to {to}: {model.name} comes with the repository; copy {WEIGHTS / model.name}")
-        print(f"{model.name} comes with the repository: nothing to fetch", file=sys.stderr)
+        print(f"{model.name} comes with the repository: nothing to download", file=sys.stderr)
         return locate(model, source=source)
-    from e5.weights import fetch
+    from e5.weights import fetch  # here: huggingface_hub takes 0.2 s to import
 
     folder = (to or WEIGHTS / model.name).expanduser().absolute()
     print(f"{model.name}, source {source} → {folder}", file=sys.stderr)
@@ -63,14 +62,14 @@ def _fetch(model: catalog.Model, source: str, to: Path | None) -> LocalWeights:
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:  # one line, without the usage in front
+    def error(self, message: str) -> NoReturn:  # one line, without the usage
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 def _arguments() -> argparse.Namespace:
     parser = _Parser(
         prog="download_weights.py",
-        description="Fetch a model's weights into a folder and verify them. HF_TOKEN, HF_HOME and HF_ENDPOINT apply.",
+        description="Download and verify a model's weights. HF_TOKEN, HF_HOME and HF_ENDPOINT apply.",
     )
     parser.add_argument("--model", choices=catalog.names(), help="default: E5_MODEL", metavar="MODEL")
     parser.add_argument("--source", choices=("adapter", "merged"), help="default: E5_SOURCE, else the model's own")

@@ -1,11 +1,12 @@
-"""Base and adapter → one merged checkpoint, as the adapter's authors publish theirs: to start without merging.
+"""Merge a base and its adapter into one checkpoint, so that later starts need not merge.
 
     .venv/bin/python scripts/merge_weights.py --model e5-mistral-7b-instruct --to /data/e5-merged
     E5_MODEL=e5-mistral-7b-instruct E5_SOURCE=merged E5_WEIGHTS=/data/e5-merged make serve
 
-The parameters are exactly those that loading base and adapter in the same dtype gives. One tensor at a time is in
-memory, merged on the GPU if there is one. The folder appears when it is complete: config.json, tokenizer.json and
-safetensors of at most 5 GB with bare names. Exit status: 0 it is there, 1 it is not, 2 wrong arguments.
+The files are laid out like the checkpoint that the adapter's authors publish: config.json, tokenizer.json and
+safetensors of at most 5 GB with the bare model's names. The parameters are those that loading base and adapter in the
+same dtype gives, bit for bit. One tensor at a time is in memory, merged on the GPU if there is one. The folder appears
+when it is complete. Exit status: 0 success, 1 failure, 2 wrong arguments.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from e5.errors import SettingsError, WeightsError
 from e5.network.device import choose_device
 from e5.settings import DTYPES, Settings
 from e5.weights.locate import locate
-from e5.weights.merge import Merge
+from e5.weights.merge import write_merged
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,10 +36,10 @@ def main(argv: Sequence[str]) -> int:
         settings = Settings.from_environment({"E5_MODEL": os.environ.get("E5_MODEL", "")})
         model = catalog.get(arguments.model or settings.model)
         if "adapter" not in dict(model.sources):
-            raise SettingsError(f"{model.name} has no adapter: its checkpoint is complete as it is published")
+            raise SettingsError(f"{model.name} has no adapter: its published checkpoint needs no merging")
         device = choose_device(arguments.device)
         files = locate(model, arguments.weights, arguments.source)
-        folder = Merge(files, getattr(torch, arguments.dtype), device).into(arguments.to)
+        folder = write_merged(files, arguments.to, getattr(torch, arguments.dtype), device)
     except SettingsError as error:
         print(f"merge_weights.py: {error}", file=sys.stderr)
         return 2
@@ -51,17 +52,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:  # one line, without the usage in front
+    def error(self, message: str) -> NoReturn:  # one line, without the usage
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog="merge_weights.py", description="Merge a base and its adapter into one checkpoint.")
     parser.add_argument("--model", choices=catalog.names(), metavar="MODEL", help="default: E5_MODEL")
-    parser.add_argument("--weights", type=Path, metavar="FOLDER", help="base/ and adapter/ (default: found or fetched)")
-    parser.add_argument("--source", default="adapter", choices=("adapter",), help="what is merged: base and adapter")
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="a folder that is empty or not there")
-    parser.add_argument("--dtype", default="float16", choices=DTYPES, help="default: float16, as the flagship has it")
+    parser.add_argument(
+        "--weights", type=Path, metavar="FOLDER", help="base/ and adapter/ (default: local copy or download)"
+    )
+    parser.add_argument("--source", default="adapter", choices=("adapter",), help="the only source that can be merged")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="an empty folder or a new one")
+    parser.add_argument("--dtype", default="float16", choices=DTYPES, help="default: float16, like the published one")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     return parser.parse_args(argv)
 

@@ -25,7 +25,7 @@ from benchmarks import quality
 from e5 import tasks
 from e5.catalog import EMBEDDED
 from e5.prompts import query_prompt
-from e5.weights.locate import ROOT as WEIGHTS
+from e5.weights.locate import WEIGHTS
 from e5_cog.repository import ROOT
 from training import corpus, dataset, evaluation, loops, publishing, source_packages, static_vectors
 from training.config import ADAPTER, Config

@@ -1,4 +1,4 @@
-"""The trained weights as files: base and adapter in the layout of the flagship's repositories."""
+"""Export the trained weights: base and adapter in the layout of the flagship's repositories."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ PEFT_PREFIX = "base_model.model."
 
 
 def publish(target: Path, base: Weights, adapter: Weights, config: Config, tokenizer: Path) -> None:
-    """Write `target`/base and `target`/adapter; each file appears whole, after all have been written beside them.
+    """Write `target`/base and `target`/adapter. The files are replaced one by one after all were written elsewhere.
 
     `tokenizer`: the folder with tokenizer.json and tokenizer_config.json of Mistral-7B-v0.1.
     """
@@ -23,22 +23,23 @@ def publish(target: Path, base: Weights, adapter: Weights, config: Config, token
     shutil.rmtree(partial, ignore_errors=True)
     write_base(partial / "base", base, config, tokenizer)
     write_adapter(partial / "adapter", adapter, config)
-    mode = (partial / "base" / "config.json").stat().st_mode  # safetensors writes 0600, whatever the umask says
-    for file in [one for one in sorted(partial.rglob("*")) if one.is_file()]:
-        place = target / file.relative_to(partial)
-        place.parent.mkdir(parents=True, exist_ok=True)
+    mode = (partial / "base" / "config.json").stat().st_mode  # safetensors ignores the umask and creates files as 0600
+    for file in sorted(path for path in partial.rglob("*") if path.is_file()):
+        destination = target / file.relative_to(partial)
+        destination.parent.mkdir(parents=True, exist_ok=True)
         file.chmod(mode)
-        file.replace(place)
+        file.replace(destination)
     shutil.rmtree(partial)
 
 
 def write_base(folder: Path, weights: Weights, config: Config, tokenizer: Path) -> None:
+    """Write model.safetensors (bfloat16), config.json and the tokenizer."""
     from transformers import MistralConfig
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_stored(weights), folder / "model.safetensors", {"format": "pt"})
+    save_file(_as_stored(weights), folder / "model.safetensors", {"format": "pt"})
     shape = config.shape
-    said = MistralConfig(
+    MistralConfig(
         architectures=["MistralModel"],
         vocab_size=shape.vocabulary,
         hidden_size=shape.width,
@@ -55,18 +56,18 @@ def write_base(folder: Path, weights: Weights, config: Config, tokenizer: Path) 
         eos_token_id=2,
         use_cache=False,
         dtype="bfloat16",
-    )
-    said.save_pretrained(folder)
+    ).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tokenizer / name, folder / name)
 
 
 def write_adapter(folder: Path, adapter: Weights, config: Config) -> None:
+    """Write adapter_model.safetensors (bfloat16) and adapter_config.json, as peft does for a bare model."""
     from peft import LoraConfig
 
     folder.mkdir(parents=True, exist_ok=True)
-    stored = _stored({f"{PEFT_PREFIX}{name}": one for name, one in adapter.items()})
-    save_file(stored, folder / "adapter_model.safetensors", {"format": "pt"})
+    tensors = _as_stored({f"{PEFT_PREFIX}{name}": tensor for name, tensor in adapter.items()})
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
     LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -79,10 +80,10 @@ def write_adapter(folder: Path, adapter: Weights, config: Config) -> None:
     ).save_pretrained(folder)
     # peft keeps the modules in a set, whose order changes from run to run.
     path = folder / "adapter_config.json"
-    said = json.loads(path.read_text())
-    said["target_modules"] = sorted(said["target_modules"])
-    path.write_text(json.dumps(said, indent=1) + "\n")
+    content = json.loads(path.read_text())
+    content["target_modules"] = sorted(content["target_modules"])
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _stored(weights: Weights) -> dict[str, Tensor]:
-    return {name: one.to("cpu", torch.bfloat16).contiguous() for name, one in sorted(weights.items())}
+def _as_stored(weights: Weights) -> dict[str, Tensor]:
+    return {name: tensor.to("cpu", torch.bfloat16).contiguous() for name, tensor in sorted(weights.items())}

@@ -22,8 +22,8 @@ from e5.network.memory import keep_freed_memory
 from e5.network.model import Network, PackedModel
 from e5.network.stopwatch import Stopwatch
 from e5.weights import checkpoint
-from e5.weights.adapter import Adapter
 from e5.weights.files import LocalWeights
+from e5.weights.merge import merged_tensors
 
 
 def load(
@@ -37,9 +37,8 @@ def load(
     started = time.perf_counter()
     with current(device):
         network = _empty(model, weights.checkpoint, device, dtype)
-        adapter = Adapter(weights.adapter) if weights.adapter else None
         with _compiling(network):
-            merge_seconds = _fill(network, weights.checkpoint, adapter)
+            merge_seconds = _fill(network, weights)
         if device.type == "cpu":
             keep_freed_memory()  # not before: what loading frees should go back
         packed = PackedModel(network, model.pooling, dtype)
@@ -88,30 +87,12 @@ def _compiling(network: Network) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _fill(network: Network, folder: Path, adapter: Adapter | None) -> float:
-    """Copy every tensor of the checkpoint into its place, merged on the device on the way, and wait until it is there.
-
-    Returns the device's seconds of the merge.
-    """
+def _fill(network: Network, weights: LocalWeights) -> float:
+    """Copy every merged tensor to its destination and wait for the device. Returns the device's seconds of merging."""
     destinations = network.destinations()
-    missing = set(destinations)
+    checkpoint.check_shapes(weights.checkpoint, {name: place.shape for name, place in destinations.items()})
     watch = Stopwatch(network.device)
-    for name, tensor in checkpoint.tensors(folder, pin=network.device.type == "cuda"):
-        if name not in destinations or destinations[name].shape != tensor.shape:
-            want = f", which is {list(destinations[name].shape)} in the model" if name in destinations else ""
-            raise WeightsError(
-                f"{folder} has a tensor {name} {list(tensor.shape)}{want}: not a checkpoint of its config"
-            )
-        # First to the device in the dtype of the file: converting on the host costs more than the bus. This waits for
-        # the copy, as the tensor's memory is used again afterwards; what follows on a GPU is waited for by nobody.
-        arrived, merged = tensor.to(network.device), None
-        if adapter:
-            with watch.running():
-                merged = adapter.merged(name, arrived)
-        destinations[name].copy_(arrived if merged is None else merged)
-        missing.discard(name)
-    if missing:
-        raise WeightsError(f"{folder} lacks {sorted(missing)[0]} ({len(missing)} missing): fetch it again")
-    if adapter:
-        adapter.check_all_used()
+    for name, tensor in merged_tensors(weights, network.device, watch.running):
+        destinations[name].copy_(tensor)
+        del tensor  # free its memory before the next one is merged
     return watch.seconds()

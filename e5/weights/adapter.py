@@ -1,11 +1,12 @@
-"""A LoRA adapter folder, and a base's weights → the merged ones: base + scaling · B @ A.
+"""Read a LoRA adapter and merge it into base weights: base + scaling · B @ A.
 
-The meaning of the configuration is peft's (0.21: `get_delta_weight`, `get_pattern_key`). The arithmetic is float64's,
-rounded once to float32: a sum in float32 ends in other bits on a GPU than on a CPU, some of which survive the rounding
-to 16 bits; in float64 the order of the sum moves nothing that is left. The tests hold the merged weights equal to those
-of peft run in float64, to the last bit. Covers plain LoRA on linear layers. A configuration
-that asks for more is refused by name, and so is a tensor that is missing or left over: a half-applied adapter gives
-plausible, wrong vectors.
+The configuration means what it means to peft (0.21: `get_delta_weight`, `get_pattern_key`). Merging computes in float64
+and rounds once to float32. Float32 sums differ between GPU and CPU, and some of those differences survive rounding to
+16 bits; with float64 sums the order no longer matters. Tests require the merged weights to be bit-identical to peft's
+in float64.
+
+Supports plain LoRA on linear layers. Any other setting raises an error that names it, and so does a missing or unused
+tensor: a partly applied adapter gives plausible but wrong vectors.
 """
 
 import json
@@ -22,7 +23,7 @@ from e5.catalog import ADAPTER_TENSORS
 from e5.errors import WeightsError
 from e5.weights.checkpoint import bare_name
 
-UNDERSTOOD = {
+SUPPORTED = {
     "alpha_pattern",
     "bias",
     "exclude_modules",
@@ -37,7 +38,7 @@ UNDERSTOOD = {
     "target_modules",
     "use_rslora",
 }
-WITHOUT_EFFECT = {  # on saved weights: facts about the training, and settings of features that are refused when on
+WITHOUT_EFFECT = {  # training details, and settings of features that are rejected when enabled
     "auto_mapping",
     "base_model_name_or_path",
     "corda_config",
@@ -55,86 +56,86 @@ WITHOUT_EFFECT = {  # on saved weights: facts about the training, and settings o
     "runtime_config",
     "task_type",
 }
-TENSOR_NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.\w+)?\.weight")
-
-
+TENSOR_NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<matrix>[AB])(?:\.\w+)?\.weight")
 CHUNK = 4_000_000
-"""Elements that are merged at a time: 32 MB in float64."""
+"""Elements merged per step: 32 MB in float64."""
 
 
 class Adapter:
-    """The tensors of one adapter by bare module name, e.g. `layers.0.self_attn.q_proj`, and the scaling of each."""
+    """A and B of each adapted module, by its name in the bare model, e.g. `layers.0.self_attn.q_proj`."""
 
     def __init__(self, folder: Path) -> None:
-        """Read adapter_config.json and the tensors. Raises WeightsError for what is not plain LoRA."""
+        """Read adapter_config.json and the tensors. Raises WeightsError for anything but plain LoRA."""
         self.folder = folder
         self.config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-        _refuse_unknown(folder, self.config)
-        self._pairs, self._prefix = _pairs(folder, _read_tensors(folder))
+        _check_supported(folder, self.config)
+        self._pairs, self._prefix = _lora_pairs(folder, _read_tensors(folder))
         self._unused = set(self._pairs)
 
-    def merged(self, weight_name: str, base: Tensor) -> Tensor | None:
-        """float32 [out, in] of a base weight [out, in], on its device; None for one that the adapter leaves alone.
+    def merged(self, weight_name: str, base: Tensor) -> Tensor:
+        """Merge into one base weight [out, in], on its device. Returns float32, or `base` itself if not adapted.
 
-        Raises WeightsError where configuration, tensors and base disagree about it.
+        Raises WeightsError if configuration, tensors and base disagree.
         """
         module = weight_name.removesuffix(".weight")
         pair = self._pairs.get(module)
         if base.dim() == 2 and (pair is not None) != self._is_target(module):
-            what = "says to adapt" if pair is None else "does not say to adapt"
-            has = "has no tensors for" if pair is None else "has tensors for"
-            raise WeightsError(f"{self.folder} {has} {module}, which its configuration {what}: fetch it again")
+            tensors, config = ("no tensors", "says") if pair is None else ("tensors", "does not say")
+            raise WeightsError(
+                f"{self.folder} has {tensors} for {module}, which its configuration {config} to adapt: fetch it again"
+            )
         if pair is None:
-            return None
+            return base
         self._unused.discard(module)
-        a, b = (tensor.to(base.device, torch.float64) for tensor in pair)
+        a, b = (matrix.to(base.device, torch.float64) for matrix in pair)
         if (b.shape[0], a.shape[1]) != base.shape or a.shape[0] != b.shape[1]:
             shapes = f"A {list(a.shape)} and B {list(b.shape)}"
             raise WeightsError(
                 f"{self.folder}: {shapes} of {module} do not make a {list(base.shape)} weight: wrong base?"
             )
         scaling, result = self.scaling(module), torch.empty_like(base, dtype=torch.float32)
-        rows = min(base.shape[0], max(1, CHUNK // base.shape[1]))
-        space = torch.empty(rows, base.shape[1], dtype=torch.float64, device=base.device)
-        for start in range(0, base.shape[0], rows):
-            part = slice(start, start + rows)
-            total = space[: len(base[part])].copy_(base[part])
-            result[part] = total.addmm_(b[part], a, alpha=scaling)
+        chunk_rows = min(base.shape[0], max(1, CHUNK // base.shape[1]))
+        buffer = torch.empty(chunk_rows, base.shape[1], dtype=torch.float64, device=base.device)
+        for start in range(0, base.shape[0], chunk_rows):
+            rows = slice(start, start + chunk_rows)
+            total = buffer[: len(base[rows])].copy_(base[rows])
+            result[rows] = total.addmm_(b[rows], a, alpha=scaling)
         return result
 
     def scaling(self, module: str) -> float:
-        """alpha / r, or alpha / √r for rank-stabilised LoRA, with the module's own alpha and rank where given."""
+        """alpha / r, or alpha / √r for rank-stabilised LoRA. A module may have its own alpha and rank."""
         rank = self._by_pattern("rank_pattern", module, self.config["r"])
         alpha = self._by_pattern("alpha_pattern", module, self.config["lora_alpha"])
-        if self._pairs[module][0].shape[0] != rank:
-            raise WeightsError(
-                f"{self.folder}: {module} has rank {self._pairs[module][0].shape[0]}, its configuration says {rank}"
-            )
+        if (stored_rank := self._pairs[module][0].shape[0]) != rank:
+            raise WeightsError(f"{self.folder}: {module} has rank {stored_rank}, its configuration says {rank}")
         return float(alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank))
 
     def check_all_used(self) -> None:
-        """Raises WeightsError that names a module of the adapter which the base does not have."""
+        """Raise WeightsError if the adapter has tensors for a module that was never merged."""
         if self._unused:
             raise WeightsError(
-                f"{self.folder} adapts {sorted(self._unused)[0]} ({len(self._unused)} left over), which the base does "
-                "not have: base and adapter do not belong together"
+                f"{self.folder} adapts {min(self._unused)} ({len(self._unused)} left over), which the base does not "
+                "have: base and adapter do not belong together"
             )
 
     def _is_target(self, module: str) -> bool:
-        """Whether the configuration means this module, by the rules of peft's check_target_module_exists."""
+        """Whether the configuration targets this module, by the rules of peft's check_target_module_exists."""
         name, config = self._prefix + module, self.config
-        if _names(config.get("exclude_modules") or [], name):
+        if _matches(config.get("exclude_modules") or [], name):
             return False
         if config["target_modules"] == "all-linear":
             return module != "embed_tokens"
-        if not _names(config["target_modules"], name):
+        if not _matches(config["target_modules"], name):
             return False
-        layers, pattern = config.get("layers_to_transform"), config.get("layers_pattern")
+        layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or [r"[^.]*"]
         if layers is None:
             return True
-        patterns = [pattern] if isinstance(pattern, str) else pattern or [r"[^.]*"]
-        found = next((m for p in patterns if (m := re.match(rf"(?:.*\.)?{p}\.(\d+)\.", name))), None)
-        return found is not None and int(found[1]) in ([layers] if isinstance(layers, int) else layers)
+        if isinstance(patterns, str):
+            patterns = [patterns]
+        for pattern in patterns:
+            if match := re.match(rf"(?:.*\.)?{pattern}\.(\d+)\.", name):
+                return int(match[1]) in ([layers] if isinstance(layers, int) else layers)
+        return False
 
     def _by_pattern(self, field: str, module: str, default: float) -> float:
         for pattern, value in (self.config.get(field) or {}).items():
@@ -143,42 +144,46 @@ class Adapter:
         return default
 
 
-def _names(modules: str | list[str], name: str) -> bool:
-    """Whether a pattern matches the module, or a list has its name or the end of it."""
-    if isinstance(modules, str):
-        return re.fullmatch(modules, name) is not None
-    return any(name == module or name.endswith(f".{module}") for module in modules)
+def _matches(targets: str | list[str], name: str) -> bool:
+    """Whether the regular expression matches the module's name, or the list has the name or its last parts."""
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
-def _refuse_unknown(folder: Path, config: dict[str, Any]) -> None:
-    wrong = [key for key in sorted(set(config) - UNDERSTOOD - WITHOUT_EFFECT) if config[key]]
-    wrong += [key for key, right in (("peft_type", "LORA"), ("bias", "none")) if config.get(key, right) != right]
-    wrong += ["fan_in_fan_out"] if config.get("fan_in_fan_out") else []
-    # Other initialisations (PiSSA, OLoRA, …) change the base as well, so base + B @ A would be a different model.
-    wrong += [] if config.get("init_lora_weights", True) in (True, False, "gaussian") else ["init_lora_weights"]
+def _check_supported(folder: Path, config: dict[str, Any]) -> None:
     for key in ("r", "lora_alpha", "target_modules"):
         if not config.get(key):
-            raise WeightsError(f"{folder}/adapter_config.json says no {key}: fetch it again")
-    if wrong:
-        asks = ", ".join(f"{key}={config[key]!r}" for key in wrong)
-        raise WeightsError(f"{folder} asks for {asks}, which is more than plain LoRA: merge it with peft and pass that")
+            raise WeightsError(f"{folder}/adapter_config.json has no {key}: fetch it again")
+    unsupported = [key for key in sorted(set(config) - SUPPORTED - WITHOUT_EFFECT) if config[key]]
+    unsupported += [key for key, value in (("peft_type", "LORA"), ("bias", "none")) if config.get(key, value) != value]
+    if config.get("fan_in_fan_out"):
+        unsupported.append("fan_in_fan_out")
+    # Other initialisations (PiSSA, OLoRA, …) also change the base, so base + B @ A would be a different model.
+    if config.get("init_lora_weights", True) not in (True, False, "gaussian"):
+        unsupported.append("init_lora_weights")
+    if unsupported:
+        settings = ", ".join(f"{key}={config[key]!r}" for key in unsupported)
+        raise WeightsError(
+            f"{folder} asks for {settings}, which is more than plain LoRA: merge it with peft and use the result"
+        )
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    safe, pickled = (folder / name for name in ADAPTER_TENSORS)
+    safetensors, pickled = (folder / name for name in ADAPTER_TENSORS)
+    path = safetensors if safetensors.is_file() else pickled
     try:
-        if safe.is_file():
-            return load_file(safe)
-        tensors: dict[str, Tensor] = dict(torch.load(pickled, map_location="cpu", weights_only=True))
+        if path == safetensors:
+            return load_file(path)
+        tensors: dict[str, Tensor] = dict(torch.load(path, map_location="cpu", weights_only=True))
         return tensors
-    except Exception as error:  # safetensors, pickle and zipfile each have errors of their own
-        path = safe if safe.is_file() else pickled
+    except Exception as error:  # safetensors, pickle and zipfile each raise their own types
         raise WeightsError(f"{path} cannot be read as tensors ({error}): delete it and fetch it again") from error
 
 
-def _pairs(folder: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, tuple[Tensor, Tensor]], str]:
-    """(A, B) by bare module name, and the prefix that the modules have in the model that was adapted."""
-    halves: dict[str, dict[str, Tensor]] = {}
+def _lora_pairs(folder: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, tuple[Tensor, Tensor]], str]:
+    """(A, B) by module name in the bare model, and the prefix of these names in the model that was adapted."""
+    matrices: dict[str, dict[str, Tensor]] = {}
     prefix = ""
     for name, tensor in tensors.items():
         match = TENSOR_NAME.fullmatch(name)
@@ -186,9 +191,9 @@ def _pairs(folder: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, tuple[Te
             raise WeightsError(f"{folder} has the tensor {name}, which is not a LoRA matrix: is it a plain adapter?")
         module = bare_name(match["module"])
         prefix = match["module"].removesuffix(module)
-        halves.setdefault(module, {})[match["part"]] = tensor
-    for module, found in halves.items():
-        if len(found) != 2:
-            missing = "A" if "B" in found else "B"
+        matrices.setdefault(module, {})[match["matrix"]] = tensor
+    for module, pair in matrices.items():
+        if len(pair) != 2:
+            missing = "A" if "B" in pair else "B"
             raise WeightsError(f"{folder} has no {module}.lora_{missing}.weight: it is incomplete, fetch it again")
-    return {module: (found["A"], found["B"]) for module, found in halves.items()}, prefix
+    return {module: (pair["A"], pair["B"]) for module, pair in matrices.items()}, prefix

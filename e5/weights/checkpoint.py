@@ -1,12 +1,14 @@
-"""A folder with config.json and safetensors → its tensors, one at a time, under the names of the bare model.
+"""Read a checkpoint folder (config.json and safetensors): its configuration and its tensors, one at a time.
 
-Covers the layouts in which the family is published: one file, or shards with an index; keys of the bare model, or
-of a model with a head (`model.`, `bert.`, `roberta.` in front). Does not cover pickled checkpoints, on purpose.
+Supports the layouts in which the family is published: one file, or shards with an index; tensor names of the bare
+model, or of a model with a head (prefixed with `model.`, `bert.` or `roberta.`). Tensors come under the bare model's
+names. Pickled checkpoints are not supported, on purpose.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,14 @@ from e5.weights import reading
 from e5.weights.files import shard_names
 
 PREFIXES = ("model.", "bert.", "roberta.")
-NOT_OURS = ("lm_head.", "cls.", "pooler.")
-"""Heads: parts that an embedding does not use."""
+HEADS = ("lm_head.", "cls.", "pooler.")
+"""Parts of the model that embeddings do not use."""
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids", ".rotary_emb.inv_freq")
-"""Constants that older releases of transformers stored and newer ones compute."""
+"""Constants that older transformers releases stored and newer ones compute."""
 
 
 def bare_name(name: str) -> str:
-    """A tensor's name without the prefix of the model around the bare one."""
+    """Strip the prefix that a model with a head puts in front of the bare model's tensor names."""
     for prefix in PREFIXES:
         if name.startswith(prefix):
             return name.removeprefix(prefix)
@@ -34,24 +36,24 @@ def bare_name(name: str) -> str:
 
 
 def is_weight(name: str) -> bool:
-    """Whether the tensor of that bare name belongs to the bare model."""
-    return not name.startswith(NOT_OURS) and not name.endswith(BUFFERS)
+    """Whether the tensor (by bare name) is a weight of the bare model, not of a head and not a constant."""
+    return not name.startswith(HEADS) and not name.endswith(BUFFERS)
 
 
 def config(folder: Path) -> dict[str, Any]:
-    """What the folder's config.json says. Raises WeightsError where it says nothing."""
+    """Read config.json. Raises WeightsError if it is missing or not a JSON object."""
     path = folder / "config.json"
     try:
-        said = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise reading.unreadable(path, error) from error
-    if not isinstance(said, dict):
-        raise reading.unreadable(path, "it is no JSON object")
-    return said
+    if not isinstance(content, dict):
+        raise reading.unreadable(path, "not a JSON object")
+    return content
 
 
 def shards(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint. Raises WeightsError where there is none."""
+    """The safetensors files of a checkpoint. Raises WeightsError if there are none."""
     single, index = (folder / name for name in CHECKPOINT)
     if single.is_file():
         return [single]
@@ -60,23 +62,44 @@ def shards(folder: Path) -> list[Path]:
     return [folder / name for name in shard_names(index)]
 
 
+def stored_weights(folder: Path) -> list[reading.StoredTensor]:
+    """The weights in a checkpoint's files, by bare name, in the order of `tensors`. Reads only the headers."""
+    headers = [stored for path in shards(folder) for stored in reading.read_header(path)]
+    bare = [replace(stored, name=bare_name(stored.name)) for stored in headers]
+    return [stored for stored in bare if is_weight(stored.name)]
+
+
+def check_shapes(folder: Path, expected: Mapping[str, Sequence[int]]) -> None:
+    """Raise WeightsError unless the checkpoint has exactly the expected weights. Reads only the headers."""
+    missing = set(expected)
+    for stored in stored_weights(folder):
+        shape = expected.get(stored.name)
+        if shape is None or tuple(shape) != stored.shape:
+            wanted = "" if shape is None else f", which is {list(shape)} in the model"
+            raise WeightsError(
+                f"{folder} has a tensor {stored.name} {list(stored.shape)}{wanted}: not a checkpoint of its config"
+            )
+        missing.discard(stored.name)
+    if missing:
+        raise WeightsError(f"{folder} lacks {min(missing)} ({len(missing)} missing): fetch it again")
+
+
 def tensors(folder: Path, pin: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """(bare name, tensor) of each weight, on the host, in the order of the files' bytes.
+    """Yield (bare name, tensor on the host) for each weight, in file order. Tensors of heads are not read.
 
-    A tensor is good until the next one is asked for: copy it, do not keep it.
+    A tensor is valid only until the next one is requested: copy it.
 
-    `pin`: for a GPU. The files are read ahead, while the copies to it are under way, from memory that it reads by
-    itself. For a CPU the tensors are views of the mapped files: there the mapping is the faster way, as it spares a
-    copy (docs/performance-notes.md). Tensors that are no weights are not read.
+    `pin`: set it for a GPU. Files are then read ahead into pinned memory while earlier tensors are copied. Without it,
+    tensors are views of memory-mapped files, which is faster on a CPU because it saves a copy
+    (docs/performance-notes.md).
     """
-    yield from _read_ahead(folder) if pin else _mapped(folder)
+    return _read_ahead(folder) if pin else _mapped(folder)
 
 
 def _read_ahead(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    stored = [one for path in shards(folder) for one in reading.stored(path) if is_weight(bare_name(one.name))]
-    with closing(reading.read(stored, pin=True)) as found:
-        for one, tensor in found:
-            yield bare_name(one.name), tensor
+    with closing(reading.read(stored_weights(folder), pin=True)) as stream:
+        for stored, tensor in stream:
+            yield stored.name, tensor
 
 
 def _mapped(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -1,8 +1,8 @@
-"""Tensors of safetensors files in the order of their bytes, read ahead of the consumer by several threads.
+"""Read tensors from safetensors files in byte order, several threads ahead of the consumer.
 
-While the consumer copies one tensor to the device, the threads read the next ones: `os.preadv` into host memory,
-outside Python's lock, large tensors in parts. All tensors share one ring of host memory, which bounds what is read
-ahead; so a tensor is good until the next one is asked for, and no memory is allocated or pinned for each tensor.
+While the consumer copies one tensor to the device, threads read the next ones into host memory with `os.preadv`, which
+releases the GIL; large tensors are split into parts. All tensors share one ring buffer, which bounds the read-ahead and
+avoids allocating and pinning memory per tensor. So a tensor is valid only until the next one is requested.
 """
 
 import json
@@ -24,12 +24,12 @@ from torch import Tensor
 from e5.errors import WeightsError
 
 PART_BYTES = 16 << 20
-"""What one thread reads at a time; with 4 MiB a cold read took up to 1.5 × as long, 64 MiB gained nothing."""
+"""Bytes per read call. With 4 MiB a cold read took up to 1.5 × as long; 64 MiB gained nothing."""
 WINDOW_BYTES = 512 << 20
-"""Host memory for reading ahead: the flagship's embeddings twice, or four of its largest other matrices."""
+"""Read-ahead buffer: room for two of the flagship's embedding matrices, or four of its largest other matrices."""
 THREADS = min(16, max(8, os.cpu_count() or 1))
-"""A disk wants several requests at a time, whatever the number of cores: one thread had half of its bandwidth."""
-ALIGNMENT = 64  # bytes: that of torch's own tensors
+"""A disk needs several requests in flight, however few the cores: one thread reached half the bandwidth."""
+ALIGNMENT = 64  # bytes, like torch's own allocations
 
 DTYPES = {
     "BF16": torch.bfloat16,
@@ -48,8 +48,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor in a file: `size` bytes from the byte `begin` on."""
+class StoredTensor:
+    """A tensor in a file: `size` bytes at offset `begin`."""
 
     path: Path
     name: str
@@ -59,11 +59,11 @@ class Stored:
     size: int
 
 
-def stored(path: Path) -> list[Stored]:
-    """The tensors of a safetensors file in the order of their bytes; reads the header alone. Raises WeightsError.
+def read_header(path: Path) -> list[StoredTensor]:
+    """List the tensors of a safetensors file in byte order. Reads only the header. Raises WeightsError.
 
-    The library checks the header (its length, the shapes, that the tensors fill the file without a gap), but does not
-    say where the bytes lie: that is read from the header that it has approved.
+    The safetensors library validates the header (length, shapes, no gaps between tensors) but does not expose byte
+    offsets, so the validated header is parsed again here.
     """
     try:
         with safe_open(path, framework="np"):
@@ -71,112 +71,115 @@ def stored(path: Path) -> list[Stored]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
-        found = [
-            Stored(path, name, one["dtype"], tuple(one["shape"]), 8 + length + begin, end - begin)
-            for name, one in header.items()
-            if name != "__metadata__"
-            for begin, end in [one["data_offsets"]]
-        ]
+        header.pop("__metadata__", None)
+        tensors = []
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            shape = tuple(entry["shape"])
+            tensors.append(StoredTensor(path, name, entry["dtype"], shape, 8 + length + begin, end - begin))
     except (SafetensorError, OSError, ValueError) as error:
         raise unreadable(path, error) from error
-    return sorted(found, key=lambda one: one.begin)
+    return sorted(tensors, key=lambda tensor: tensor.begin)
 
 
 def read(
-    wanted: Sequence[Stored], *, pin: bool = False, window: int = WINDOW_BYTES
-) -> Generator[tuple[Stored, Tensor], None, None]:
-    """Each tensor in turn, on the host, good until the next one is asked for: copy it, and wait for the copy.
+    tensors: Sequence[StoredTensor], *, pin: bool = False, window: int = WINDOW_BYTES
+) -> Generator[tuple[StoredTensor, Tensor], None, None]:
+    """Yield each tensor on the host. It is valid until the next one is requested: copy it, and wait for the copy.
 
-    `pin`: in memory that a GPU, where there is one, reads by itself at the full speed of its bus. `window`: bytes of
-    host memory; a larger tensor gets what it needs. Raises WeightsError for a file that ends too soon, cannot be read
-    or has a dtype that torch lacks. The threads end with the iterator, also when it is closed early.
+    `pin`: pin the memory if there is a GPU, so that copies run at full bus speed. `window`: bytes of host memory,
+    enlarged if one tensor needs more. Raises WeightsError for a file that ends too soon or cannot be read, and for a
+    dtype that torch lacks. The threads end with the iterator, even if it is closed early.
     """
-    for one in wanted:
-        if one.dtype not in DTYPES:
-            raise unreadable(one.path, f"{one.name} is of dtype {one.dtype}")
+    for stored in tensors:
+        if stored.dtype not in DTYPES:
+            raise unreadable(stored.path, f"{stored.name} is of dtype {stored.dtype}")
     with ExitStack() as stack:
-        ring = _Ring(max([window, *(_aligned(one.size) for one in wanted)]))
+        ring = _RingBuffer(max([window, *(_aligned(stored.size) for stored in tensors)]))
         if pin and torch.cuda.is_available():
             ring.pin(stack)
-        files = {path: _opened(path, stack) for path in dict.fromkeys(one.path for one in wanted)}
+        files = {path: _open(path, stack) for path in dict.fromkeys(stored.path for stored in tensors)}
         pool = ThreadPoolExecutor(THREADS, thread_name_prefix="e5-reading")
-        stack.callback(pool.shutdown, wait=True, cancel_futures=True)  # before the files and the memory go
-        waiting, under_way = deque(wanted), deque[tuple[Stored, Tensor, list[Future[None]]]]()
-        while waiting or under_way:
-            while waiting and (place := ring.take(waiting[0].size)) is not None:
-                one = waiting.popleft()
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)  # before files and memory are released
+        waiting, in_flight = deque(tensors), deque[tuple[StoredTensor, Tensor, list[Future[None]]]]()
+        while waiting or in_flight:
+            while waiting and (buffer := ring.allocate(waiting[0].size)) is not None:
+                stored = waiting.popleft()
+                file = files[stored.path]
                 parts = [
-                    pool.submit(_fill, files[one.path], place[start : start + PART_BYTES], one.begin + start)
-                    for start in range(0, one.size, PART_BYTES)
+                    pool.submit(_read_into, file, buffer[start : start + PART_BYTES], stored.begin + start)
+                    for start in range(0, stored.size, PART_BYTES)
                 ]
-                under_way.append((one, place, parts))
-            one, place, parts = under_way.popleft()
+                in_flight.append((stored, buffer, parts))
+            stored, buffer, parts = in_flight.popleft()
             try:
                 for part in parts:
                     part.result()
             except OSError as error:
-                raise unreadable(one.path, error) from error
-            yield one, place.view(DTYPES[one.dtype]).view(one.shape)
-            ring.give_back()
+                raise unreadable(stored.path, error) from error
+            yield stored, buffer.view(DTYPES[stored.dtype]).view(stored.shape)
+            ring.free_oldest()
 
 
-def unreadable(path: Path, why: object) -> WeightsError:
-    return WeightsError(f"{path} cannot be read ({why}): delete it and fetch it again")
+def unreadable(path: Path, cause: object) -> WeightsError:
+    """The error for a file that exists but cannot be used."""
+    return WeightsError(f"{path} cannot be read ({cause}): delete it and fetch it again")
 
 
-class _Ring:
-    """One block of host memory, handed out in pieces and taken back in the same order."""
+class _RingBuffer:
+    """One block of host memory. Pieces are freed in the order in which they were allocated."""
 
     def __init__(self, size: int) -> None:
-        # Private pages straight from the kernel, huge ones where it has them: a 512th of the page faults, and as many
-        # fewer pages to pin. Python frees the mapping when the last tensor that lies in it is gone.
+        # Anonymous private pages, huge ones if the kernel has them: 512 times fewer page faults and pages to pin.
+        # Python frees the mapping when its last tensor is gone.
         pages = mmap.mmap(-1, _aligned(size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            with suppress(OSError):  # a kernel without them
+            with suppress(OSError):  # a kernel without huge pages
                 pages.madvise(mmap.MADV_HUGEPAGE)
         self._memory = torch.frombuffer(pages, dtype=torch.uint8)
-        self._taken: deque[tuple[int, int]] = deque()
+        self._allocated: deque[tuple[int, int]] = deque()
 
     def pin(self, stack: ExitStack) -> None:
-        """Pin it until the stack ends. Where that fails, copies to the GPU are slower and just as right.
+        """Pin the memory until the stack closes. If that fails, copies to the GPU are slower but still correct.
 
-        torch's own pinned memory would do, but rounds up to a power of two, and keeps it pinned ever after.
+        torch's own pinned allocator rounds up to a power of two and never unpins.
         """
         runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         start = self._memory.data_ptr()
         if status := int(runtime.cudaHostRegister(start, self._memory.numel(), 0)):
-            log.warning("the memory for reading cannot be pinned (CUDA error %d): loading is slower", status)
-            with suppress(RuntimeError):  # the error stays with the thread until a launch reports it: this one, then
+            log.warning("the read buffer cannot be pinned (CUDA error %d): loading will be slower", status)
+            with suppress(RuntimeError):  # CUDA keeps the error for the thread's next launch: let this one report it
                 torch.zeros(1, device="cuda")
         else:
             stack.callback(runtime.cudaHostUnregister, start)
 
-    def take(self, size: int) -> Tensor | None:
-        """uint8 [size] of memory that nothing else has; None while there is no such piece."""
-        room, needed = self._memory.numel(), _aligned(size)
-        if not self._taken:
-            start, end = 0, room
+    def allocate(self, size: int) -> Tensor | None:
+        """Return unused memory as uint8 [size], or None if there is no free piece of that size."""
+        capacity, needed = self._memory.numel(), _aligned(size)
+        if not self._allocated:
+            start, end = 0, capacity
         else:
-            head, tail = self._taken[0][0], self._taken[-1][1]
-            wrapped = self._taken[-1][0] < head
-            if not wrapped and room - tail < needed:  # the rest of the block is too small: on at its beginning
+            head, tail = self._allocated[0][0], self._allocated[-1][1]
+            wrapped = self._allocated[-1][0] < head
+            if not wrapped and capacity - tail < needed:  # too little room at the end: wrap around
                 wrapped, tail = True, 0
-            start, end = tail, head if wrapped else room
+            start, end = tail, head if wrapped else capacity
         if end - start < needed:
             return None
-        self._taken.append((start, start + needed))
+        self._allocated.append((start, start + needed))
         return self._memory[start : start + size]
 
-    def give_back(self) -> None:
-        """The oldest piece may be handed out again."""
-        self._taken.popleft()
+    def free_oldest(self) -> None:
+        """Free the piece that was allocated first."""
+        self._allocated.popleft()
 
 
 def _aligned(size: int) -> int:
     return max(1, -(-size // ALIGNMENT)) * ALIGNMENT
 
 
-def _opened(path: Path, stack: ExitStack) -> int:
+def _open(path: Path, stack: ExitStack) -> int:
+    """Open a file for reading until the stack closes. Returns its descriptor."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -185,11 +188,11 @@ def _opened(path: Path, stack: ExitStack) -> int:
     return file
 
 
-def _fill(file: int, place: Tensor, begin: int) -> None:
-    """Read len(place) bytes from the byte `begin` of the file on."""
-    rest: memoryview = place.numpy().data
-    while rest:
-        count = os.preadv(file, [rest], begin)
+def _read_into(file: int, buffer: Tensor, offset: int) -> None:
+    """Fill the uint8 buffer with the file's bytes from `offset` on."""
+    remaining: memoryview = buffer.numpy().data
+    while remaining:
+        count = os.preadv(file, [remaining], offset)
         if count == 0:
-            raise OSError(f"it ends at byte {begin}, {len(rest)} bytes too soon")
-        rest, begin = rest[count:], begin + count
+            raise OSError(f"it ends at byte {offset}, {len(remaining)} bytes too soon")
+        remaining, offset = remaining[count:], offset + count

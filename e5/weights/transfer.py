@@ -1,9 +1,10 @@
-"""One file, hub → disk: transfer, resume, retries, checksum. e5.weights.fetch decides where files go.
+"""Download one file from the hub: transfer, resume, retry, verify. `e5.weights.fetch` decides where files go.
 
-Bytes move by hf_hub_download where the hub offers its chunked storage (Xet), which is faster than one connection.
-Everything else, and a file whose fast transfer was cut, moves by `_resume`. Measured with a 30 MB file: huggingface_hub
-1.31 and 2.4 go on after a closed connection, but a reset one at 25 MB ends the transfer and deletes what has arrived,
-and after a kill the file starts anew beside an orphan (1.5 went on). One file of the flagship has 9.9 GB.
+hf_hub_download does the transfer if the hub offers the file in its chunked storage (Xet), which is faster than one
+connection. All other files, and interrupted Xet transfers, go through `_resume`. It exists because of how
+huggingface_hub 1.31 and 2.4 handled a 30 MB file: they resume after a closed connection, but a connection reset at
+25 MB ends the transfer and deletes what has arrived, and after a kill the file starts from zero and leaves an orphan
+(1.5 resumed). One file of the flagship has 9.9 GB.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,19 +29,19 @@ from huggingface_hub import (
     hf_hub_url,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+# HTTPError is httpx's in huggingface_hub 1 and httpx2's in 2; the module imports it without declaring a re-export.
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]  # lazy exports
 from tqdm import tqdm
 
 from e5.errors import WeightsError
 from e5.weights.files import problem
 
-WAITS = (1, 2, 4, 8)
-"""Seconds before each new try; whenever bytes have arrived in between, the row starts anew."""
-PASSING = (408, 429, 500, 502, 503, 504)
-"""What huggingface_hub itself retries, though only for the HEAD request of a file: no listing, no GET."""
-HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
-"""The HTTP client's errors: httpx.HTTPError in huggingface_hub 1, httpx2.HTTPError in 2."""
+RETRY_WAITS = (1, 2, 4, 8)
+"""Seconds to wait before each retry. The sequence starts over whenever a try transferred more bytes."""
+TRANSIENT_STATUSES = (408, 429, 500, 502, 503, 504)
+"""The statuses that huggingface_hub retries too, but only for the HEAD request of a file, not for listing or GET."""
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -47,7 +49,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class File:
-    """A file as the hub lists it. `checksum` is the sha256 of an LFS file, of others git's blob id (40 digits)."""
+    """A file in the hub's listing. `checksum`: the sha256 of an LFS file (64 digits), else the git blob id (40)."""
 
     repo: str
     revision: str
@@ -65,18 +67,19 @@ class File:
 
 
 def listing(repo: str, revision: str) -> dict[str, File]:
-    """What the hub has at that commit, by path; files without size or checksum are left out. One request.
+    """List the repository's files at a commit, by path, in one request. Omits files without size or checksum.
 
-    Raises WeightsError when the answer is no listing, and what the HTTP client raises.
+    Raises WeightsError if the response is not a listing, and the HTTP client's errors.
     """
-    timeout = constants.HF_HUB_ETAG_TIMEOUT  # HfApi has none of its own: it would wait for a silent server for ever
+    timeout = constants.HF_HUB_ETAG_TIMEOUT  # HfApi's default is none: it would wait forever for a silent server
     try:
         info = _with_retries(
             lambda: HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout), f"listing {repo}"
         )
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise WeightsError(
-            f"{constants.ENDPOINT} does not answer as a hub for {repo} ({_line(error)}): check HF_ENDPOINT and proxy"
+            f"{constants.ENDPOINT} does not answer like a hub for {repo} ({_first_line(error)}): "
+            "check HF_ENDPOINT and proxy"
         ) from error
     files = {}
     for entry in info.siblings or ():
@@ -86,75 +89,75 @@ def listing(repo: str, revision: str) -> dict[str, File]:
     return files
 
 
-def download(file: File, arriving: Path, stored: Path) -> None:
-    """Put the verified file at `stored`, by way of `arriving` (same filesystem), which an earlier try may have begun.
+def download(file: File, partial_file: Path, target: Path) -> None:
+    """Download to `partial_file`, continuing an earlier attempt, verify, then rename to `target` (same filesystem).
 
-    Raises WeightsError when it arrives broken twice, and what the HTTP client and the disk raise.
+    Raises WeightsError if the content is corrupt twice, and errors of the HTTP client and the disk.
     """
-    arriving.parent.mkdir(parents=True, exist_ok=True)
-    stored.parent.mkdir(parents=True, exist_ok=True)
-    wrong: str | None = None
+    partial_file.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    difference: str | None = None
     for transfer in (_copy_or_transfer, _transfer):
-        _with_retries(lambda: transfer(file, arriving), file.path, lambda: size(arriving))  # noqa: B023 – called at once
-        log.info("%s: comparing with the hub's checksum", file.path)
-        wrong = mismatch(arriving, file)
-        if wrong is None:
-            arriving.replace(stored)
+        _with_retries(partial(transfer, file, partial_file), file.path, partial(size, partial_file))
+        log.info("%s: verifying the checksum", file.path)
+        difference = mismatch(partial_file, file)
+        if difference is None:
+            partial_file.replace(target)
             return
-        log.warning("%s arrived with %s: thrown away", file.path, wrong)
-        arriving.unlink()
+        log.warning("%s arrived with %s: deleted", file.path, difference)
+        partial_file.unlink()
     raise WeightsError(
-        f"{file.path} of {file.repo} arrived broken twice ({wrong}): try again later, "
-        f"and look at the proxy or mirror between here and {constants.ENDPOINT}"
+        f"{file.path} of {file.repo} arrived corrupt twice ({difference}): try again later, "
+        f"and check the proxy or mirror between this machine and {constants.ENDPOINT}"
     )
 
 
 def mismatch(path: Path, file: File) -> str | None:
-    """How the content differs from what the hub lists, None when it does not. Reads the whole file."""
-    if (bytes_here := size(path)) != file.size:
-        return f"{bytes_here} bytes instead of {file.size}"
+    """Describe how the file's content differs from the hub's listing, None if it does not. Reads the whole file."""
+    if (actual_size := size(path)) != file.size:
+        return f"{actual_size} bytes instead of {file.size}"
     start = hashlib.sha256() if file.is_lfs else hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
     with path.open("rb") as content:
         digest = hashlib.file_digest(content, lambda: start).hexdigest()
     return None if digest == file.checksum else f"checksum {digest} instead of {file.checksum}"
 
 
-def in_place(path: Path, file: File) -> bool:
-    """Whether a file that is already there can stay: sound and of the right size. Reads its header only."""
+def is_in_place(path: Path, file: File) -> bool:
+    """Whether the path already has a valid file of the listed size. Reads only its header."""
     return problem(path) is None and size(path) == file.size
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, 0 where there is none."""
+    """The file's size in bytes, 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 
-def scratch(arriving: Path) -> Path:
-    """The folder in which hf_hub_download works; of no use to anyone once its process is gone."""
-    return arriving.with_suffix(".xet")
+def xet_folder(partial_file: Path) -> Path:
+    """The working folder of hf_hub_download. Once its process is gone, nothing can use it."""
+    return partial_file.with_suffix(".xet")
 
 
-def _copy_or_transfer(file: File, arriving: Path) -> None:
-    copy = None if arriving.exists() else try_to_load_from_cache(file.repo, file.path, revision=file.revision)
-    if isinstance(copy, str) and in_place(Path(copy), file):
-        shutil.copyfile(copy, arriving)
-    _transfer(file, arriving)
+def _copy_or_transfer(file: File, partial_file: Path) -> None:
+    cached = None if partial_file.exists() else try_to_load_from_cache(file.repo, file.path, revision=file.revision)
+    if isinstance(cached, str) and is_in_place(Path(cached), file):
+        shutil.copyfile(cached, partial_file)
+    _transfer(file, partial_file)
 
 
-def _transfer(file: File, arriving: Path) -> None:
-    if not arriving.exists() and _offers_xet(file):
-        arriving.touch()  # whoever finds it after a kill takes the resumable way
-        folder = scratch(arriving)
+def _transfer(file: File, partial_file: Path) -> None:
+    if not partial_file.exists() and _offers_xet(file):
+        partial_file.touch()  # if this process is killed, the next one sees the file and resumes over plain HTTP
+        folder = xet_folder(partial_file)
         try:
-            done = hf_hub_download(
+            arrived = hf_hub_download(
                 file.repo, file.path, revision=file.revision, local_dir=folder, cache_dir=folder / "no-cache"
             )
-            Path(done).replace(arriving)
-        except Exception as error:  # hf_xet's are of any type; what is wrong for good is wrong in _resume, too
-            log.warning("%s: %s; going on over plain HTTP", file.path, _line(error))
+            Path(arrived).replace(partial_file)
+        except Exception as error:  # hf_xet raises any type; a permanent error will recur in _resume
+            log.warning("%s: %s; continuing over plain HTTP", file.path, _first_line(error))
         shutil.rmtree(folder, ignore_errors=True)
-    if size(arriving) < file.size:
-        _resume(file, arriving)
+    if size(partial_file) < file.size:
+        _resume(file, partial_file)
 
 
 def _offers_xet(file: File) -> bool:
@@ -163,46 +166,52 @@ def _offers_xet(file: File) -> bool:
     return get_hf_file_metadata(hf_hub_url(file.repo, file.path, revision=file.revision)).xet_file_data is not None
 
 
-def _resume(file: File, arriving: Path) -> None:
-    have = size(arriving)
+def _resume(file: File, partial_file: Path) -> None:
+    have = size(partial_file)
     headers = build_hf_headers() | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     url = hf_hub_url(file.repo, file.path, revision=file.revision)
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     with get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
         hf_raise_for_status(response)
-        have = have if response.status_code == 206 else 0  # 200: a server without ranges sends the whole file
-        hidden, often = constants.HF_HUB_DISABLE_PROGRESS_BARS is True, 0.1 if sys.stderr.isatty() else 5
-        bar = tqdm(
-            desc=file.path, total=file.size, initial=have, unit="B", unit_scale=True, disable=hidden, mininterval=often
+        if response.status_code != 206:
+            have = 0  # the server ignores Range and sends the whole file
+        progress = tqdm(
+            desc=file.path,
+            total=file.size,
+            initial=have,
+            unit="B",
+            unit_scale=True,
+            disable=constants.HF_HUB_DISABLE_PROGRESS_BARS is True,
+            mininterval=0.1 if sys.stderr.isatty() else 5,
         )
-        with bar, arriving.open("ab" if have else "wb") as out:
+        with progress, partial_file.open("ab" if have else "wb") as out:
             for chunk in response.iter_bytes():
-                bar.update(out.write(chunk))
-    if size(arriving) < file.size:
-        raise ConnectionError(f"the connection ended after {size(arriving)} of {file.size} bytes")
+                progress.update(out.write(chunk))
+    if size(partial_file) < file.size:
+        raise ConnectionError(f"the connection ended after {size(partial_file)} of {file.size} bytes")
 
 
-def _with_retries(action: Callable[[], T], what: str, progress: Callable[[], int] = lambda: 0) -> T:
-    """Try again after errors that pass, as long as tries bring progress or WAITS last."""
-    waits, reached = iter(WAITS), progress()
+def _with_retries(action: Callable[[], T], label: str, transferred: Callable[[], int] = lambda: 0) -> T:
+    """Retry after transient errors until RETRY_WAITS runs out without more bytes transferred."""
+    waits, reached = iter(RETRY_WAITS), transferred()
     while True:
         try:
             return action()
         except (OSError, HTTPError) as error:
-            if progress() > reached:
-                waits, reached = iter(WAITS), progress()
+            if transferred() > reached:
+                waits, reached = iter(RETRY_WAITS), transferred()
             wait = next(waits, None)
-            if wait is None or not _passes(error):
+            if wait is None or not _is_transient(error):
                 raise
-            log.warning("%s: %s; trying again in %d s", what, _line(error), wait)
+            log.warning("%s: %s; retrying in %d s", label, _first_line(error), wait)
             time.sleep(wait)
 
 
-def _passes(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in PASSING
+        return error.response.status_code in TRANSIENT_STATUSES
     return isinstance(error, (HTTPError, ConnectionError)) and not isinstance(error, OfflineModeIsEnabled)
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -35,6 +35,7 @@ from e5.network.graphs import Graphs
 from e5.tokens import Tokens
 from e5.weights.files import LocalWeights, in_folder
 from e5.weights.locate import locate
+from e5.weights.merge import merged_tensors, write_merged
 from e5_cog import server
 from e5_cog.repository import ROOT
 from tests import flash
@@ -133,20 +134,19 @@ def test_ranks_of_equal_values_are_shared() -> None:
 def test_the_merge_is_peft_s_and_a_forgotten_adapter_is_seen(decoder_folder: Path) -> None:
     found = in_folder(catalog.get(catalog.EMBEDDED), decoder_folder)
     theirs = merging.by_peft(found, torch.float16)
-    merged = dict(merging.merged(found, torch.device("cpu"), torch.float16))
+    cpu = torch.device("cpu")
+    merged = {name: tensor.to(torch.float16, copy=True) for name, tensor in merged_tensors(found, cpu)}
     assert merged.keys() == theirs.keys()
     assert all(torch.equal(merged[name], theirs[name]) for name in theirs)
     bare = LocalWeights("merged", found.checkpoint, found.tokenizer, None)
-    for name, tensor in merging.merged(bare, torch.device("cpu"), torch.float16):
-        assert torch.equal(tensor, theirs[name]) == ("_proj" not in name)
+    for name, tensor in merged_tensors(bare, cpu):
+        assert torch.equal(tensor.to(torch.float16), theirs[name]) == ("_proj" not in name)
 
 
-def test_a_merged_checkpoint_in_several_files_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merging, "MAX_SHARD_BYTES", 2_000_000)
+def test_a_merged_checkpoint_in_several_files_loads(tmp_path: Path) -> None:
     model = catalog.get(catalog.EMBEDDED)
     found = locate(model)
-    merging.save(found, torch.device("cpu"), torch.float32, tmp_path)
-    (tmp_path / "tokenizer.json").write_bytes(found.tokenizer.read_bytes())
+    write_merged(found, tmp_path, torch.float32, torch.device("cpu"), max_shard_bytes=2_000_000)
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     texts = ["one text", "and another one"]
     merged, adapted = (
@@ -287,12 +287,12 @@ def test_a_random_checkpoint_is_drawn_once(tmp_path: Path, capsys: pytest.Captur
     written = []
     for more in ([], [], ["--seed", "1"]):
         random_checkpoint.main([*options, *more])
-        written.append((tmp_path / "model-00001-of-00001.safetensors").stat().st_mtime_ns)
+        written.append((tmp_path / "model.safetensors").stat().st_mtime_ns)
     assert written[0] == written[1] != written[2]
     assert capsys.readouterr().out.count("has this checkpoint already") == 1
     (tmp_path / "drawn.json").unlink()  # as after a run that was cut off
     random_checkpoint.main([*options, "--seed", "1"])
-    assert (tmp_path / "model-00001-of-00001.safetensors").stat().st_mtime_ns != written[2]
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns != written[2]
 
 
 def test_samples_are_reported_after_every_round() -> None:

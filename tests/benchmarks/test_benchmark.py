@@ -21,8 +21,8 @@ from benchmarks.texts import Texts
 from e5 import catalog
 from e5.embedder import Embedder
 from e5.settings import Settings
-from e5.weights.locate import ROOT as WEIGHTS
-from e5.weights.locate import locate
+from e5.weights.locate import WEIGHTS, locate
+from e5.weights.writer import plan_shards
 from e5_cog.repository import ROOT
 
 Json = dict[str, Any]
@@ -304,11 +304,11 @@ def test_random_weights_have_the_real_number_of_parameters(model: catalog.Model)
 
 def test_shards_of_the_flagship_are_those_of_a_7b_model() -> None:
     tensors = random_checkpoint.decoder_shapes(random_checkpoint.configuration(catalog.get(catalog.FLAGSHIP)))
-    files = random_checkpoint.plan_shards(tensors, random_checkpoint.MAX_SHARD_BYTES)
-    sizes = [sum(2 * torch.Size(shape).numel() for shape in part.values()) for part in files]
+    shards = plan_shards(tensors, 2, random_checkpoint.MAX_SHARD_BYTES).values()
+    sizes = [sum(2 * torch.Size(tensors[name]).numel() for name in names) for names in shards]
     assert sum(sizes) == 14_483_464_192  # total_size in the index of mistralai/Mistral-7B-v0.1
     assert max(sizes) < 5_000_000_000
-    assert [name for part in files for name in part] == list(tensors)
+    assert [name for names in shards for name in names] == list(tensors)
     assert "model.layers.31.mlp.down_proj.weight" in tensors and "lm_head.weight" in tensors
 
 

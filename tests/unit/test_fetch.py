@@ -365,7 +365,7 @@ def test_bytes_that_arrive_broken_once_are_fetched_again(machine: Machine) -> No
 def test_bytes_that_always_arrive_broken_are_an_error_and_leave_nothing(machine: Machine, name: str) -> None:
     machine.hub.faults[name] = Fault(flip=True)
     error = machine.fail(caused=False)
-    assert f"{name} of intfloat/e5-small arrived broken twice" in error and "checksum" in error
+    assert f"{name} of intfloat/e5-small arrived corrupt twice" in error and "checksum" in error
     assert machine.hub.sent[name] == 2 * len(encoder()[name])
     assert not (machine.snapshot(SMALL) / name).exists()
     assert not [path for path in machine.home.rglob("*.part") if path.stat().st_size]
@@ -383,7 +383,7 @@ def test_a_filesystem_without_symlinks_gets_the_files_themselves(machine: Machin
 def test_xet_that_fails_is_replaced_by_plain_http(machine: Machine) -> None:
     machine.hub.offer_xet["model.safetensors"] = 10
     out, err, _ = finish(machine.begin())
-    assert json.loads(out)[0] == "merged" and "going on over plain HTTP" in err
+    assert json.loads(out)[0] == "merged" and "continuing over plain HTTP" in err
     assert machine.hub.sent["model.safetensors"] == len(encoder()["model.safetensors"])
 
 
@@ -410,7 +410,7 @@ def test_two_processes_at_once_fetch_once(machine: Machine) -> None:
     assert machine.hub.held.wait(30)
     second = machine.begin()
     assert second.stderr is not None
-    assert "another process is fetching" in second.stderr.readline()
+    assert "another process is downloading" in second.stderr.readline()
     machine.hub.go_on.set()
     results = [finish(process) for process in (first, second)]
     assert [code for _, _, code in results] == [0, 0], results
@@ -485,7 +485,7 @@ def test_a_file_that_stays_unavailable_is_an_error_and_the_rest_is_kept(machine:
 
 def test_something_that_is_no_hub_is_an_error(machine: Machine) -> None:
     machine.hub.listing_status = [200]
-    assert "does not answer as a hub" in machine.fail()
+    assert "does not answer like a hub" in machine.fail()
 
 
 @pytest.mark.parametrize("how", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
@@ -602,7 +602,7 @@ def test_two_scripts_at_once_make_one_folder(machine: Machine) -> None:
     assert machine.hub.held.wait(30)
     second = machine.begin_download(*arguments)
     assert second.stderr is not None
-    assert any("another process is fetching" in second.stderr.readline() for _ in range(2))
+    assert any("another process is downloading" in second.stderr.readline() for _ in range(2))
     machine.hub.go_on.set()
     assert [finish(process)[2] for process in (first, second)] == [0, 0]
     assert machine.hub.sent["model.safetensors"] == len(encoder()["model.safetensors"])
@@ -627,4 +627,4 @@ def test_the_script_fails_in_one_line(machine: Machine, arguments: list[str], co
 
 def test_the_script_says_where_the_embedded_model_is(machine: Machine) -> None:
     out, err, code = machine.download()
-    assert code == 0 and "nothing to fetch" in err and "e5-mistral-tiny" in out
+    assert code == 0 and "nothing to download" in err and "e5-mistral-tiny" in out

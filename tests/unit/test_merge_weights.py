@@ -14,7 +14,7 @@ from e5 import catalog
 from e5.embedder import Embedder
 from e5.settings import Settings
 from e5.weights.locate import locate
-from e5.weights.merge import Merge
+from e5.weights.merge import write_merged
 from e5_cog.repository import ROOT
 from scripts import merge_weights
 from tests import checkpoints
@@ -49,8 +49,8 @@ def test_the_parameters_are_those_of_base_and_adapter(dtype: str, tmp_path: Path
 
 def test_large_checkpoints_become_shards_with_an_index(tmp_path: Path) -> None:
     model = catalog.get(catalog.EMBEDDED)
-    job = Merge(locate(model), torch.float16, torch.device("cpu"), max_shard_bytes=2_000_000)
-    target = job.into(tmp_path / "merged")
+    cpu = torch.device("cpu")
+    target = write_merged(locate(model), tmp_path / "merged", torch.float16, cpu, max_shard_bytes=2_000_000)
     index = json.loads((target / "model.safetensors.index.json").read_text("utf-8"))
     files = {path.name: load_file(path) for path in target.glob("*.safetensors")}
     assert len(files) > 3 and set(files) == set(index["weight_map"].values())
@@ -70,7 +70,7 @@ def test_a_target_that_is_taken_stays_as_it_is(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     for target in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
         assert merge("--to", target) == 2
-        assert "there is something already" in capsys.readouterr().err
+        assert "is not empty: name an empty folder or one that does not exist" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
 
 
@@ -102,14 +102,17 @@ def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        ({"layers.1.mlp.up_proj.weight": None}, "lacks layers.1.mlp.up_proj.weight (1 missing): fetch it again"),
         (
-            {"layers.1.mlp.up_proj.weight": None},
-            r"layers.1.mlp.up_proj.weight is missing, its config asks for (48, 32)",
+            {"layers.2.mlp.up_proj.weight": torch.zeros(48, 32)},
+            "has a tensor layers.2.mlp.up_proj.weight [48, 32]: not a checkpoint of its config",
         ),
-        ({"layers.2.mlp.up_proj.weight": torch.zeros(48, 32)}, "its config asks for no such tensor (1 such tensors)"),
-        ({"norm.weight": torch.zeros(31)}, "norm.weight is (31,), its config asks for (32,)"),
-        ({"norm.weight": torch.full((32,), 1e5)}, "norm.weight has numbers beyond torch.float16"),
-        ({"layers.0.self_attn.q_proj.weight": torch.full((32, 32), torch.nan)}, "q_proj.weight has numbers beyond"),
+        (
+            {"norm.weight": torch.zeros(31)},
+            "norm.weight [31], which is [32] in the model: not a checkpoint of its config",
+        ),
+        ({"norm.weight": torch.full((32,), 1e5)}, "norm.weight has numbers that torch.float16 cannot hold"),
+        ({"layers.0.self_attn.q_proj.weight": torch.full((32, 32), torch.nan)}, "q_proj.weight has numbers that"),
     ],
 )
 def test_what_cannot_be_merged_is_named_and_nothing_is_left(

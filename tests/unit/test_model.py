@@ -120,7 +120,7 @@ def test_the_base_itself_stays_as_it_is(dtype: torch.dtype, tmp_path: Path) -> N
     name, before = "layers.0.self_attn.q_proj.weight", torch.ones(32, 32, dtype=dtype)
     base = before.clone()
     merged = adapter.Adapter(folder / "adapter").merged(name, base)
-    assert merged is not None and merged.dtype == torch.float32 and not torch.equal(merged, before.float())
+    assert merged.dtype == torch.float32 and not torch.equal(merged, before.float())
     assert torch.equal(base, before)
 
 
@@ -271,7 +271,7 @@ def test_tensors_that_the_configuration_means_must_be_there(targets: object, tmp
 def test_a_configuration_without_its_essentials_is_refused(field: str, tmp_path: Path) -> None:
     folder = checkpoints.decoder(tmp_path)
     _configure(folder, {field: None})
-    with pytest.raises(WeightsError, match=f"says no {field}"):
+    with pytest.raises(WeightsError, match=f"has no {field}"):
         merged_by_us(folder, torch.float32)
 
 

@@ -36,7 +36,7 @@ def drawn() -> dict[str, torch.Tensor]:
 
 
 def collected(files: list[Path], window: int = reading.WINDOW_BYTES) -> dict[str, torch.Tensor]:
-    wanted = [one for file in files for one in reading.stored(file)]
+    wanted = [one for file in files for one in reading.read_header(file)]
     return {one.name: tensor.clone() for one, tensor in reading.read(wanted, window=window)}
 
 
@@ -57,9 +57,9 @@ def test_tensors_are_those_of_the_library(
     assert got.keys() == want.keys()
     for name, tensor in want.items():
         assert got[name].dtype == tensor.dtype and torch.equal(got[name], tensor), name
-    order = [one.name for one in reading.stored(files[0])]
+    order = [one.name for one in reading.read_header(files[0])]
     assert list(got) == [*order, "another file"]
-    begins = [one.begin for one in reading.stored(files[0])]
+    begins = [one.begin for one in reading.read_header(files[0])]
     assert begins == sorted(begins)
 
 
@@ -68,8 +68,8 @@ def test_what_is_read_ahead_fits_the_window(tmp_path: Path, monkeypatch: pytest.
     file = tmp_path / "model.safetensors"
     save_file({f"{number:02}": torch.full((1000, 16), float(number)) for number in range(50)}, file)
     started: list[int] = []
-    monkeypatch.setattr(reading, "_fill", lambda file, place, begin: started.append(place.numel()))
-    tensors = reading.read(reading.stored(file), window=10 * 64_000)
+    monkeypatch.setattr(reading, "_read_into", lambda file, place, begin: started.append(place.numel()))
+    tensors = reading.read(reading.read_header(file), window=10 * 64_000)
     next(tensors)
     assert sum(started) <= 10 * 64_000
     for _ in range(5):
@@ -80,16 +80,16 @@ def test_what_is_read_ahead_fits_the_window(tmp_path: Path, monkeypatch: pytest.
 
 def test_pieces_of_the_ring_never_overlap() -> None:
     """Against a map of who has which byte; sizes that wrap around in every way."""
-    ring, owned = reading._Ring(10_000), list[set[int]]()
-    start, generator = ring.take(1).data_ptr(), torch.Generator().manual_seed(0)  # type: ignore[union-attr]
-    ring.give_back()
+    ring, owned = reading._RingBuffer(10_000), list[set[int]]()
+    start, generator = ring.allocate(1).data_ptr(), torch.Generator().manual_seed(0)  # type: ignore[union-attr]
+    ring.free_oldest()
     given = refused = 0
     for size in torch.randint(0, 5000, (3000,), generator=generator).tolist():
-        while (piece := ring.take(size)) is None:
+        while (piece := ring.allocate(size)) is None:
             refused += 1
             assert owned, "an empty ring has room for all"
             owned.pop(0)
-            ring.give_back()
+            ring.free_oldest()
         bytes_ = set(range(first := piece.data_ptr() - start if size else 0, first + size))
         assert len(piece) == size and bytes_ <= set(range(10_048)) and not any(bytes_ & one for one in owned)
         owned.append(bytes_)
@@ -100,7 +100,7 @@ def test_pieces_of_the_ring_never_overlap() -> None:
 def test_closing_early_ends_the_threads(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file(drawn(), file)
-    tensors = reading.read(reading.stored(file))
+    tensors = reading.read(reading.read_header(file))
     next(tensors)
     assert [thread for thread in threading.enumerate() if thread.name.startswith("e5-reading")]
     tensors.close()  # the fixture looks for the threads
@@ -122,7 +122,7 @@ def test_an_error_of_a_thread_reaches_the_consumer(tmp_path: Path, monkeypatch: 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file(drawn(), file)
-    wanted = reading.stored(file)
+    wanted = reading.read_header(file)
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(WeightsError, match=r"ends at byte \d+, \d+ bytes too soon\): delete it and fetch it again"):
         for _ in reading.read(wanted):
@@ -210,7 +210,7 @@ def test_heads_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     tensors = {"model.norm.weight": torch.ones(8), "lm_head.weight": torch.ones(1000, 8)}
     save_file(tensors, tmp_path / "model.safetensors")
     sizes: list[int] = []
-    monkeypatch.setattr(reading, "_fill", lambda file, place, begin: sizes.append(place.numel()))
+    monkeypatch.setattr(reading, "_read_into", lambda file, place, begin: sizes.append(place.numel()))
     assert [name for name, _ in checkpoint.tensors(tmp_path, pin=True)] == ["norm.weight"]
     assert sizes == [32]
 
@@ -239,7 +239,7 @@ def test_memory_is_pinned_while_it_is_used_and_no_longer(
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "cudart", Runtime)
         patch.setattr(torch, "zeros", lambda *_, **__: calls.append(("launch", 0)))
-        tensors = reading.read(reading.stored(file), pin=True, window=1_300_000)
+        tensors = reading.read(reading.read_header(file), pin=True, window=1_300_000)
         first, tensor = next(tensors)
         start = tensor.data_ptr()
         got = {first.name: tensor.clone()} | {one.name: tensor.clone() for one, tensor in tensors}
@@ -253,7 +253,7 @@ def test_pinned_memory_is_pinned_and_given_back(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file(drawn(), file)
     want, got = drawn(), dict[str, torch.Tensor]()
-    for one, tensor in reading.read(reading.stored(file), pin=True, window=1_300_000):
+    for one, tensor in reading.read(reading.read_header(file), pin=True, window=1_300_000):
         assert tensor.is_pinned() or not tensor.numel()
         got[one.name] = tensor.to("cuda")
     assert not tensor.is_pinned()

@@ -122,7 +122,7 @@ def test_all_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
 def test_an_index_may_only_name_safetensors_beside_it(tmp_path: Path, name: str) -> None:
     folder = write(tmp_path, sharded("bert", 1, 2) | TOKENIZER)
     write(folder, {"model.safetensors.index.json": as_json({"weight_map": {"weight": name}})})
-    with pytest.raises(WeightsError, match="no safetensors file beside it"):
+    with pytest.raises(WeightsError, match="not a safetensors file in the same folder"):
         locate(SMALL, folder)
 
 
@@ -130,7 +130,7 @@ def test_an_adapter_bin_that_is_no_archive_is_refused(tmp_path: Path) -> None:
     folder = flagship_folder(tmp_path)
     (folder / "adapter/adapter_model.safetensors").unlink()
     write(folder, {"adapter/adapter_model.bin": b"\x80\x02}."})
-    with pytest.raises(WeightsError, match=r"adapter_model\.bin is no PyTorch file"):
+    with pytest.raises(WeightsError, match=r"adapter_model\.bin is not a PyTorch file"):
         locate(FLAGSHIP, folder)
 
 
