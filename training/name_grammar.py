@@ -154,6 +154,7 @@ _SUBJECTS = {
     "the NAME Bridge|Fort NAME|San NAME|New NAME|the island of NAME|NAME Falls|NAME City",
     "NOUN": "NOUN|NOUN|NOUN|NOUN NOUN|WORD|NAME NOUN|a NOUN|the NOUN|NOUNs",
 }
+_SEQUENCES = (("QUESTION", "STATEMENT"), ("QUESTION", "QUESTION", "STATEMENT"), ("QUESTION", "STATEMENT", "STATEMENT"))
 _CONJUNCTIONS = (
     ", and", ", while", ", but", ";", " after", " because", ", according to a report that", " --", ", though",
 )  # fmt: skip
@@ -188,13 +189,7 @@ def generate(lexicon: Lexicon, count: int, generator: random.Random) -> Iterator
             texts = [_search(words, generator)]
         else:
             subject = grammar.expand(f"SUBJECT_{kind}", generator)
-            parts = generator.choice(
-                (
-                    ("QUESTION", "STATEMENT"),
-                    ("QUESTION", "QUESTION", "STATEMENT"),
-                    ("QUESTION", "STATEMENT", "STATEMENT"),
-                )
-            )
+            parts = generator.choice(_SEQUENCES)
             texts = [grammar.expand(f"{part}_{kind}", generator).replace("SUBJECT", subject) for part in parts]
             if generator.random() < 0.4:
                 other_kind = generator.choice(kinds)

@@ -71,10 +71,8 @@ def train(
         torch.autograd.backward(list(losses.values()))
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
         if not torch.isfinite(norm):
-            raise SystemExit(
-                f"the gradient norm of step {step + 1} is {norm.item()}: lower the learning rate, "
-                f"and delete {checkpoint}"
-            )
+            cure = f"lower the learning rate, and delete {checkpoint}"
+            raise SystemExit(f"the gradient norm of step {step + 1} is {norm.item()}: {cure}")
         optimizer.step()
         for name, loss in losses.items():
             means[name] = 0.98 * means.get(name, loss.item()) + 0.02 * loss.item()
