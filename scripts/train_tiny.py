@@ -1,9 +1,4 @@
-"""Train weights/e5-mistral-tiny: text, teacher, static start, base, adapter, export, evaluation.
-
-Every stage keeps its result in --work and is skipped when it is there; base and adapter go on where they were
-interrupted. Stop it at any time, and run it again. Configuration: training/config.py; where only the adapter's
-changes, only the adapter is trained anew. Needs pip install '.[train]'.
-"""
+"""Train weights/e5-mistral-tiny, or print its quality figures with --evaluate. See docs/tiny-model.md."""
 
 import sys
 

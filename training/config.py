@@ -1,19 +1,19 @@
-"""What one would change of the embedded model, in one place; constants of a method stand beside its code."""
+"""Hyperparameters of the embedded model. Constants of a single method are next to its code."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from training.network import Shape
+from training.network import ModelConfig
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes are those of the published model; tests train a far smaller one."""
+    """The published model's values. Tests train a far smaller model."""
 
     seed: int = 20261123
-    shape: Shape = field(default_factory=Shape)
+    model: ModelConfig = field(default_factory=ModelConfig)
 
-    # Text: how many texts are taken of each source at most, chosen at random.
+    # Text. Each source contributes at most this many texts, chosen at random.
     quotas: dict[str, int] = field(
         default_factory=lambda: {
             "definitions": 115_000,
@@ -35,56 +35,50 @@ class Config:
             "everyday": 160_000,
         }
     )
-    everyday: int = 170_000  # made by the grammar, before duplicates go
-    names: int = 270_000  # made by another grammar
-    variants: int = 360_000  # of the texts above, a word or a few changed
-    most_words: int = 60
-    longer_words: int = 180  # for one text in twenty
-    most_tokens: int = 256
+    everyday_texts: int = 170_000  # generated, before duplicates are removed
+    name_texts: int = 270_000
+    variants: int = 360_000
+    max_words: int = 60
+    max_words_long: int = 180  # for one text in twenty
+    max_tokens: int = 256
 
-    # Static start: a bag of token vectors.
-    static_rate: float = 5e-3
-    static_texts: int = 2048
+    # Static token embeddings, the starting point of the base.
+    static_learning_rate: float = 5e-3
+    static_batch_size: int = 2048  # texts
     static_epochs: int = 3
 
-    # Base: the teacher's vectors of plain texts.
+    # Base.
     base_steps: int = 5000
-    base_rate: float = 5e-4
-    base_warm_up: int = 300
+    base_learning_rate: float = 5e-4
+    base_warmup_steps: int = 300
 
-    # Adapter: texts with instructions, beside plain ones.
-    rank: int = 32
-    alpha: int = 64
+    # Adapter.
+    lora_rank: int = 32
+    lora_alpha: int = 64
     adapter_steps: int = 2000
-    adapter_rate: float = 2e-3
-    adapter_warm_up: int = 100
-    instructed: float = 0.6  # share of the texts
-    lengthened: float = 0.5  # share of the texts that get others behind them
-    lengthened_by: int = 3  # at most
-    more_tokens: int = 33  # by which a batch's texts are longer on average: instructions, and other texts
+    adapter_learning_rate: float = 2e-3
+    adapter_warmup_steps: int = 100
+    instruction_probability: float = 0.6
+    concatenation_probability: float = 0.5
+    max_concatenated: int = 3  # texts appended to one
+    extra_tokens: int = 33  # mean growth of a text through its instruction and appended texts
 
+    # Both.
     batch_tokens: int = 8192
-    group: int = 8  # texts that lie near each other in the teacher's space come in groups, in one batch
-    clusters: int = 8192
-    relation_weight: float = 0.3  # of the distance between the batch's similarities and the teacher's
-    temperature: float = 0.05
-    decay: float = 0.01
-    clip: float = 1.0
-    save_every: int = 350
+    group_size: int = 8  # texts of one cluster that go into a batch together
+    num_clusters: int = 8192
+    similarity_loss_weight: float = 0.3
+    temperature: float = 0.05  # of the similarity loss
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    save_steps: int = 350
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-ADAPTER = {
-    "rank",
-    "alpha",
-    "adapter_steps",
-    "adapter_rate",
-    "adapter_warm_up",
-    "instructed",
-    "lengthened",
-    "lengthened_by",
-    "more_tokens",
-}
-"""What no stage before the adapter depends on."""
+ADAPTER_FIELDS = {
+    "lora_rank", "lora_alpha", "adapter_steps", "adapter_learning_rate", "adapter_warmup_steps",
+    "instruction_probability", "concatenation_probability", "max_concatenated", "extra_tokens",
+}  # fmt: skip
+"""Fields that only the adapter stage reads."""

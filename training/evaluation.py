@@ -1,44 +1,50 @@
-"""The figures by which the embedded model is judged, of the files as they are published.
+"""The embedded model's quality figures, computed from the published files.
 
-On the dev splits; on the test splits, too, where --data has them: stsb-en-test.csv, trecqa-test.csv, and sts12.csv to
-sts16.csv (all subsets of a year but OnWN and FNWN, in the form of the STS-B files).
+Uses the dev splits, and those test sets that are in --data: stsb-en-test.csv, trecqa-test.csv, and sts12.csv to
+sts16.csv (a year's subsets without OnWN and FNWN, in the format of the STS-B files).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
+from torch.nn import functional
 
 from benchmarks import quality
 from e5 import catalog, tasks
 from e5.embedder import Embedder
+from e5.prompts import query_prompt
 from e5.settings import Settings
+from training.dataset import BOS, EOS
+from training.network import ModelConfig, Weights, forward, pack
 from training.task_instructions import UNSEEN
 
 Json = dict[str, Any]
 Instructions = tuple[str | None, str | None]
-"""For similarity, and for retrieval; None: plain."""
-SIMILARITY_SETS = ("stsb-en-dev", "stsb-en-test", "sts12", "sts13", "sts14", "sts15", "sts16")
+"""For similarity and for retrieval. None: the texts are embedded without an instruction."""
+STS_YEARS = ("sts12", "sts13", "sts14", "sts15", "sts16")
+SIMILARITY_SETS = ("stsb-en-dev", "stsb-en-test", *STS_YEARS)
 RETRIEVAL_SETS = ("trecqa-dev", "trecqa-test")
-UNRELATED, RELATED = 1.0, 4.0
-"""STS-B's 0 to 5: below the first two sentences are about different things, from the second on they mean the same."""
+UNRELATED, EQUIVALENT = 1.0, 4.0
+"""On STS-B's scale of 0 to 5: below 1 two sentences have different topics, from 4 on they have the same meaning."""
 
 
 def evaluate(folder: Path, data: Path) -> Json:
-    """`folder`: with base and adapter. Everything in float32."""
+    """All figures in float32. `folder`: has base and adapter. `data`: has the labelled sets."""
     merged = _load(folder, "adapter")
-    bare = _load(folder / "base", "merged")
-    rows = {
-        "instructed": (merged, True),
-        "plain": (merged, False),
-        "without the adapter, instructed": (bare, True),
-        "without the adapter, plain": (bare, False),
+    base = _load(folder / "base", "merged")
+    published = (tasks.instruction(quality.SIMILARITY_TASK), tasks.instruction(quality.RETRIEVAL_TASK))
+    plain = (None, None)
+    figures = {
+        "instructed": _figures(merged, data, [published])[0],
+        "plain": _figures(merged, data, [plain])[0],
+        "without the adapter, instructed": _figures(base, data, [published])[0],
+        "without the adapter, plain": _figures(base, data, [plain])[0],
     }
-    found = {name: _figures(model, data, [_trained(instructed)])[0] for name, (model, instructed) in rows.items()}
     unseen = _figures(merged, data, [(task, task) for task in UNSEEN])
-    pairs = quality.read_pairs(data / quality.SIMILARITY)
-    return {"figures": found, "unseen": unseen, "scores": _scores(merged, pairs)}
+    return {"figures": figures, "unseen": unseen, "scores": _scores(merged, data)}
 
 
 def _load(folder: Path, source: str) -> Embedder:
@@ -47,16 +53,8 @@ def _load(folder: Path, source: str) -> Embedder:
     )
 
 
-def _trained(instructed: bool) -> Instructions:
-    if not instructed:
-        return None, None
-    return tasks.instruction(quality.SIMILARITY_TASK), tasks.instruction(quality.RETRIEVAL_TASK)
-
-
-def _figures(
-    model: Embedder, data: Path, instructions: Sequence[tuple[str | None, str | None]]
-) -> list[dict[str, float]]:
-    """For each pair of instructions, the figures of each set that is there."""
+def _figures(model: Embedder, data: Path, instructions: Sequence[Instructions]) -> list[dict[str, float]]:
+    """For each pair of instructions, the figures of each set in `data`."""
     rows: list[dict[str, float]] = [{} for _ in instructions]
     for name in SIMILARITY_SETS:
         if (path := data / f"{name}.csv").exists():
@@ -67,31 +65,32 @@ def _figures(
         if (path := data / f"{name}.csv").exists():
             candidates = quality.read_candidates(path)
             for row, (_, task) in zip(rows, instructions, strict=True):
-                found = quality.ranking(model, candidates, task)
-                row |= {f"{name} MRR": found.mrr, f"{name} MAP": found.map}
+                metrics = quality.ranking(model, candidates, task)
+                row |= {f"{name} MRR": metrics.mrr, f"{name} MAP": metrics.map}
     for row in rows:
-        if all(name in row for name in SIMILARITY_SETS[2:]):
-            row["sts12 to 16"] = float(np.mean([row[name] for name in SIMILARITY_SETS[2:]]))
+        if all(name in row for name in STS_YEARS):
+            row["sts12 to 16"] = float(np.mean([row[name] for name in STS_YEARS]))
     return rows
 
 
-def _scores(model: Embedder, pairs: Sequence[quality.Pair]) -> Json:
-    """Mean scores of pairs that mean the same, of pairs that people found unlike, and of any two sentences."""
-    found = 100 * quality.cosines(model, [(one.first, one.second) for one in pairs], None)
-    gold = np.array([one.similarity for one in pairs])
+def _scores(model: Embedder, data: Path) -> Json:
+    """Mean scores (100 × cosine) of STS-B dev's equivalent pairs, its unrelated pairs, and random pairs."""
+    pairs = quality.read_pairs(data / quality.SIMILARITY)
+    scores = 100 * quality.cosines(model, [(pair.first, pair.second) for pair in pairs], None)
+    labels = np.array([pair.similarity for pair in pairs])
     half = len(pairs) // 2
-    shifted = [(one.first, other.second) for one, other in zip(pairs, [*pairs[half:], *pairs[:half]], strict=True)]
-    chance = 100 * quality.cosines(model, shifted, None)
+    shifted = [(pair.first, other.second) for pair, other in zip(pairs, pairs[half:] + pairs[:half], strict=True)]
+    random_scores = 100 * quality.cosines(model, shifted, None)
     return {
-        "same meaning": float(found[gold >= RELATED].mean()),
-        "unlike": float(found[gold < UNRELATED].mean()),
-        "any two": float(chance.mean()),
-        "any two, 95th percentile": float(np.percentile(chance, 95)),
+        "same meaning": float(scores[labels >= EQUIVALENT].mean()),
+        "unlike": float(scores[labels < UNRELATED].mean()),
+        "any two": float(random_scores.mean()),
+        "any two, 95th percentile": float(np.percentile(random_scores, 95)),
     }
 
 
 def card(result: Json) -> str:
-    """As people read it: a table in Markdown."""
+    """The figures as a Markdown table."""
     figures: dict[str, dict[str, float]] = result["figures"]
     names = list(figures["instructed"])
     lines = ["| merged model | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
@@ -101,8 +100,24 @@ def card(result: Json) -> str:
 
     lines += [row(label, [values[name] for name in names]) for label, values in figures.items()]
     unseen: list[dict[str, float]] = result["unseen"]
-    for label, over in (("mean", np.mean), ("lowest", np.min)):
-        values = [float(over([one[name] for one in unseen])) for name in names]
+    for label, reduce in (("mean", np.mean), ("lowest", np.min)):
+        values = [float(reduce([per_task[name] for per_task in unseen])) for name in names]
         lines.append(row(f"{len(unseen)} unseen instructions, {label}", values))
-    said = ", ".join(f"{name} {value:.1f}" for name, value in result["scores"].items())
-    return "\n".join([*lines, "", f"Mean scores of STS-B dev's pairs, plain: {said}."])
+    scores = ", ".join(f"{name} {value:.1f}" for name, value in result["scores"].items())
+    return "\n".join([*lines, "", f"Mean scores of STS-B dev's pairs, plain: {scores}."])
+
+
+def sts_check(config: ModelConfig, data: Path, tokenizer_file: Path, task: str | None) -> Callable[[Weights], str]:
+    """A check for the training loop: Spearman's correlation on STS-B dev, with an instruction or without."""
+    pairs = quality.read_pairs(data / quality.SIMILARITY)
+    labels = np.array([pair.similarity for pair in pairs])
+    prompts = [query_prompt("instruct", task or "", text) for pair in pairs for text in (pair.first, pair.second)]
+    encodings = Tokenizer.from_file(str(tokenizer_file)).encode_batch_fast(prompts, add_special_tokens=False)
+    batch = pack([[BOS, *encoding.ids, EOS] for encoding in encodings])
+
+    def check(weights: Weights) -> str:
+        vectors = functional.normalize(forward(weights, config, batch))[batch.order.argsort()].cpu()
+        cosines = (vectors[::2] * vectors[1::2]).sum(1).double().numpy()
+        return f"STS-B dev, {'instructed' if task else 'plain'}: {100 * quality.spearman(cosines, labels):.2f}"
+
+    return check

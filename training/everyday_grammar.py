@@ -1,26 +1,18 @@
-"""Sentences of everyday life, by a small grammar: what people do, where, what happened, what one asks.
+"""Everyday sentences from a grammar of some 10^9: activities, events, news, questions, opinions.
 
-Dictionaries and software descriptions say little of it. The sentences are chosen at random from some 10^9; that many
-differ by one word is on purpose: it shows what each word changes.
+Dictionaries and software descriptions contain few of these. Many sentences differ by one word on purpose: they show
+the model how each word changes the meaning.
 """
 
 import random
-import re
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator
 
+from training.grammar import Grammar, capitalize
 
-class Rules(NamedTuple):
-    """A grammar: each name's alternatives, and a pattern that finds names."""
-
-    alternatives: dict[str, tuple[str, ...]]
-    names: re.Pattern[str]
-
-
-GRAMMAR: dict[str, str] = {
+RULES = {
     "TEXT": "SCENE|SCENE|SCENE|SCENE|ANIMAL|THING|NEWS|NEWS|NEWS|HEADLINE|HEADLINE|ASK|ASK|ASK|OPINION|OPINION|"
     "FACT|ADVICE",
-    # What a picture shows.
+    # Image captions.
     "SCENE": "A PERSON is DOING.|A PERSON is DOING PLACE.|The PERSON DID.|GROUP are DOING.|GROUP are DOING PLACE.|"
     "A PERSON WEARING is DOING.|A PERSON DOING PLACE.|A ADJ PERSON is DOING.|Someone is DOING.|"
     "The PERSON is not DOING.|A PERSON and a PERSON are DOING PLACE.|There is a PERSON DOING PLACE.|"
@@ -103,7 +95,7 @@ GRAMMAR: dict[str, str] = {
     "ROUTE": "taking off|landing|arriving at the station|flying in the sky|crossing a bridge|passing by|standing still",
     "SIGHT": "mountain|lake|city|bridge|church|river|castle|beach|forest|harbor|tower|train station|village|waterfall",
     "ROOM": "kitchen|living room|bedroom|bathroom|office|classroom|garage|hall",
-    # What newspapers say.
+    # News.
     "NEWS": "The LEADER of NATION said on DAY that the country would ACT.|NATION's LEADER VISITED NATION on DAY.|"
     "KILLED people were killed when EVENT in NATION on DAY, officials said.|"
     "Police said KILLED people were injured when EVENT.|Shares of the FIRM rose PERCENT percent on DAY.|"
@@ -156,7 +148,7 @@ GRAMMAR: dict[str, str] = {
     "DISEASE_EFFECT": "lower the risk of DISEASE|raise the risk of DISEASE|help people with DISEASE|cause DISEASE",
     "DISEASE": "heart disease|cancer|diabetes|stroke|depression|asthma|obesity|high blood pressure|back pain",
     "TEAM": "Lions|Tigers|Giants|Eagles|Bears|Reds|national team|home team|champions|visitors",
-    # What people ask and answer.
+    # Questions and answers.
     "ASK": "How do I DO_ASK?|How can I DO_ASK?|What is the best way to DO_ASK?|Is it safe to DO_ASK?|"
     "Should I DO_ASK?|Can you DO_ASK?|Why can't I DO_ASK?|Do I need a license to DO_ASK?|"
     "How long does it take to DO_ASK?|Where can I learn to DO_ASK?|What do I need to DO_ASK?|Who invented TOPIC?|"
@@ -193,30 +185,10 @@ GRAMMAR: dict[str, str] = {
     "The easiest way to DO_ASK is to watch others.",
 }
 
-
-def rules(grammar: Mapping[str, str]) -> Rules:
-    """A grammar, whose alternatives are separated by |, as `expand` wants it; names are words in capitals, as such or
-    with an s after it for the plural."""
-    names = re.compile(r"\b(?:" + "|".join(sorted(grammar, key=len, reverse=True)) + r")(?=s?\b)")
-    return Rules({name: tuple(text.split("|")) for name, text in grammar.items()}, names)
+_GRAMMAR = Grammar.parse(RULES)
 
 
-def expand(name: str, rules: Rules, generator: random.Random) -> str:
-    """A text of the kind `name`, each name in it replaced by one of its alternatives."""
-    text = generator.choice(rules.alternatives[name])
-    return rules.names.sub(lambda found: expand(found[0], rules, generator), text)
-
-
-_RULES = rules(GRAMMAR)
-
-
-def begun(text: str) -> str:
-    """The text with a capital first, and "an" before vowels."""
-    text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
-    return text[0].upper() + text[1:]
-
-
-def make(count: int, generator: random.Random) -> Iterator[str]:
-    """`count` sentences, some of them alike."""
+def generate(count: int, generator: random.Random) -> Iterator[str]:
+    """`count` sentences, with some duplicates."""
     for _ in range(count):
-        yield begun(expand("TEXT", _RULES, generator))
+        yield capitalize(_GRAMMAR.expand("TEXT", generator))

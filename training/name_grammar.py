@@ -1,52 +1,52 @@
-"""People, places, firms and things by their names, what one asks about them, and what a newspaper would say.
+"""Questions, news-like statements and searches about named people, organizations and places.
 
-Whoever searches asks for names, and neither dictionaries nor software descriptions have many. Here are sentences by a
-grammar, with names and words out of a spelling dictionary of 350,000: they say nothing that is true, but the teacher
-tells for each how much of its vector is the name's and how much is what is asked or said of it. Texts of one subject
-come together: the question, its answer, and what answers another question.
+Users search for names, and neither dictionaries nor software descriptions contain many. The names and words come from a
+spelling dictionary of 350,000 words and from WordNet. The sentences are not true, but the teacher's vectors still show
+how much of a text's meaning is the name and how much is the question or statement about it. Texts about one subject
+are generated together: questions and statements that answer this or another question.
 """
 
 import random
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from training.everyday_grammar import begun, expand, rules
+from training.grammar import Grammar, capitalize
 
 
-class Dictionary(NamedTuple):
-    """What sentences are filled with: of a spelling dictionary what begins with a capital, what is all capitals, and
-    all else; of WordNet the nouns, and those that are somebody's or something's name."""
+@dataclass(frozen=True)
+class Lexicon:
+    """Words for the sentences: the first three kinds from a spelling dictionary, the other two from WordNet."""
 
     names: tuple[str, ...]
-    initials: tuple[str, ...]
+    acronyms: tuple[str, ...]
     words: tuple[str, ...]
     nouns: tuple[str, ...]
-    known: tuple[str, ...]
+    proper_nouns: tuple[str, ...]
+
+    @classmethod
+    def build(cls, spellings: Sequence[str], wordnet_nouns: Sequence[str]) -> "Lexicon":
+        names = {word for word in spellings if word.istitle() and len(word) > 2}
+        return cls(
+            # Without plurals and derived forms: Berliners, Anglicized.
+            names=tuple(
+                name
+                for name in sorted(names)
+                if not (name.endswith("s") and name[:-1] in names) and not _DERIVED_FORM.search(name)
+            ),
+            acronyms=tuple(word for word in spellings if word.isupper() and 2 < len(word) < 7),
+            words=tuple(word for word in spellings if word.islower() and len(word) > 2),
+            nouns=tuple(noun for noun in wordnet_nouns if noun.islower()),
+            proper_nouns=tuple(noun for noun in wordnet_nouns if noun.istitle()),
+        )
 
 
-_FORM = re.compile(r"(?:i[sz](?:ed|es|ing|ms?|tic)|ish(?:ly|ness)?|ness)$")
-_BEGINNING = re.compile(r"^(?:The|There|Some|An?|Doctors|Farmers|Members|Police|Fighting|Shares|Born|In)\b")
+_DERIVED_FORM = re.compile(r"(?:i[sz](?:ed|es|ing|ms?|tic)|ish(?:ly|ness)?|ness)$")
+_FIRST_WORD = re.compile(r"^(?:The|There|Some|An?|Doctors|Farmers|Members|Police|Fighting|Shares|Born|In)\b")
 
-
-def dictionary(words: Sequence[str], lemmas: Sequence[str]) -> Dictionary:
-    """`words`: as they are spelled; `lemmas`: what WordNet has for nouns, of one word or more."""
-    names = {word for word in words if word.istitle() and len(word) > 2}
-    return Dictionary(
-        # Without plurals and what is no name: Berliners, Anglicized.
-        names=tuple(
-            one for one in sorted(names) if not (one.endswith("s") and one[:-1] in names) and not _FORM.search(one)
-        ),
-        initials=tuple(word for word in words if word.isupper() and 2 < len(word) < 7),
-        words=tuple(word for word in words if word.islower() and len(word) > 2),
-        nouns=tuple(lemma for lemma in lemmas if lemma.islower()),
-        known=tuple(lemma for lemma in lemmas if lemma.istitle()),
-    )
-
-
-# For each kind of subject: what is asked, and what is said. SUBJECT is the same in all texts that come together.
-_ASKED = {
-    "SOMEBODY": "Who is SUBJECT?|Who was SUBJECT?|When was SUBJECT born?|Where was SUBJECT born?|"
+# Questions and statements by kind of subject. SUBJECT is the same in all texts that are generated together.
+_QUESTIONS = {
+    "PERSON": "Who is SUBJECT?|Who was SUBJECT?|When was SUBJECT born?|Where was SUBJECT born?|"
     "When did SUBJECT die?|How did SUBJECT die?|How old was SUBJECT when SUBJECT died?|Where did SUBJECT live?|"
     "What is SUBJECT's real name?|Who is SUBJECT married to?|What did SUBJECT do for a living?|What is SUBJECT's job?|"
     "What is SUBJECT famous for?|What did SUBJECT win?|What books did SUBJECT write?|What did SUBJECT invent?|"
@@ -55,7 +55,7 @@ _ASKED = {
     "When did SUBJECT become ROLE?|In which films did SUBJECT appear?|What instrument does SUBJECT play?|"
     "What disease did SUBJECT have?|Who killed SUBJECT?|Why was SUBJECT arrested?|Who succeeded SUBJECT?|"
     "Who beat SUBJECT?|What was SUBJECT accused of?|SUBJECT biography|SUBJECT age|SUBJECT NOUN",
-    "SOMETHING": "What is SUBJECT?|Who founded SUBJECT?|By whom was SUBJECT founded?|When was SUBJECT founded?|"
+    "ORGANIZATION": "What is SUBJECT?|Who founded SUBJECT?|By whom was SUBJECT founded?|When was SUBJECT founded?|"
     "Where is SUBJECT based?|Where is the headquarters of SUBJECT?|In what year was SUBJECT established?|"
     "What does SUBJECT make?|What does SUBJECT do?|What does SUBJECT sell?|Who runs SUBJECT?|"
     "Who is the head of SUBJECT?|Who owns SUBJECT?|How many people work for SUBJECT?|"
@@ -65,10 +65,10 @@ _ASKED = {
     "How much does SUBJECT cost?|How big is SUBJECT?|Where did SUBJECT originate?|What color is SUBJECT?|"
     "When did SUBJECT begin?|When did SUBJECT end?|Who opposes SUBJECT?|What was SUBJECT's biggest success?|"
     "SUBJECT history|SUBJECT NOUN",
-    "INITIALS": "What does SUBJECT stand for?|What is SUBJECT?|Who is the president of SUBJECT?|"
+    "ACRONYM": "What does SUBJECT stand for?|What is SUBJECT?|Who is the president of SUBJECT?|"
     "When was SUBJECT founded?|What does SUBJECT do?|How many members does SUBJECT have?|Where is SUBJECT located?|"
     "Which countries belong to SUBJECT?|Who started SUBJECT?|What is the purpose of SUBJECT?",
-    "SOMEWHERE": "Where is SUBJECT?|What country is SUBJECT in?|In which state is SUBJECT?|What is SUBJECT known for?|"
+    "PLACE": "Where is SUBJECT?|What country is SUBJECT in?|In which state is SUBJECT?|What is SUBJECT known for?|"
     "How many people live in SUBJECT?|What is the population of SUBJECT?|What language is spoken in SUBJECT?|"
     "Who is the mayor of SUBJECT?|How far is SUBJECT from NAME?|What river flows through SUBJECT?|"
     "How high is SUBJECT?|How long is SUBJECT?|When was SUBJECT built?|Who discovered SUBJECT?|"
@@ -82,8 +82,8 @@ _ASKED = {
     "What is the opposite of SUBJECT?|How do you spell SUBJECT?|difference between SUBJECT and NOUN|"
     "SUBJECT NOUN|SUBJECT and NOUN|Why is SUBJECT important?|What kind of animal is SUBJECT?",
 }
-_SAID = {
-    "SOMEBODY": "SUBJECT was born in NAME in YEAR.|SUBJECT, AGE, died of DISEASE on DAY in NAME.|"
+_STATEMENTS = {
+    "PERSON": "SUBJECT was born in NAME in YEAR.|SUBJECT, AGE, died of DISEASE on DAY in NAME.|"
     "SUBJECT, ROLE of FIRM, said DAY that SAYING.|SUBJECT is ROLE who lives in NAME.|SUBJECT has won PRIZE.|"
     "SUBJECT was ROLE before becoming ROLE.|SUBJECT's real name is NAME NAME.|SUBJECT married NAME NAME in YEAR.|"
     "SUBJECT attended NAME University and became ROLE.|Born in NAME, SUBJECT moved to NAME at the age of AGE.|"
@@ -93,7 +93,7 @@ _SAID = {
     "SUBJECT discovered NOUN in YEAR.|`` SAYING, '' SUBJECT said.|SUBJECT told reporters that SAYING.|"
     "SUBJECT beat NAME NAME in the final.|Police in NAME said SUBJECT was killed on DAY.|"
     "SUBJECT is survived by a wife and AGE grandchildren.|SUBJECT, who was born in NAME, is ROLE.",
-    "SOMETHING": "SUBJECT was founded in YEAR by NAME NAME.|SUBJECT is based in NAME.|SUBJECT makes NOUN and NOUN.|"
+    "ORGANIZATION": "SUBJECT was founded in YEAR by NAME NAME.|SUBJECT is based in NAME.|SUBJECT makes NOUN and NOUN.|"
     "SUBJECT, founded in NAME in YEAR, employs NUMBER people.|SUBJECT said DAY it would buy FIRM.|"
     "NAME NAME, the head of SUBJECT, said that SAYING.|SUBJECT has NUMBER members in NAME and NAME.|"
     "SUBJECT played in NAME on DAY.|Shares of SUBJECT fell to NUMBER dollars on DAY.|"
@@ -102,11 +102,11 @@ _SAID = {
     "Members of SUBJECT met in NAME on DAY.|SUBJECT sold NUMBER copies of its album `` NAME ''.|"
     "SUBJECT was accused of CRIME.|A spokesman for SUBJECT denied the report.|"
     "SUBJECT began as a NOUN in NAME and now has offices in NAME.",
-    "INITIALS": "SUBJECT, the NAME NAME Association, was founded in YEAR.|SUBJECT has NUMBER members.|"
+    "ACRONYM": "SUBJECT, the NAME NAME Association, was founded in YEAR.|SUBJECT has NUMBER members.|"
     "The NAME NOUN Organization, or SUBJECT, is based in NAME.|SUBJECT stands for NAME NOUN Council.|"
     "NAME NAME, president of SUBJECT, said that SAYING.|SUBJECT agreed to DEED with NAME.|"
     "SUBJECT troops left NAME on DAY.|SUBJECT helps people with NOUN.",
-    "SOMEWHERE": "SUBJECT is a town in NAME.|SUBJECT is the capital of NAME.|NUMBER people live in SUBJECT.|"
+    "PLACE": "SUBJECT is a town in NAME.|SUBJECT is the capital of NAME.|NUMBER people live in SUBJECT.|"
     "SUBJECT lies NUMBER miles north of NAME.|SUBJECT, a city of NUMBER people, is known for NOUN.|"
     "An earthquake shook SUBJECT on DAY, killing NUMBER people.|The mayor of SUBJECT, NAME NAME, said that SAYING.|"
     "Mount SUBJECT is NUMBER feet high.|SUBJECT became independent in YEAR.|The people of SUBJECT speak NAME.|"
@@ -134,7 +134,7 @@ _SLOTS = {
     "DISEASE": "cancer|a heart attack|pneumonia|AIDS|a stroke|old age|injuries|kidney failure|malaria",
     "INSTRUMENT": "the piano|the trumpet|guitar|bass|the violin|drums|saxophone",
     "DEED": "share data|sign a treaty|end the strike|hold talks|lift the ban|cut spending",
-    "FIRM": "NAME|NAME Inc.|NAME Corp.|NAME & NAME|the NAME Institute|the University of NAME|INITIALS|NAME Airlines|"
+    "FIRM": "NAME|NAME Inc.|NAME Corp.|NAME & NAME|the NAME Institute|the University of NAME|ACRONYM|NAME Airlines|"
     "the NAME Times|NAME Records|the NAME Foundation|Bank of NAME",
     "DAY": "Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday",
     "AGE": "2|3|5|18|21|34|47|56|63|71|84|92",
@@ -143,73 +143,73 @@ _SLOTS = {
     "1997|1999|2001|2004|2008|2012",
 }
 _SUBJECTS = {
-    "SOMEBODY": "KNOWN|KNOWN|KNOWN|NAME NAME|NAME NAME|NAME NAME|NAME|NAME NAME NAME|Dr. NAME|King NAME|Sir NAME NAME|"
-    "President NAME|St. NAME",
-    "SOMETHING": "KNOWN|KNOWN|the KNOWN|NAME|the NAMEs|the NAME NAMEs|NAME and NAME|NAME & NAME|NAME Inc.|"
-    "the NAME Institute|NAME University|the NAME Times|the NAME Party|the movie `` NAME ''|the NAME comet|"
+    "PERSON": "PROPER_NOUN|PROPER_NOUN|PROPER_NOUN|NAME NAME|NAME NAME|NAME NAME|NAME|NAME NAME NAME|Dr. NAME|"
+    "King NAME|Sir NAME NAME|President NAME|St. NAME",
+    "ORGANIZATION": "PROPER_NOUN|PROPER_NOUN|the PROPER_NOUN|NAME|the NAMEs|the NAME NAMEs|NAME and NAME|NAME & NAME|"
+    "NAME Inc.|the NAME Institute|NAME University|the NAME Times|the NAME Party|the movie `` NAME ''|the NAME comet|"
     "the NAME case|the band NAME|the NAME religion|NAME WORD|the WORD NAME|the NAME Museum|the NAME Prize|"
     "the battle of NAME|the NAME WORD|Bank of NAME|the book NAME",
-    "INITIALS": "INITIALS",
-    "SOMEWHERE": "KNOWN|KNOWN|KNOWN|NAME|NAME|NAME, NAME|Mount NAME|Lake NAME|the NAME River|"
+    "ACRONYM": "ACRONYM",
+    "PLACE": "PROPER_NOUN|PROPER_NOUN|PROPER_NOUN|NAME|NAME|NAME, NAME|Mount NAME|Lake NAME|the NAME River|"
     "the NAME Bridge|Fort NAME|San NAME|New NAME|the island of NAME|NAME Falls|NAME City",
     "NOUN": "NOUN|NOUN|NOUN|NOUN NOUN|WORD|NAME NOUN|a NOUN|the NOUN|NOUNs",
 }
-JOINED = (", and", ", while", ", but", ";", " after", " because", ", according to a report that", " --", ", though")
-"""Between two statements of one sentence, which may be of two subjects: real news has long ones."""
-SPACED = 0.1
-"""Share of the texts whose marks stand apart, as corpora of parsed text have them."""
+_SEQUENCES = (("QUESTION", "STATEMENT"), ("QUESTION", "QUESTION", "STATEMENT"), ("QUESTION", "STATEMENT", "STATEMENT"))
+_CONJUNCTIONS = (
+    ", and", ", while", ", but", ";", " after", " because", ", according to a report that", " --", ", though",
+)  # fmt: skip
+SPACED_SHARE = 0.1
+"""Share of the texts with a space before each punctuation mark, as in tokenized corpora."""
 
 
-def make(dictionary: Dictionary, count: int, generator: random.Random) -> Iterator[str]:
-    """`count` texts: of each subject a question or two, two statements; and searches for a few words."""
-    grammar = _SLOTS | {
-        f"{part}_{kind}": text
-        for part, by_kind in (("ASKED", _ASKED), ("SAID", _SAID), ("IS", _SUBJECTS))
-        for kind, text in by_kind.items()
+def generate(lexicon: Lexicon, count: int, generator: random.Random) -> Iterator[str]:
+    """At least `count` texts, by subject: one or two questions and one or two statements; or a keyword search.
+
+    Some statements continue with one about another subject, because sentences in real news are long.
+    """
+    rules = dict(_SLOTS)
+    for part, by_kind in (("QUESTION", _QUESTIONS), ("STATEMENT", _STATEMENTS), ("SUBJECT", _SUBJECTS)):
+        rules |= {f"{part}_{kind}": text for kind, text in by_kind.items()}
+    words = {
+        "NAME": lexicon.names,
+        "ACRONYM": lexicon.acronyms,
+        "WORD": lexicon.words,
+        "NOUN": lexicon.nouns,
+        "PROPER_NOUN": lexicon.proper_nouns,
     }
-    spelled = {
-        "NAME": dictionary.names,
-        "INITIALS": dictionary.initials,
-        "WORD": dictionary.words,
-        "NOUN": dictionary.nouns,
-        "KNOWN": dictionary.known,
-    }
-    # A word that is spelled as one of the grammar's names would be taken for that.
-    clash = grammar.keys() | spelled.keys() | {"SUBJECT"}
-    lists = {name: tuple(one for one in some if one not in clash) for name, some in spelled.items()}
-    filled = rules(grammar | {name: "|".join(some) for name, some in lists.items()})
+    # The grammar would expand a word that is spelled like a rule.
+    reserved = rules.keys() | words.keys() | {"SUBJECT"}
+    words = {kind: tuple(word for word in listed if word not in reserved) for kind, listed in words.items()}
+    grammar = Grammar.parse(rules | {kind: "|".join(listed) for kind, listed in words.items()})
     kinds = tuple(_SUBJECTS)
-    made = 0
-    while made < count:
+    generated = 0
+    while generated < count:
         kind = generator.choice(kinds)
         if generator.random() < 0.25:
-            texts = [_searched(lists, generator)]
+            texts = [_search(words, generator)]
         else:
-            subject = expand(f"IS_{kind}", filled, generator)
-            texts = [
-                expand(f"{part}_{kind}", filled, generator).replace("SUBJECT", subject)
-                for part in generator.choice((("ASKED", "SAID"), ("ASKED", "ASKED", "SAID"), ("ASKED", "SAID", "SAID")))
-            ]
+            subject = grammar.expand(f"SUBJECT_{kind}", generator)
+            parts = generator.choice(_SEQUENCES)
+            texts = [grammar.expand(f"{part}_{kind}", generator).replace("SUBJECT", subject) for part in parts]
             if generator.random() < 0.4:
-                other = generator.choice(kinds)
-                more = expand(f"SAID_{other}", filled, generator)
-                more = more.replace("SUBJECT", expand(f"IS_{other}", filled, generator))
-                more = _BEGINNING.sub(lambda found: found[0].lower(), more, count=1)
-                texts[-1] = texts[-1].removesuffix(".") + f"{generator.choice(JOINED)} {more}"
-        for text in map(begun, texts):
-            yield _spaced(text) if generator.random() < SPACED else text
-        made += len(texts)
+                other_kind = generator.choice(kinds)
+                clause = grammar.expand(f"STATEMENT_{other_kind}", generator)
+                clause = clause.replace("SUBJECT", grammar.expand(f"SUBJECT_{other_kind}", generator))
+                clause = _FIRST_WORD.sub(lambda match: match[0].lower(), clause, count=1)
+                texts[-1] = texts[-1].removesuffix(".") + f"{generator.choice(_CONJUNCTIONS)} {clause}"
+        for text in map(capitalize, texts):
+            yield _space_punctuation(text) if generator.random() < SPACED_SHARE else text
+        generated += len(texts)
 
 
-def _spaced(text: str) -> str:
+def _space_punctuation(text: str) -> str:
     for mark in ("?", ",", ";", "'s "):
         text = text.replace(mark, f" {mark}")
     return f"{text[:-1]} ." if text.endswith(".") else text
 
 
-def _searched(lists: dict[str, tuple[str, ...]], generator: random.Random) -> str:
-    """Two to five words and names, as one types them."""
-    from_which = generator.choices(
-        ("NAME", "KNOWN", "NOUN", "WORD"), (2, 1, 1, 1), k=generator.choice((2, 2, 3, 3, 4, 5))
-    )
-    return " ".join(generator.choice(lists[name]) for name in from_which)
+def _search(words: dict[str, tuple[str, ...]], generator: random.Random) -> str:
+    """Two to five names and words, as typed into a search box."""
+    length = generator.choice((2, 2, 3, 3, 4, 5))
+    kinds = generator.choices(("NAME", "PROPER_NOUN", "NOUN", "WORD"), (2, 1, 1, 1), k=length)
+    return " ".join(generator.choice(words[kind]) for kind in kinds)

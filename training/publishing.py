@@ -38,20 +38,20 @@ def write_base(folder: Path, weights: Weights, config: Config, tokenizer: Path) 
 
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_as_stored(weights), folder / "model.safetensors", {"format": "pt"})
-    shape = config.shape
+    model = config.model
     MistralConfig(
         architectures=["MistralModel"],
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.key_heads,
-        head_dim=shape.head_width,
-        max_position_embeddings=shape.positions,
-        rms_norm_eps=shape.epsilon,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.theta},
-        sliding_window=shape.positions,
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_hidden_layers=model.num_hidden_layers,
+        num_attention_heads=model.num_attention_heads,
+        num_key_value_heads=model.num_key_value_heads,
+        head_dim=model.head_dim,
+        max_position_embeddings=model.max_position_embeddings,
+        rms_norm_eps=model.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
+        sliding_window=model.max_position_embeddings,
         bos_token_id=1,
         eos_token_id=2,
         use_cache=False,
@@ -69,8 +69,8 @@ def write_adapter(folder: Path, adapter: Weights, config: Config) -> None:
     tensors = _as_stored({f"{PEFT_PREFIX}{name}": tensor for name, tensor in adapter.items()})
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
     LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
         target_modules=list(PROJECTIONS),
         lora_dropout=0.0,
         bias="none",

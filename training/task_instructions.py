@@ -1,8 +1,8 @@
-"""The instructions that training puts before a text, and ten that it never sees, to judge by.
+"""Task instructions that training puts before a text, and ten more for evaluation only.
 
-A tiny model cannot know what a task asks for. What it can learn is that the words between "Instruct:" and "Query:" are
-about the text and not part of it, whatever they are. So training shows it the published instructions (`e5.tasks`),
-very many made by a grammar, and now and then any sentence at all in their place.
+A tiny model cannot follow an instruction. It can learn that the words between "Instruct:" and "Query:" describe the
+task and are not part of the text. Training therefore shows the published instructions (`e5.tasks`), thousands from a
+grammar, and sometimes an arbitrary sentence.
 """
 
 import random
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from e5 import tasks
 from e5.prompts import DEFAULT_TASK
-from training.everyday_grammar import expand, rules
+from training.grammar import Grammar
 
 UNSEEN = (
     "Which paragraph of our handbook settles what this person wants to know?",
@@ -25,7 +25,7 @@ UNSEEN = (
     "Embed the input for searching a small knowledge base",
 )
 
-_RULES = rules(
+_GRAMMAR = Grammar.parse(
     {
         "TASK": "Given INPUT, VERB OUTPUT|Given INPUT, VERB OUTPUT that RELATION|VERB OUTPUT that RELATION|VERB OUTPUT|"
         "VERB OUTPUT from PLACE|Given INPUT from PLACE, VERB OUTPUT|VERB OUTPUT given INPUT|"
@@ -53,18 +53,19 @@ _RULES = rules(
 
 
 def published() -> tuple[str, ...]:
-    """The instructions of the family's own tasks, and its default."""
+    """The instructions of the E5 family's own tasks, and its default."""
     return (DEFAULT_TASK, *dict.fromkeys(tasks.instruction(name) for name in tasks.names()))
 
 
 def draw(generator: random.Random, sentences: Sequence[str]) -> str:
-    """An instruction; `sentences`: what may stand in the place of one."""
+    """A random instruction: published (40 %), from the grammar (45 %), or the start of one of `sentences` (15 %)."""
     kind = generator.random()
     if kind < 0.4:
         return generator.choice(published())
     if kind < 0.85:
-        made = expand("TASK", _RULES, generator)
-        made = made[0].upper() + made[1:] if generator.random() < 0.8 else made
-        return made + generator.choice(("", "", "", ".", ":"))
+        instruction = _GRAMMAR.expand("TASK", generator)
+        if generator.random() < 0.8:
+            instruction = instruction[0].upper() + instruction[1:]
+        return instruction + generator.choice(("", "", "", ".", ":"))
     words = generator.choice(sentences).split()
     return " ".join(words[: generator.randint(3, 25)])
