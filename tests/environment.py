@@ -1,6 +1,7 @@
 """The environment of every test, set before anything reads it (pytest loads this by -p in pyproject.toml)."""
 
 import os
+from contextlib import suppress
 
 import torch
 
@@ -11,3 +12,9 @@ for _name in [name for name in os.environ if name.startswith("E5_")]:
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run on the CPU
+
+with suppress(ImportError):  # the GPU tests also run where hypothesis is not installed
+    from hypothesis import settings
+
+    settings.register_profile("no deadline", deadline=None)  # no test asserts a time, also on a busy machine
+    settings.load_profile("no deadline")
