@@ -25,14 +25,11 @@ def read(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives the page's headings."""
-    anchors: set[str] = set()
-    for heading in re.findall(r"^#+ +(.+)$", FENCE.sub("", read(page)), re.MULTILINE):
-        text = LINK.sub(lambda link: link[0][1 : link[0].index("]")], heading)
-        slug = re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
-        repeats = sum(anchor == slug or re.fullmatch(rf"{re.escape(slug)}-\d+", anchor) is not None for anchor in anchors)
-        anchors.add(f"{slug}-{repeats}" if repeats else slug)
-    return anchors
+    """The anchors that GitHub gives the page's headings. No page may have the same heading twice."""
+    headings = re.findall(r"^#+ +(.+)$", FENCE.sub("", read(page)), re.MULTILINE)
+    slugs = [re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings]
+    assert len(set(slugs)) == len(slugs)
+    return set(slugs)
 
 
 def code(page: Path) -> str:
@@ -88,7 +85,9 @@ def test_named_modules_exist(page: Path) -> None:
 def test_the_layout_names_every_program_and_package() -> None:
     development = read(ROOT / "docs" / "development.md")
     programs = {f"`scripts/{path.name}`" for path in ROOT.glob("scripts/*.py")}
-    packages = {str(path.parent.relative_to(ROOT)) for path in ROOT.glob("*/**/__init__.py") if ".venv" not in path.parts}
+    packages = {
+        str(path.parent.relative_to(ROOT)) for path in ROOT.glob("*/**/__init__.py") if ".venv" not in path.parts
+    }
     kinds = {f"`tests/{path.name}`" for path in (ROOT / "tests").iterdir() if [*path.glob("test_*.py")]}
     names = programs | {f"(../{package})" for package in packages} | kinds
     assert not [name for name in sorted(names) if name not in development]
