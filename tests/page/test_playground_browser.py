@@ -28,7 +28,7 @@ from e5 import tasks
 from e5_cog.repository import ROOT
 from e5_cog.server import free_port, running
 from e5_gateway import app as gateway_app
-from e5_gateway.settings import Settings
+from e5_gateway.settings import GatewaySettings
 from e5_playground import guard
 from e5_playground.page import mount
 
@@ -130,7 +130,7 @@ def serving(target: str, folder: Path, key: str | None) -> Iterator[str]:
     """The gateway with the page, in a thread of this process, until the model is known."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    settings = Settings(target=target, database=folder / "predictions.sqlite3", port=port, api_key=key)
+    settings = GatewaySettings(target=target, database=folder / "predictions.sqlite3", port=port, api_key=key)
     app = gateway_app.create(settings, page=True)
     mount(app, address, key_required=key is not None)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical"))
@@ -147,7 +147,7 @@ def serving(target: str, folder: Path, key: str | None) -> Iterator[str]:
         time.sleep(0.05)
     yield address
     server.should_exit = server.force_exit = True
-    app.state.open.close_pages()
+    app.state.page_requests.close()
     thread.join(20)
 
 
