@@ -1,5 +1,5 @@
-"""The gateway: OpenAI's and Replicate's HTTP APIs, and Cog's own, in front of one running Cog server of this model.
+"""The gateway: OpenAI's, Replicate's and Cog's HTTP APIs in front of one Cog server of this model.
 
-It computes nothing itself. What comes in becomes a prediction of the Cog server (`target`), waits in one bounded
-queue (`queue`) and leaves in the shape that its client expects (`openai_api`, `replicate_api`, `cog_api`).
+It runs no model. Each request becomes a prediction of the Cog server (`target`), waits in one bounded queue (`queue`),
+and is answered in the format of its API (`openai_api`, `replicate_api`, `cog_api`).
 """

@@ -1,4 +1,4 @@
-"""The application: one target, one queue, one store, and the routes of three APIs around them."""
+"""The ASGI application: one target, one queue and one store behind the routes of three APIs."""
 
 import sys
 from collections.abc import AsyncIterator
@@ -10,22 +10,25 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from e5.errors import SettingsError
 from e5_gateway import cog_api, openai_api, replicate_api
-from e5_gateway.errors import GatewayError, SettingsError, cog_body, openai_body, replicate_body
+from e5_gateway.access import Access
+from e5_gateway.errors import GatewayError
 from e5_gateway.metrics import Metrics
-from e5_gateway.middleware import Middleware, Open
+from e5_gateway.middleware import Middleware, PageRequests
 from e5_gateway.predictions import Predictions
-from e5_gateway.requests import Bodies
-from e5_gateway.settings import Settings
+from e5_gateway.requests import BodyBudget
+from e5_gateway.settings import GatewaySettings
 from e5_gateway.store import Store
 from e5_gateway.target import Target
 from e5_gateway.webhooks import Webhooks
 
-OPENAI_PATHS = ("/v1/embeddings", "/v1/models")
+ERROR_FORMATS = (openai_api.ERRORS, replicate_api.ERRORS, cog_api.ERRORS)
+"""The first one whose `paths` match writes the errors of a path."""
 
 
-def create(settings: Settings, *, page: bool = False) -> FastAPI:
-    """The gateway as an ASGI application; it connects when it is started. `page`: leave `/` to one that is mounted."""
+def create(settings: GatewaySettings, *, page: bool = False) -> FastAPI:
+    """Create the application, which connects to the target at startup. `page`: the caller mounts a page at `/`."""
     metrics = Metrics()
     target = Target(settings)
     store = Store(settings.database)
@@ -41,11 +44,15 @@ def create(settings: Settings, *, page: bool = False) -> FastAPI:
             print(f"gateway: {error}", file=sys.stderr, flush=True)
             raise
 
-    # FastAPI's own page of documentation loads scripts from elsewhere; /openapi.json is the target's.
+    # FastAPI's documentation page loads scripts from other servers; /openapi.json is the target's.
     app = FastAPI(title="e5-cog gateway", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
-    app.include_router(openai_api.router(target, settings, metrics))
+    app.include_router(
+        openai_api.router(
+            target, settings, metrics, lambda identity: replicate_api.model_list(identity, predictions.ended)
+        )
+    )
     app.include_router(replicate_api.router(target, predictions, settings))
-    app.include_router(cog_api.router(target, settings, metrics))
+    app.include_router(cog_api.router(target, settings))
 
     @app.api_route("/metrics", methods=["GET", "HEAD"])
     async def render_metrics() -> Response:
@@ -61,35 +68,36 @@ def create(settings: Settings, *, page: bool = False) -> FastAPI:
             return Response(orjson.dumps(cog_api.index(target.state)), media_type="application/json")
 
     @app.exception_handler(GatewayError)
-    async def refused(request: Request, error: Exception) -> Response:
+    async def gateway_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, GatewayError)
-        return refuse(request.scope["path"], error)
+        return error_response(request.scope["path"], error)
 
     @app.exception_handler(HTTPException)
-    async def no_route(request: Request, error: Exception) -> Response:
+    async def routing_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        what = {404: "no such path", 405: f"{request.method} is not a method of this path"}
-        answer = refuse(
-            request.scope["path"], GatewayError(error.status_code, what.get(error.status_code, error.detail))
-        )
-        answer.headers.update(error.headers or {})  # Allow
-        return answer
+        messages = {404: "no such path", 405: f"{request.method} is not a method of this path"}
+        message = messages.get(error.status_code, error.detail)
+        response = error_response(request.scope["path"], GatewayError(error.status_code, message))
+        response.headers.update(error.headers or {})  # Allow
+        return response
 
     @app.exception_handler(ClientDisconnect)
-    async def gone(_: Request, __: Exception) -> Response:
-        return Response(status_code=499)  # nobody reads it; the log shows it
+    async def disconnected(_: Request, __: Exception) -> Response:
+        return Response(status_code=499)  # for the log; the client has gone
 
-    open_now = app.state.open = Open(Bodies(settings.bodies_bytes))
-    app.add_middleware(Middleware, settings=settings, metrics=metrics, refuse=refuse, open_now=open_now, page=page)
+    page_requests = app.state.page_requests = PageRequests()
+    app.add_middleware(
+        Middleware,
+        access=Access(settings.api_key, page),
+        body_budget=BodyBudget(settings.max_bodies_bytes),
+        page_requests=page_requests,
+        metrics=metrics,
+        error_response=error_response,
+    )
     return app
 
 
-def refuse(path: str, error: GatewayError) -> Response:
-    """The error in the words of the API that the path belongs to."""
-    if path.startswith(OPENAI_PATHS) and path.count("/") <= 3:
-        body = openai_body(error)
-    elif path.startswith("/v1/"):
-        body = replicate_body(error)
-    else:
-        body = cog_body(error)
-    return Response(orjson.dumps(body), error.status, error.headers, media_type="application/json")
+def error_response(path: str, error: GatewayError) -> Response:
+    """The error in the format of the API that has the path."""
+    body = next(api.body for api in ERROR_FORMATS if api.paths.match(path))
+    return Response(orjson.dumps(body(error)), error.status, error.headers, media_type="application/json")

@@ -1,7 +1,7 @@
-"""Cog's own endpoints, passed on: same requests, same answers, but for the queue in front of them.
+"""Cog's own endpoints, passed through: the same requests and answers, with the queue in front.
 
-The ids of predictions are checked, because coglet 0.23 makes a folder of that name. POST /shutdown is not passed on: it
-would end the server for everyone.
+Prediction ids are validated, because coglet 0.23 creates a folder of that name. POST /shutdown is refused: it would end
+the server for everyone.
 """
 
 import asyncio
@@ -13,48 +13,46 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from e5_gateway.errors import GatewayError, Json
-from e5_gateway.metrics import Metrics
-from e5_gateway.queue import Place
-from e5_gateway.requests import read_json, unless_gone
-from e5_gateway.settings import Settings
-from e5_gateway.target import HEALTH_SECONDS, Answer, Target, new_id
+from e5_gateway.errors import ErrorFormat, GatewayError, Json
+from e5_gateway.queue import Ticket
+from e5_gateway.requests import cancel_on_disconnect, read_json
+from e5_gateway.settings import GatewaySettings
+from e5_gateway.target import HEALTH_SECONDS, Target, TargetResponse, new_id
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 
 
-def router(target: Target, settings: Settings, metrics: Metrics) -> APIRouter:
-    """The routes."""
+def router(target: Target, settings: GatewaySettings) -> APIRouter:
     routes = APIRouter()
-    places: dict[str, Place] = {}  # of predictions, so that those which wait here can be canceled
+    tickets: dict[str, Ticket] = {}  # by prediction id, to cancel predictions that wait here
 
-    async def predict(request: Request, name: str | None, method: str) -> Response:
-        body = await read_json(request, settings.body_bytes)
-        name = _checked(body.get("id") if name is None else name)
+    async def predict(request: Request, prediction_id: str | None, method: str) -> Response:
+        body = await read_json(request, settings.max_body_bytes)
+        name = _check_id(body.get("id") if prediction_id is None else prediction_id)
         path = f"/predictions/{name}" if method == "PUT" else "/predictions"
-        headers = {key: request.headers[key] for key in ("prefer",) if key in request.headers}
+        headers = {"prefer": request.headers["prefer"]} if "prefer" in request.headers else {}
         content = orjson.dumps(body | ({"id": name} if method == "POST" or "id" in body else {}))
-        del body  # as objects its texts take ten times their bytes
-        await target.check()
-        place = target.queue.enter(len(content))
-        places.setdefault(name, place)
+        del body  # free the parsed texts while it waits: as Python objects they take ten times their bytes
+        await target.require_ready()
+        ticket = target.queue.enter(len(content))
+        tickets.setdefault(name, ticket)
 
-        async def work() -> Answer:
+        async def work() -> TargetResponse:
             try:
-                async with place:
+                async with ticket:
                     return await target.compute(content, method, path, **headers)
             except asyncio.CancelledError:
                 if (task := asyncio.current_task()) and task.cancelling():
-                    raise  # the client has gone
-                return Answer(200, orjson.dumps({"id": name, "status": "canceled"}))
+                    raise  # the client has disconnected
+                return TargetResponse(200, orjson.dumps({"id": name, "status": "canceled"}))
 
         try:
-            answer = await unless_gone(request, work())
+            response = await cancel_on_disconnect(request, work())
         finally:
-            place.leave()
-            if places.get(name) is place:
-                del places[name]
-        return _passed(answer)
+            ticket.leave()
+            if tickets.get(name) is ticket:
+                del tickets[name]
+        return _json(response.content, response.status)
 
     @routes.post("/predictions")
     async def post(request: Request) -> Response:
@@ -66,42 +64,52 @@ def router(target: Target, settings: Settings, metrics: Metrics) -> APIRouter:
 
     @routes.post("/predictions/{prediction_id}/cancel")
     async def cancel(prediction_id: str) -> Response:
-        place = places.get(_checked(prediction_id))
-        if place is not None and place.turn.cancel():  # False: it has its turn, so that the server knows it
-            return _passed(Answer(200, b"{}"))
-        return await asked("POST", f"/predictions/{prediction_id}/cancel")
+        ticket = tickets.get(_check_id(prediction_id))
+        if ticket is not None and ticket.turn.cancel():  # False: its turn has come, so the server knows it
+            return _json(b"{}")
+        return await pass_through("POST", f"/predictions/{prediction_id}/cancel")
 
     @routes.api_route("/health-check", methods=["GET", "HEAD"])
     async def health(request: Request) -> Response:
-        """The server's own to those who have the key; its state alone to others, without asking it."""
-        if request.state.admitted:
-            return await asked("GET", "/health-check")
+        """The server's own answer for clients with the key. Others get the last known state."""
+        if request.state.has_key:
+            return await pass_through("GET", "/health-check")
         status = 200 if target.ready or target.state == "STARTING" else 503
-        return _passed(Answer(status, orjson.dumps({"status": target.state})))
+        return _json(orjson.dumps({"status": target.state}), status)
 
     @routes.get("/openapi.json")
     async def schema() -> Response:
-        return await asked("GET", "/openapi.json")
+        return await pass_through("GET", "/openapi.json")
 
     @routes.post("/shutdown")
     async def shutdown() -> Response:
         raise GatewayError(403, "the gateway does not end the server: send this to the server itself")
 
-    async def asked(method: str, path: str) -> Response:
+    async def pass_through(method: str, path: str) -> Response:
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
-                return _passed(await target.send(method, path))
+                response = await target.send(method, path)
         except (aiohttp.ClientError, OSError, TimeoutError):
-            await target.ask(fresh=True)
+            await target.refresh(force=True)
             if target.ready:
                 raise GatewayError(504, f"the server has not answered for {HEALTH_SECONDS:.0f} s") from None
             raise target.unavailable() from None
+        return _json(response.content, response.status)
 
     return routes
 
 
+def error_body(error: GatewayError) -> Json:
+    """Cog's error: {detail}, and the target's state as `status` if it is the cause."""
+    return {"detail": error.message} | ({"status": error.state} if error.state else {})
+
+
+ERRORS = ErrorFormat(re.compile(""), error_body)
+"""For every path that no other API has."""
+
+
 def index(state: str) -> Json:
-    """GET / where there is no page."""
+    """The answer of GET / if there is no page."""
     return {
         "name": "e5-cog gateway",
         "target": state,
@@ -112,13 +120,14 @@ def index(state: str) -> Json:
     }
 
 
-def _checked(name: object) -> str:
-    if name is None:
+def _check_id(prediction_id: object) -> str:
+    """A valid id; a new one for None. Raises GatewayError 422."""
+    if prediction_id is None:
         return new_id()
-    if not isinstance(name, str) or not ID.fullmatch(name):
+    if not isinstance(prediction_id, str) or not ID.fullmatch(prediction_id):
         raise GatewayError(422, "the id must be 1 to 128 letters, digits, `-` and `_`, the first a letter or a digit")
-    return name
+    return prediction_id
 
 
-def _passed(answer: Answer) -> Response:
-    return Response(answer.content, answer.status, media_type="application/json")
+def _json(body: bytes, status: int = 200) -> Response:
+    return Response(body, status, media_type="application/json")

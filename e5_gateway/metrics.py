@@ -1,4 +1,4 @@
-"""Counters for Prometheus. Each gateway has its own registry, so that two can live in one process (tests)."""
+"""Metrics for Prometheus. Each gateway has its own registry, so that tests can run two in one process."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -6,7 +6,7 @@ SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 
 
 class Metrics:
-    """`render()` is the text of GET /metrics."""
+    """The gateway's counters and gauges. `render()` is the body of GET /metrics."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -26,18 +26,18 @@ class Metrics:
         self.running = self._gauge("queue_running", "Requests that the target computes")
         self.ready = self._gauge("target_ready", "1 when the target can compute, else 0")
 
-    def embedded(self, api: str, found: dict[str, object]) -> None:
-        """Count what a prediction's own metrics tell: `texts` and `input_tokens`."""
+    def count_embedded(self, api: str, prediction_metrics: dict[str, object]) -> None:
+        """Add a prediction's own `texts` and `input_tokens`."""
         for counter, name in ((self.texts, "texts"), (self.tokens, "input_tokens")):
-            value = found.get(name)
+            value = prediction_metrics.get(name)
             if isinstance(value, int | float):
                 counter.labels(api).inc(value)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)
 
-    def _counter(self, name: str, help_: str, *labels: str) -> Counter:
-        return Counter(f"e5_gateway_{name}", help_, labels, registry=self.registry)
+    def _counter(self, name: str, description: str, *labels: str) -> Counter:
+        return Counter(f"e5_gateway_{name}", description, labels, registry=self.registry)
 
-    def _gauge(self, name: str, help_: str) -> Gauge:
-        return Gauge(f"e5_gateway_{name}", help_, registry=self.registry)
+    def _gauge(self, name: str, description: str) -> Gauge:
+        return Gauge(f"e5_gateway_{name}", description, registry=self.registry)

@@ -1,4 +1,4 @@
-"""The real gateway – scripts/gateway.py – started in front of a Cog server and stopped: for benchmark and tests."""
+"""Run the gateway as a subprocess in front of a Cog server: for benchmarks and tests."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ READY_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Gateway:
-    """A gateway that listens. `server` is the Cog server behind it, where one was started with it."""
+    """A listening gateway. `server`: the Cog server behind it, if it was started with the gateway."""
 
     url: str
     server: Server | None
@@ -32,10 +32,10 @@ class Gateway:
 def running(
     target: str, folder: Path, *options: str, key: str | None = None, port: int | None = None, wait: bool = True
 ) -> Iterator[Gateway]:
-    """A gateway in front of `target`, ended with SIGTERM; its log and its database lie in `folder`.
+    """Start a gateway in front of `target`, with log and database in `folder`; SIGTERM at the end.
 
-    `wait`: until it knows its model (GET /v1/models answers 200); otherwise only until it listens.
-    A second gateway in the same folder goes on with the same database and log.
+    Waits until it listens, and with `wait` until it knows its model (GET /v1/models answers 200). A second gateway in
+    the same folder continues with the same database and log.
     """
     port = free_port() if port is None else port
     url, log, database = f"http://127.0.0.1:{port}", folder / "gateway.log", folder / "predictions.sqlite3"
@@ -48,29 +48,29 @@ def running(
             stdout=file,
             stderr=subprocess.STDOUT,
         )
-    one = Gateway(url, None, process, log, database)
+    gateway = Gateway(url, None, process, log, database)
     try:
-        _wait(one, key, ready=wait)
-        yield one
+        _wait(gateway, key, ready=wait)
+        yield gateway
     finally:
         stop(process)
 
 
-def _wait(one: Gateway, key: str | None, *, ready: bool) -> None:
-    """Until it answers, with a 200 where `ready`. Raises RuntimeError with the end of its log."""
-    request = urllib.request.Request(one.url + ("/v1/models" if ready else "/health-check"))
+def _wait(gateway: Gateway, key: str | None, *, ready: bool) -> None:
+    """Wait for an answer, with `ready` for a 200. Raises RuntimeError with the end of the log."""
+    request = urllib.request.Request(gateway.url + ("/v1/models" if ready else "/health-check"))
     request.add_header("Authorization", f"Bearer {key}")
     end = time.monotonic() + READY_SECONDS
-    while time.monotonic() < end and one.process.poll() is None:
+    while time.monotonic() < end and gateway.process.poll() is None:
         try:
             with urllib.request.urlopen(request, timeout=5):
                 return
-        except urllib.error.HTTPError as answer:
-            answer.close()
+        except urllib.error.HTTPError as response:
+            response.close()
             if not ready:
                 return
         except OSError:  # not listening yet
             pass
         time.sleep(0.05)
-    tail = one.log.read_text(errors="replace")[-2000:]
-    raise RuntimeError(f"the gateway is not ready (exit status: {one.process.poll()}); its log ends with:\n{tail}")
+    tail = gateway.log.read_text(errors="replace")[-2000:]
+    raise RuntimeError(f"the gateway is not ready (exit status: {gateway.process.poll()}); its log ends with:\n{tail}")

@@ -1,12 +1,14 @@
-"""Replicate's HTTP API: predictions, and the one model that there is, under any owner's name.
+"""Replicate's HTTP API: predictions, and the served model under any owner's name.
 
-Any owner, so that `replicate.run("you/e5-mistral-7b-instruct", …)` needs no change but the address. The version's id is
-the SHA-256 of the model's name and its schema.
+Any owner is accepted, so that `replicate.run("you/e5-mistral-7b-instruct", …)` needs no change but the address. The
+version's id is the SHA-256 of the model's name and its schema. Errors are problem details (RFC 7807), as Replicate's
+clients read them.
 """
 
 import base64
 import contextlib
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,49 +19,61 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from e5_gateway.errors import GatewayError, Json
-from e5_gateway.openai_api import describe
-from e5_gateway.predictions import Hook, Predictions
-from e5_gateway.requests import prefer_wait, read_json
-from e5_gateway.settings import Settings
-from e5_gateway.store import FINAL, Row
+from e5_gateway.errors import ErrorFormat, GatewayError, Json
+from e5_gateway.predictions import Predictions
+from e5_gateway.requests import read_json
+from e5_gateway.settings import GatewaySettings
+from e5_gateway.store import Prediction, PredictionSummary
 from e5_gateway.target import Identity, Target
-from e5_gateway.webhooks import END, START
+from e5_gateway.webhooks import END, START, Webhook
 
-OWNER = "e5"  # in answers to those who name none
+OWNER = "e5"
+"""The owner in answers to requests that name none."""
 HOME = "https://github.com/microsoft/unilm/tree/master/e5"
 FIELDS = ("version", "input", "webhook", "webhook_events_filter", "webhook_completed", "stream")
 EVENTS = ("start", "output", "logs", "completed")
-PAGE = 50
-MOST_ERRORS = 20
+PAGE_SIZE = 50
+MAX_ERRORS = 20
+MAX_WAIT_SECONDS = 60.0
+TITLES = {
+    400: "Bad request",
+    401: "Unauthenticated",
+    404: "Not found",
+    413: "Request too large",
+    422: "Input validation failed",
+    429: "Too many requests",
+    502: "Bad gateway",
+    503: "Service unavailable",
+    504: "Gateway timeout",
+}
 _VERSION = re.compile(r"(?:(?P<owner>[^/:]+)/(?P<name>[^/:]+)(?::|$))?(?P<id>[0-9a-f]{64})?")
 _URL = re.compile(r"[\x21-\x7e]{1,2048}")
-_schemas: dict[str, tuple[Json, jsonschema_rs.Validator]] = {}  # by version
 _OWNER = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_WAIT = re.compile(r"(?:^|[,;\s])wait(?:\s*=\s*\"?(\d+)\"?)?(?=$|[,;\s])")
+_schemas: dict[str, tuple[Json, jsonschema_rs.Validator]] = {}  # by version
 
 
-def router(target: Target, predictions: Predictions, settings: Settings) -> APIRouter:
-    """The routes."""
+def router(target: Target, predictions: Predictions, settings: GatewaySettings) -> APIRouter:
     routes = APIRouter()
 
     async def create(request: Request, owner: str | None, name: str | None) -> Response:
-        identity = await target.known()
-        body = await read_json(request, settings.body_bytes)
+        identity = await target.require_identity()
+        body = await read_json(request, settings.max_body_bytes)
         for field in body:
             if field not in FIELDS:
                 raise _invalid(field, f"unknown field; the fields are {', '.join(FIELDS)}")
         if owner is None:
-            owner, name = _version(body.get("version"), identity)
+            owner, name = _owner_and_name(body.get("version"), identity)
         _check_model(owner, str(name), identity)
         inputs = orjson.dumps(check_inputs(body.get("input", {}), identity))
-        hook, wait = _hook(body), prefer_wait(request)
+        webhook, wait = _webhook(body), _wait_seconds(request.headers.get("prefer", ""))
         base, model = str(request.base_url).rstrip("/"), f"{owner}/{identity.model}"
-        del body  # as objects its texts take ten times their bytes, which alone are kept
-        row = await predictions.create(model, identity.version, inputs, base, hook, wait)
-        if wait is None or row["status"] in FINAL:
-            return _json(render(row), 201)
+        del body  # free the parsed texts while it waits: as Python objects they take ten times their bytes
+        prediction = await predictions.create(model, identity.version, inputs, base, webhook, wait)
+        if wait is None or prediction.final:
+            return _json(render(prediction), 201)
         # Both official clients (Python 1.0.7, npm 1.4.0) take any status but `starting` for the end of a wait.
-        return _json(render(row | {"status": "starting"}), 202)
+        return _json(render(replace(prediction, status="starting")), 202)
 
     @routes.post("/v1/predictions")
     async def create_by_version(request: Request) -> Response:
@@ -71,46 +85,39 @@ def router(target: Target, predictions: Predictions, settings: Settings) -> APIR
 
     @routes.get("/v1/predictions/{prediction_id}")
     async def get(prediction_id: str) -> Response:
-        return _json(render(_found(await predictions.get(prediction_id))))
+        return _json(render(_existing(await predictions.get(prediction_id))))
 
     @routes.post("/v1/predictions/{prediction_id}/cancel")
     async def cancel(prediction_id: str) -> Response:
-        return _json(render(_found(await predictions.cancel(prediction_id))))
+        return _json(render(_existing(await predictions.cancel(prediction_id))))
 
     @routes.get("/v1/predictions")
     async def newest(request: Request) -> Response:
         """A page of predictions, newest first, without their inputs, outputs and logs."""
-        rows = await predictions.page(_cursor(request.query_params.get("cursor")), PAGE + 1)
-        following = None
-        if len(rows) > PAGE:
-            rows = rows[:PAGE]
-            mark = f"{rows[-1]['created_at']!r} {rows[-1]['id']}".encode()
-            following = str(request.url.include_query_params(cursor=base64.urlsafe_b64encode(mark).decode()))
-        results = [orjson.Fragment(render(row)) for row in rows]
-        return _json(orjson.dumps({"previous": None, "next": following, "results": results}))
-
-    @routes.get("/v1/models")
-    async def models(request: Request) -> Response:
-        """The model: OpenAI's list in `data`, Replicate's page in `results`."""
-        identity = await target.known()
-        page = {"previous": None, "next": None, "results": [_model(OWNER, identity, predictions.ended)]}
-        return _json(orjson.dumps({"object": "list", "data": [describe(identity)]} | page))
+        page = await predictions.page(_parse_cursor(request.query_params.get("cursor")), PAGE_SIZE + 1)
+        next_url = None
+        if len(page) > PAGE_SIZE:
+            page = page[:PAGE_SIZE]
+            cursor = base64.urlsafe_b64encode(f"{page[-1].created_at!r} {page[-1].id}".encode()).decode()
+            next_url = str(request.url.include_query_params(cursor=cursor))
+        results = [summary(prediction) for prediction in page]
+        return _json(orjson.dumps({"previous": None, "next": next_url, "results": results}))
 
     @routes.get("/v1/models/{owner}/{name}")
     async def model(owner: str, name: str) -> Response:
-        identity = await target.known()
+        identity = await target.require_identity()
         _check_model(owner, name, identity)
-        return _json(orjson.dumps(_model(owner, identity, predictions.ended)))
+        return _json(orjson.dumps(model_object(owner, identity, predictions.ended)))
 
     @routes.get("/v1/models/{owner}/{name}/versions")
     async def versions(owner: str, name: str) -> Response:
-        identity = await target.known()
+        identity = await target.require_identity()
         _check_model(owner, name, identity)
         return _json(orjson.dumps({"previous": None, "next": None, "results": [_version_object(identity)]}))
 
     @routes.get("/v1/models/{owner}/{name}/versions/{version}")
     async def version(owner: str, name: str, version: str) -> Response:
-        identity = await target.known()
+        identity = await target.require_identity()
         _check_model(owner, name, identity)
         if version != identity.version:
             raise GatewayError(404, f"{identity.model} has one version, {identity.version}")
@@ -123,26 +130,49 @@ def router(target: Target, predictions: Predictions, settings: Settings) -> APIR
     return routes
 
 
-def render(row: Row) -> bytes:
-    """Replicate's prediction object. Times: created_at to the millisecond, the others to the microsecond, in UTC."""
-    url = f"{row['base']}/v1/predictions/{row['id']}"
-    body = {
-        "id": row["id"],
-        "model": row["model"],
-        "version": row["version"],
-        "input": _raw(row.get("input")),
-        "logs": row.get("logs"),
-        "output": _raw(row.get("output")),
+def error_body(error: GatewayError) -> Json:
+    """{title, detail, status}, and invalid_fields for inputs at fault."""
+    title = TITLES.get(error.status, "Error")
+    body: Json = {"title": title, "detail": error.message, "status": error.status}
+    return body | ({"invalid_fields": error.invalid_fields} if error.invalid_fields else {})
+
+
+ERRORS = ErrorFormat(re.compile(r"/v1/"), error_body)
+
+
+def model_list(identity: Identity, runs: int) -> Json:
+    """Replicate's page of models, with the one that is served."""
+    return {"previous": None, "next": None, "results": [model_object(OWNER, identity, runs)]}
+
+
+def summary(prediction: PredictionSummary) -> Json:
+    """Replicate's prediction object in a list, where input, logs and output are null.
+
+    Times are in UTC: created_at to the millisecond, the others to the microsecond.
+    """
+    url = f"{prediction.base}/v1/predictions/{prediction.id}"
+    return {
+        "id": prediction.id,
+        "model": prediction.model,
+        "version": prediction.version,
+        "input": None,
+        "logs": None,
+        "output": None,
         "data_removed": False,
-        "error": row["error"],
-        "status": row["status"],
-        "created_at": timestamp(row["created_at"], "milliseconds"),
-        "started_at": timestamp(row["started_at"]),
-        "completed_at": timestamp(row["completed_at"]),
+        "error": prediction.error,
+        "status": prediction.status,
+        "created_at": timestamp(prediction.created_at, "milliseconds"),
+        "started_at": timestamp(prediction.started_at),
+        "completed_at": timestamp(prediction.completed_at),
         "urls": {"get": url, "cancel": f"{url}/cancel"},
-        "metrics": _raw(row["metrics"]) or {},
+        "metrics": _raw(prediction.metrics) or {},
     }
-    return orjson.dumps(body)
+
+
+def render(prediction: Prediction) -> bytes:
+    """Replicate's prediction object."""
+    details = {"input": _raw(prediction.input), "logs": prediction.logs, "output": _raw(prediction.output)}
+    return orjson.dumps(summary(prediction) | details)
 
 
 def timestamp(seconds: float | None, precision: str = "microseconds") -> str | None:
@@ -152,20 +182,20 @@ def timestamp(seconds: float | None, precision: str = "microseconds") -> str | N
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
 
 
-def check_inputs(given: object, identity: Identity) -> Json:
-    """What the model's schema takes; null where it may be null is the same as nothing. Raises GatewayError 422."""
-    if not isinstance(given, dict):
+def check_inputs(inputs: object, identity: Identity) -> Json:
+    """Validate the inputs by the model's schema and drop those that are null and may be. Raises GatewayError 422."""
+    if not isinstance(inputs, dict):
         raise _invalid("input", "must be an object")
     properties, validator = _schema(identity)
-    kept = {k: v for k, v in given.items() if not (v is None and properties.get(k, {}).get("nullable"))}
-    if wrong := _first_errors(kept, properties, validator):
-        detail = "".join(f"- {one['field']}: {one['description']}\n" for one in wrong)
-        raise GatewayError(422, detail, invalid_fields=wrong)
-    return kept
+    given = {k: v for k, v in inputs.items() if not (v is None and properties.get(k, {}).get("nullable"))}
+    if errors := _first_errors(given, properties, validator):
+        detail = "".join(f"- {error['field']}: {error['description']}\n" for error in errors)
+        raise GatewayError(422, detail, invalid_fields=errors)
+    return given
 
 
 def _schema(identity: Identity) -> tuple[Json, jsonschema_rs.Validator]:
-    """The inputs' properties and a validator that refuses others. (The server drops unknown inputs without a word.)"""
+    """The inputs' properties, and a validator that refuses unknown inputs. (The server drops them silently.)"""
     if identity.version not in _schemas:
         _schemas.clear()  # one model is served at a time
         schemas = identity.schema["components"]["schemas"]
@@ -175,21 +205,21 @@ def _schema(identity: Identity) -> tuple[Json, jsonschema_rs.Validator]:
 
 
 def _first_errors(inputs: Json, properties: Json, validator: jsonschema_rs.Validator) -> list[Json]:
-    """What is wrong, once an input. (All errors of a long list of numbers take jsonschema_rs 0.60 half a minute.)"""
-    wrong = []
-    for given in ({name: value} for name, value in inputs.items()):
+    """The first error of each input. (jsonschema_rs 0.60 takes half a minute for all errors of a long list.)"""
+    errors: list[Json] = []
+    for name, value in inputs.items():
         try:
-            validator.validate(given)
+            validator.validate({name: value})
         except jsonschema_rs.ValidationError as error:
             path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path)
-            kind = str(error.schema_path[-1])
-            message = error.message if len(error.message) < 200 else f"violates `{kind}` of the model's schema"
-            if kind == "additionalProperties":
+            keyword = str(error.schema_path[-1])
+            message = error.message if len(error.message) < 200 else f"violates `{keyword}` of the model's schema"
+            if keyword == "additionalProperties":
                 message += f"; the inputs are {', '.join(properties)}"
-            wrong.append({"type": kind, "field": f"input{path}", "description": message})
-            if len(wrong) == MOST_ERRORS:
+            errors.append({"type": keyword, "field": f"input{path}", "description": message})
+            if len(errors) == MAX_ERRORS:
                 break
-    return wrong
+    return errors
 
 
 def _check_model(owner: str, name: str, identity: Identity) -> None:
@@ -197,53 +227,70 @@ def _check_model(owner: str, name: str, identity: Identity) -> None:
         raise GatewayError(404, f"no model is called {owner}/{name} here: there is {OWNER}/{identity.model}")
 
 
-def _version(given: object, identity: Identity) -> tuple[str, str]:
-    """Owner and name of `version`: the version's id, owner/name:id or owner/name. Raises GatewayError 422."""
-    found = _VERSION.fullmatch(given) if isinstance(given, str) and given else None
-    if found is None or found["id"] not in (None, identity.version):
+def _owner_and_name(version: object, identity: Identity) -> tuple[str, str]:
+    """Parse `version`: the version's id, owner/name:id or owner/name. Raises GatewayError 422."""
+    match = _VERSION.fullmatch(version) if isinstance(version, str) and version else None
+    if match is None or match["id"] not in (None, identity.version):
         message = f"the version does not exist here: pass {identity.version}, or {OWNER}/{identity.model}"
         raise _invalid("version", message)
-    return found["owner"] or OWNER, found["name"] or identity.model
+    return match["owner"] or OWNER, match["name"] or identity.model
 
 
-def _hook(body: Json) -> Hook | None:
-    """An output and its logs come with the end, at once: `output` and `logs` are told with `completed`."""
+def _webhook(body: Json) -> Webhook | None:
+    """The webhook of a request. Raises GatewayError 422.
+
+    A prediction's output and logs arrive with its end, so the events `output` and `logs` become `completed`.
+    """
     only_end = body.get("webhook") is None
-    url, field = (body.get("webhook_completed"), "webhook_completed") if only_end else (body["webhook"], "webhook")
+    field = "webhook_completed" if only_end else "webhook"
+    url = body.get(field)
     if url is None:
         return None
-    known = False
-    with contextlib.suppress(ValueError):
-        parts = urlsplit(url) if isinstance(url, str) and _URL.fullmatch(url) else None
-        known = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    if not known:
+    if not _is_web_address(url):
         raise _invalid(field, "must be the URL of a web server, https://… or http://…")
-    wanted = body.get("webhook_events_filter")
-    wanted = list(EVENTS) if wanted is None else wanted
-    if not isinstance(wanted, list) or any(event not in EVENTS for event in wanted):
+    events = body.get("webhook_events_filter")
+    events = EVENTS if events is None else events
+    if not isinstance(events, list | tuple) or any(event not in EVENTS for event in events):
         raise _invalid("webhook_events_filter", f"must be a list of some of {', '.join(EVENTS)}")
-    ending = [END] if only_end or set(wanted) - {START} else []
-    return Hook(url, tuple(([START] if START in wanted and not only_end else []) + ending))
+    start = (START,) if START in events and not only_end else ()
+    end = (END,) if only_end or set(events) - {START} else ()
+    return Webhook(url, start + end)
 
 
-def _cursor(given: str | None) -> tuple[float, str] | None:
-    if given is None:
+def _is_web_address(url: object) -> bool:
+    if not isinstance(url, str) or not _URL.fullmatch(url):
+        return False
+    with contextlib.suppress(ValueError):  # of a bad port or IPv6 address
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    return False
+
+
+def _wait_seconds(prefer: str) -> float | None:
+    """Seconds of the header `Prefer: wait` or `wait=N`, at most 60; None without it and for 0."""
+    match = _WAIT.search(prefer.lower())
+    return (min(MAX_WAIT_SECONDS, float(match[1] or MAX_WAIT_SECONDS)) or None) if match else None
+
+
+def _parse_cursor(cursor: str | None) -> tuple[float, str] | None:
+    if cursor is None:
         return None
     try:
-        when, _, name = base64.urlsafe_b64decode(given).decode().partition(" ")
-        return float(when), name
+        created_at, _, prediction_id = base64.urlsafe_b64decode(cursor).decode().partition(" ")
+        return float(created_at), prediction_id
     except ValueError:
         raise GatewayError(400, "`cursor` is none that this API gave") from None
 
 
-def _model(owner: str, identity: Identity, runs: int) -> Json:
-    facts = identity.facts
-    what = f", {facts.languages}, {facts.license}" if facts else ""
+def model_object(owner: str, identity: Identity, runs: int) -> Json:
+    """Replicate's model object."""
+    entry = identity.catalog_entry
+    facts = f", {entry.languages}, {entry.license}" if entry else ""
     return {
         "url": HOME,
         "owner": owner,
         "name": identity.model,
-        "description": f"Text embeddings of {identity.dimensions} dimensions{what}",
+        "description": f"Text embeddings of {identity.dimensions} dimensions{facts}",
         "visibility": "public",
         "github_url": HOME,
         "paper_url": None,
@@ -256,24 +303,23 @@ def _model(owner: str, identity: Identity, runs: int) -> Json:
 
 
 def _version_object(identity: Identity) -> Json:
-    created = timestamp(identity.since)
     return {
         "id": identity.version,
-        "created_at": created,
+        "created_at": timestamp(identity.first_seen),
         "cog_version": identity.coglet,
         "openapi_schema": identity.schema,
     }
 
 
-def _found(row: Row | None) -> Row:
-    if row is None:
+def _existing(prediction: Prediction | None) -> Prediction:
+    if prediction is None:
         raise GatewayError(404, "no such prediction: it never was, or ended longer ago than predictions are kept")
-    return row
+    return prediction
 
 
 def _invalid(field: str, message: str) -> GatewayError:
-    described = {"type": "invalid", "field": field, "description": message}
-    return GatewayError(422, f"- {field}: {message}\n", invalid_fields=[described])
+    invalid_field = {"type": "invalid", "field": field, "description": message}
+    return GatewayError(422, f"- {field}: {message}\n", invalid_fields=[invalid_field])
 
 
 def _raw(value: bytes | None) -> Any:

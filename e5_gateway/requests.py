@@ -1,8 +1,8 @@
-"""What the three APIs do alike with a request: read its JSON within a limit, and let go when its client has gone."""
+"""Request bodies and disconnects, for all APIs: JSON within limits of size, memory and depth."""
 
 import asyncio
-import re
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import orjson
@@ -11,42 +11,51 @@ from starlette.requests import ClientDisconnect, Request
 from e5_gateway.errors import GatewayError, Json, QueueFull
 
 T = TypeVar("T")
-_WAIT = re.compile(r"(?:^|[,;\s])wait(?:\s*=\s*\"?(\d+)\"?)?(?=$|[,;\s])")
-LONGEST_WAIT = 60.0
-DEEPEST = 32  # levels of JSON; an input of the model has three
+MAX_DEPTH = 32
+"""Nesting levels of a JSON body; an input of the model has three."""
 
 
-class Bodies:
-    """The bytes of all bodies that are being read or answered: at most `most`."""
+class BodyBudget:
+    """Memory for the bodies of all requests in progress: at most `max_bytes` together.
 
-    def __init__(self, most: int) -> None:
-        self.most, self.held = most, 0
+    Middleware opens one share per request and read_json() acquires from it.
+    """
 
-    def take(self, size: int) -> None:
-        """Raises GatewayError 429."""
-        if self.held and self.held + size > self.most:
-            raise QueueFull(f"{self.held / 2**20:,.0f} MiB of requests", 1)
-        self.held += size
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.used = max_bytes, 0
 
-    def give_back(self, size: int) -> None:
-        self.held -= size
+    @contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """One request's share: yields acquire(size), which raises QueueFull. The end of the block releases it all."""
+        acquired = 0
+
+        def acquire(size: int) -> None:
+            nonlocal acquired
+            if self.used and self.used + size > self.max_bytes:
+                raise QueueFull(f"{self.used / 2**20:,.0f} MiB of requests", 1)
+            self.used += size
+            acquired += size
+
+        try:
+            yield acquire
+        finally:
+            self.used -= acquired
 
 
-async def read_json(request: Request, most: int) -> Json:
-    """The body, a JSON object of at most `most` bytes. Raises GatewayError 413, 429 and 400.
+async def read_json(request: Request, max_bytes: int) -> Json:
+    """Read the body, a JSON object of at most `max_bytes` bytes. Raises GatewayError 413, 429 and 400.
 
-    Its bytes count as held (`request.state.held`) until e5_gateway/middleware.py has sent the answer.
+    Acquires its bytes from the request's share of the BodyBudget.
     """
     parts, size = [], 0
-    if int(request.headers.get("content-length") or 0) > most:
-        raise too_large(most)
+    if int(request.headers.get("content-length") or 0) > max_bytes:
+        raise _too_large(max_bytes)
     async for part in request.stream():
         parts.append(part)
         size += len(part)
-        if size > most:
-            raise too_large(most)
-        request.app.state.open.bodies.take(len(part))
-        request.state.held += len(part)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        request.state.acquire_body(len(part))
     content = b"".join(parts)
     del parts
     try:
@@ -56,42 +65,39 @@ async def read_json(request: Request, most: int) -> Json:
         raise GatewayError(400, f"the body is not JSON{position}: send an object in UTF-8", "invalid_json") from None
     if not isinstance(body, dict):
         raise GatewayError(400, "the body is not a JSON object", "invalid_json")
-    if content.count(b"[") + content.count(b"{") > DEEPEST:
-        check_depth(body)
+    if content.count(b"[") + content.count(b"{") > MAX_DEPTH:
+        _check_depth(body)
     return body
 
 
-def check_depth(body: Json) -> None:
-    """Refuse what is nested deeper than the libraries that write and check JSON can go. Raises GatewayError 400."""
-    level: list[Any] = [body]
-    for _ in range(DEEPEST):
-        inner = (one.values() if isinstance(one, dict) else one for one in level)
-        level = [value for values in inner for value in values if isinstance(value, list | dict)]
-        if not level:
-            return
-    raise GatewayError(400, f"the body is nested deeper than {DEEPEST} levels", "invalid_json")
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`. If the client disconnects first, cancel it and raise ClientDisconnect.
 
-
-def too_large(most: int) -> GatewayError:
-    message = f"the body is larger than {most // 2**20:,} MiB: send several requests"
-    return GatewayError(413, message, "request_too_large")
-
-
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client hangs up. Raises ClientDisconnect then."""
+    Call it after the body has been read: the next message of the client is then the disconnect.
+    """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())  # the body has been read: what comes next is the disconnection
+    disconnect = asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
         return task.result()
     finally:
         task.cancel()
-        gone.cancel()
+        disconnect.cancel()
 
 
-def prefer_wait(request: Request) -> float | None:
-    """Seconds of `Prefer: wait` or `wait=N`, at most 60; None without it, and for 0."""
-    found = _WAIT.search(request.headers.get("prefer", "").lower())
-    return (min(LONGEST_WAIT, float(found[1] or LONGEST_WAIT)) or None) if found else None
+def _check_depth(body: Json) -> None:
+    """Refuse JSON that is too deep for the libraries that write and validate it. Raises GatewayError 400."""
+    level: list[Any] = [body]
+    for _ in range(MAX_DEPTH):
+        children = (node.values() if isinstance(node, dict) else node for node in level)
+        level = [value for values in children for value in values if isinstance(value, list | dict)]
+        if not level:
+            return
+    raise GatewayError(400, f"the body is nested deeper than {MAX_DEPTH} levels", "invalid_json")
+
+
+def _too_large(max_bytes: int) -> GatewayError:
+    message = f"the body is larger than {max_bytes // 2**20:,} MiB: send several requests"
+    return GatewayError(413, message, "request_too_large")

@@ -1,7 +1,7 @@
-"""The gateway's configuration, checked once: what it stands before, where it listens, and what it lets wait.
+"""The gateway's configuration, validated once.
 
-The key comes from the environment (GATEWAY_API_KEY), where it does not show up in the list of processes; scripts/
-gateway.py has options for what operators choose, and the rest is set here.
+The key comes from the environment (GATEWAY_API_KEY), so that the process list does not show it. main.py has command
+line options for `target`, `database`, `host`, `port`, `model`, `concurrency` and `max_waiting`.
 """
 
 import ipaddress
@@ -9,20 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from e5_gateway.errors import SettingsError
+from e5.errors import SettingsError
+from e5.limits import Limits
 
 KEY_VARIABLE = "GATEWAY_API_KEY"
+OPTIONS = {"concurrency": "--concurrency", "max_waiting": "--queue"}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Sizes are in bytes, times in seconds.
+class GatewaySettings:
+    """Sizes are in bytes, times in seconds. Raises SettingsError.
 
-    `concurrency`: predictions that the target computes at a time, `@cog.concurrent(max=…)` of its predict().
-    `queue`, `queue_bytes`: requests beyond that which may wait, and the size of them all.
-    `model`: the model's name where the target does not tell it (it does, in each prediction's metrics).
-    `bodies_bytes`: the bodies of all requests that are being read or answered.
-    `keep_*`: how long, how many and how much of finished predictions GET /v1/predictions/{id} still finds.
+    `target`: address of the Cog server. `database`: the SQLite file of the predictions.
+    `model`: the model's name, for a target that does not report it in its predictions' metrics.
+    `concurrency`: predictions that the target runs at a time, `@cog.concurrent(max=…)` of its predict().
+    `max_waiting`, `max_waiting_bytes`: requests in the queue, and the bytes of all queued and running requests.
+    `max_body_bytes`, `max_bodies_bytes`: one request body, and all bodies being read or answered.
+    `max_answer_numbers`: JSON numbers in an answer of OpenAI's API, as E5_MAX_ANSWER_NUMBERS of the target.
+    `timeout`: for one prediction.
+    `keep_…`: age, number and bytes of finished predictions that GET /v1/predictions/{id} still finds.
     """
 
     target: str
@@ -32,10 +37,11 @@ class Settings:
     api_key: str | None = None
     model: str | None = None
     concurrency: int = 64
-    queue: int = 1_000
-    queue_bytes: int = 256 * 2**20
-    body_bytes: int = 64 * 2**20
-    bodies_bytes: int = 512 * 2**20
+    max_waiting: int = 1_000
+    max_waiting_bytes: int = 256 * 2**20
+    max_body_bytes: int = 64 * 2**20
+    max_bodies_bytes: int = 512 * 2**20
+    max_answer_numbers: int = Limits.answer_numbers
     timeout: float = 600.0
     keep_seconds: float = 3_600.0
     keep_predictions: int = 10_000
@@ -49,17 +55,16 @@ class Settings:
             raise SettingsError(f"--port {self.port}: pass a port from 1 to 65535")
         key = self.api_key
         if key is not None and (not key.isascii() or not key.isprintable() or key != key.strip() or not key):
-            raise SettingsError(
-                f"{KEY_VARIABLE}: use printable ASCII without blanks at its ends, as an HTTP header can"
-            )
+            raise SettingsError(f"{KEY_VARIABLE}: use printable ASCII without spaces at the ends; it is an HTTP header")
         if self.api_key is None and not self.loopback:
             raise SettingsError(
-                f"--host {self.host} opens the gateway to other machines: set {KEY_VARIABLE} to a secret of yours, "
-                "or leave --host out for this machine alone"
+                f"--host {self.host} opens the gateway to other machines: set {KEY_VARIABLE} to a secret, "
+                "or omit --host to serve this machine only"
             )
-        for name in ("concurrency", "queue", "queue_bytes", "body_bytes", "timeout", "keep_predictions", "keep_bytes"):
+        sizes = ("concurrency", "max_waiting", "max_waiting_bytes", "max_body_bytes", "max_bodies_bytes")
+        for name in (*sizes, "max_answer_numbers", "timeout", "keep_predictions", "keep_bytes"):
             if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+                raise SettingsError(f"{OPTIONS.get(name, name)} {getattr(self, name)}: pass 1 or more")
 
     @property
     def loopback(self) -> bool:

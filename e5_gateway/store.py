@@ -1,8 +1,8 @@
-"""Predictions of the Replicate API on disk, in SQLite: what was accepted outlives the gateway.
+"""Predictions of the Replicate API on disk, in SQLite: accepted predictions survive the gateway.
 
-One thread writes. Writes that come while it is busy are committed together, so that a crowd costs few commits, and the
-event loop never waits for the disk. Committed means: outlives the end of this process, however it ends (WAL,
-synchronous=NORMAL); after a power cut the last moments may be missing.
+One thread writes. Writes that arrive while it is busy share the next commit, so the event loop never waits for the disk
+and a burst needs few commits. A committed write survives the end of the process, however it ends (WAL,
+synchronous=NORMAL); a power cut may lose the last commits.
 """
 
 import asyncio
@@ -11,10 +11,11 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from e5_gateway.errors import SettingsError
+from e5.errors import SettingsError
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS predictions (
@@ -29,12 +30,52 @@ CREATE INDEX IF NOT EXISTS by_creation ON predictions (created_at);
 CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 FINAL = ("succeeded", "failed", "canceled")
-Row = dict[str, Any]
 Statement = tuple[str, tuple[Any, ...]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PredictionSummary:
+    """The columns of a prediction that a list shows. Times are Unix times; `metrics` is JSON.
+
+    `model`: owner/name. `base`: the gateway's address as the client knows it.
+    """
+
+    id: str
+    model: str
+    version: str
+    status: str
+    created_at: float
+    started_at: float | None = None
+    completed_at: float | None = None
+    error: str | None = None
+    metrics: bytes | None = None
+    base: str
+
+    @property
+    def final(self) -> bool:
+        return self.status in FINAL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(PredictionSummary):
+    """All columns of a prediction. `input` and `output` are JSON.
+
+    `attempts`: times that the target broke while it ran this prediction. `size`: bytes of input and output.
+    `webhook_due`: the webhook of its end is wanted, and has been neither delivered nor given up.
+    """
+
+    input: bytes
+    size: int
+    output: bytes | None = None
+    logs: str = ""
+    attempts: int = 0
+    webhook: str | None = None
+    webhook_events: tuple[str, ...] = ()
+    webhook_due: bool = False
+
+
 class Store:
-    """`async with Store(path) as store`. Raises SettingsError when the file cannot be used, or is in use."""
+    """`async with Store(path) as store`. Raises SettingsError if the file is unusable or in use."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -52,84 +93,89 @@ class Store:
         await self._run(self._database.close)
         self._thread.shutdown()
 
-    async def write(self, sql: str, *values: Any) -> None:
-        """Returns when committed. Statements are committed in the order in which they were passed."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pending.append(((sql, values), done))
-        if self._flushing is None or self._flushing.done():
-            self._flushing = asyncio.create_task(self._flush())
-        await asyncio.shield(done)
+    async def insert(self, prediction: Prediction) -> None:
+        row = {column.name: getattr(prediction, column.name) for column in fields(prediction)}
+        row["webhook_events"] = ",".join(prediction.webhook_events)
+        columns, marks = ", ".join(row), ", ".join("?" * len(row))
+        await self._write(f"INSERT INTO predictions ({columns}) VALUES ({marks})", *row.values())
 
-    async def insert(self, row: Row) -> None:
-        columns = ", ".join(row)
-        await self.write(f"INSERT INTO predictions ({columns}) VALUES ({', '.join('?' * len(row))})", *row.values())
+    async def update(self, prediction_id: str, **columns: Any) -> None:
+        assignments = ", ".join(f"{column} = ?" for column in columns)
+        await self._write(f"UPDATE predictions SET {assignments} WHERE id = ?", *columns.values(), prediction_id)
 
-    async def update(self, name: str, **values: Any) -> None:
-        columns = ", ".join(f"{column} = ?" for column in values)
-        await self.write(f"UPDATE predictions SET {columns} WHERE id = ?", *values.values(), name)
+    async def get(self, prediction_id: str) -> Prediction | None:
+        rows = await self._select("SELECT * FROM predictions WHERE id = ?", prediction_id)
+        return _prediction(rows[0]) if rows else None
 
-    async def get(self, name: str) -> Row | None:
-        found = await self._select("SELECT * FROM predictions WHERE id = ?", name)
-        return found[0] if found else None
+    async def unfinished(self) -> list[Prediction]:
+        """The accepted predictions that have not ended, oldest first."""
+        rows = await self._select(f"SELECT * FROM predictions WHERE status NOT IN {FINAL} ORDER BY created_at")
+        return [_prediction(row) for row in rows]
 
-    async def unfinished(self) -> list[Row]:
-        """What was accepted and has not ended, oldest first."""
-        return await self._select(f"SELECT * FROM predictions WHERE status NOT IN {FINAL} ORDER BY created_at")
-
-    async def webhook(self, name: str) -> str | None:
-        """Where a prediction's events are told."""
-        found = await self._select("SELECT webhook FROM predictions WHERE id = ?", name)
-        return found[0]["webhook"] if found else None
+    async def webhook(self, prediction_id: str) -> str | None:
+        """The URL of a prediction's webhook."""
+        rows = await self._select("SELECT webhook FROM predictions WHERE id = ?", prediction_id)
+        return rows[0]["webhook"] if rows else None
 
     async def webhooks_due(self) -> list[str]:
-        """Ids of predictions that have ended and whose last webhook has not been delivered or given up."""
+        """Ids of the predictions that have ended and whose last webhook is still due."""
         rows = await self._select(f"SELECT id FROM predictions WHERE webhook_due AND status IN {FINAL}")
         return [row["id"] for row in rows]
 
-    async def page(self, before: tuple[float, str] | None, count: int) -> list[Row]:
-        """The newest, or those older than a (created_at, id); without inputs, outputs and logs."""
-        when, name = before or (float("inf"), "")
-        return await self._select(
-            "SELECT id, model, version, status, created_at, started_at, completed_at, error, metrics, base"
-            " FROM predictions WHERE (created_at, id) < (?, ?) ORDER BY created_at DESC, id DESC LIMIT ?",
-            when, name, count,
+    async def page(self, before: tuple[float, str] | None, count: int) -> list[PredictionSummary]:
+        """The newest `count` predictions, or the newest of those older than a (created_at, id)."""
+        columns = ", ".join(column.name for column in fields(PredictionSummary))
+        created_at, prediction_id = before or (float("inf"), "")
+        rows = await self._select(
+            f"SELECT {columns} FROM predictions WHERE (created_at, id) < (?, ?)"
+            " ORDER BY created_at DESC, id DESC LIMIT ?",
+            created_at, prediction_id, count,
         )  # fmt: skip
+        return [PredictionSummary(**row) for row in rows]
 
-    async def secret(self, name: str, make: Callable[[], str]) -> str:
-        """A secret of this gateway, made when first asked for."""
-        await self.write("INSERT OR IGNORE INTO secrets VALUES (?, ?)", name, make())
+    async def secret(self, name: str, create: Callable[[], str]) -> str:
+        """This gateway's secret of that name, created on first use."""
+        await self._write("INSERT OR IGNORE INTO secrets VALUES (?, ?)", name, create())
         return str((await self._select("SELECT value FROM secrets WHERE name = ?", name))[0]["value"])
 
-    async def prune(self, seconds: float, most: int, most_bytes: int) -> None:
-        """Forget finished predictions: those older than `seconds`, then the oldest beyond `most` or `most_bytes`."""
+    async def prune(self, max_age: float, max_count: int, max_bytes: int) -> None:
+        """Delete finished predictions older than `max_age` seconds, then the oldest beyond the other limits."""
         ended = f"status IN {FINAL}"
-        await self.write(f"DELETE FROM predictions WHERE {ended} AND completed_at < ?", time.time() - seconds)
-        await self.write(
+        await self._write(f"DELETE FROM predictions WHERE {ended} AND completed_at < ?", time.time() - max_age)
+        await self._write(
             f"DELETE FROM predictions WHERE {ended} AND id IN (SELECT id FROM (SELECT id,"
             f" row_number() OVER newest AS position, sum(size) OVER newest AS bytes FROM predictions WHERE {ended}"
             " WINDOW newest AS (ORDER BY completed_at DESC, id)) WHERE position > ? OR bytes > ?)",
-            most, most_bytes,
+            max_count, max_bytes,
         )  # fmt: skip
+
+    async def _write(self, sql: str, *values: Any) -> None:
+        """Return once committed. Statements are committed in the order of the calls."""
+        committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pending.append(((sql, values), committed))
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.create_task(self._flush())
+        await asyncio.shield(committed)
 
     async def _flush(self) -> None:
         while self._pending:
-            taken, self._pending = self._pending, []
+            batch, self._pending = self._pending, []
             error: Exception | None = None
             try:
-                await self._run(self._commit, [statement for statement, _ in taken])
+                await self._run(self._commit, [statement for statement, _ in batch])
             except Exception as caught:
                 error = caught
-            for _, done in taken:
-                if not done.done():
-                    done.set_exception(error) if error else done.set_result(None)
+            for _, committed in batch:
+                if not committed.done():
+                    committed.set_exception(error) if error else committed.set_result(None)
 
     def _commit(self, statements: Iterable[Statement]) -> None:
         with self._database:  # one transaction
             for sql, values in statements:
                 self._database.execute(sql, values)
 
-    async def _select(self, sql: str, *values: Any) -> list[Row]:
-        rows: list[Row] = await self._run(lambda: [dict(row) for row in self._database.execute(sql, values)])
+    async def _select(self, sql: str, *values: Any) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = await self._run(lambda: [dict(row) for row in self._database.execute(sql, values)])
         return rows
 
     async def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -138,10 +184,10 @@ class Store:
     def _open(self) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))  # texts of users: for this user's eyes
+            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))  # it holds users' texts
             self._database = sqlite3.connect(self._path, timeout=1, check_same_thread=False)
             self._database.row_factory = sqlite3.Row
-            self._database.execute("PRAGMA locking_mode=EXCLUSIVE")  # two gateways would compute everything twice
+            self._database.execute("PRAGMA locking_mode=EXCLUSIVE")  # two gateways would run each prediction twice
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.executescript(SCHEMA)
@@ -150,3 +196,8 @@ class Store:
         except (OSError, sqlite3.Error) as error:
             reason = "another gateway uses it" if "locked" in str(error) else str(error)
             raise SettingsError(f"--database {self._path} cannot be used: {reason}") from None
+
+
+def _prediction(row: dict[str, Any]) -> Prediction:
+    events = tuple(filter(None, (row["webhook_events"] or "").split(",")))
+    return Prediction(**row | {"webhook_events": events, "webhook_due": bool(row["webhook_due"])})

@@ -1,7 +1,8 @@
-"""The Cog server that computes: its state, what it runs, and one prediction at a time of it.
+"""The Cog server that runs the model: its state, its identity, and its predictions.
 
-The state is what its /health-check says. It is asked every few seconds, and at once when a request meets a server that
-was not ready, so that requests go on as soon as it is back. What it runs is asked anew whenever it comes back.
+The state is the status of its /health-check. The gateway refreshes it every few seconds, and at once for a request that
+meets a server that was not ready, so that requests continue as soon as it is back. The identity (model and schema) is
+read again each time the server comes back.
 """
 
 import asyncio
@@ -10,7 +11,6 @@ import contextlib
 import errno
 import hashlib
 import itertools
-import logging
 import math
 import random
 import secrets
@@ -22,12 +22,13 @@ import aiohttp
 import orjson
 
 from e5 import catalog
-from e5_gateway.errors import GatewayError, Json, Unavailable, failure
+from e5_cog.failures import parse_failure
+from e5_gateway.errors import GatewayError, Json, Unavailable
+from e5_gateway.logs import log
 from e5_gateway.queue import Queue
-from e5_gateway.settings import Settings
+from e5_gateway.settings import GatewaySettings
 
-log = logging.getLogger("gateway")
-READY = ("READY", "BUSY")  # BUSY: at capacity, which is no fault
+READY = ("READY", "BUSY")  # BUSY: at capacity
 DOWN = "DOWN"
 MEANING = {
     DOWN: "nothing answers at its address",
@@ -39,27 +40,34 @@ MEANING = {
     "FOREIGN": "what answers there is not a Cog server of this package",
     "UNKNOWN": "it has not been asked yet",
 }
-ASK_SECONDS, ASK_SECONDS_UNREADY = 5.0, 0.5
+REFRESH_SECONDS, REFRESH_SECONDS_UNREADY = 5.0, 0.5
 CONNECT_SECONDS = 5.0
-HEALTH_SECONDS, SILENT_SECONDS = 10.0, 30.0  # for one answer of /health-check; without an answer of any kind
-FRESH_SECONDS = 0.2  # an answer of /health-check not older than this is not asked for again
-AT_CAPACITY_SECONDS, LONGEST_CAPACITY_SECONDS = 0.01, 0.25
-"""Pauses after a 409, doubled each time: coglet 0.23 frees a slot a moment after its answer has left."""
+HEALTH_SECONDS = 10.0
+"""Time limit of one /health-check."""
+SILENT_SECONDS = 30.0
+"""A server that has sent no answer of any kind for so long does not respond."""
+FRESH_SECONDS = 0.2
+"""A state that is not older is not refreshed."""
+MIN_CAPACITY_PAUSE, MAX_CAPACITY_PAUSE = 0.01, 0.25
+"""Seconds before a retry after a 409, doubled each time: coglet 0.23 frees a slot a moment after it has answered."""
 FINAL_WITHOUT_OUTPUT = ("failed", "canceled")
 JSON_TYPE = {"Content-Type": "application/json"}
 OUT_OF_FILES = "the gateway has as many connections as the system allows: raise `ulimit -n`, or send fewer at a time"
-_numbers = itertools.count()
-_run = secrets.token_hex(4)
+_counter = itertools.count()
+_process = secrets.token_hex(4)
 
 
 def new_id() -> str:
-    """An id for the target. Clients choose none: coglet makes a folder of that name, and its own ids collide."""
-    return f"gw-{_run}-{next(_numbers)}"
+    """A prediction id for the target. Clients may not choose it: coglet creates a folder of that name.
+
+    coglet's own ids collide.
+    """
+    return f"gw-{_process}-{next(_counter)}"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the target answered: its HTTP status and its bytes."""
+class TargetResponse:
+    """HTTP status and body of the target's response."""
 
     status: int
     content: bytes
@@ -72,58 +80,60 @@ class Answer:
         return parsed
 
     def prediction(self) -> Json:
-        """A prediction that has ended, with `status`, and where it succeeded `output` and `metrics`.
+        """The body as a prediction that has ended: `status`, and if it succeeded, `output` and `metrics`.
 
-        Raises GatewayError: 400 what the server's schema refuses, 429 as it came, 502 what no server of this package
-        answers.
+        Raises GatewayError: 400 if the server's schema refuses the inputs, 429 if the server does, 502 if the response
+        is not a prediction of this package.
         """
         try:
-            found = self.json()
+            body = self.json()
         except ValueError:
-            found = {}
+            body = {}
         if self.status in (400, 422):
-            raise GatewayError(400, f"the server refused it: {str(found.get('detail') or found.get('error'))[:500]}")
+            raise GatewayError(400, f"the server refused it: {str(body.get('detail') or body.get('error'))[:500]}")
         if self.status == 429:
             raise GatewayError(429, "the server has too much to do", "rate_limit_exceeded", retry_after=1)
-        good = found.get("status") == "succeeded"
-        complete = isinstance(found.get("output"), dict) and isinstance(found.get("metrics"), dict)
-        ended = good or found.get("status") in FINAL_WITHOUT_OUTPUT
-        if self.status != 200 or not ended or (good and not complete):
+        if body.get("status") == "succeeded":
+            valid = isinstance(body.get("output"), dict) and isinstance(body.get("metrics"), dict)
+        else:
+            valid = body.get("status") in FINAL_WITHOUT_OUTPUT
+        if self.status != 200 or not valid:
             message = f"the server's answer (HTTP {self.status}) is no prediction of this model"
             raise GatewayError(502, message, "bad_gateway")
-        return found
+        return body
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What the target runs. `facts` is the catalogue's entry, if it has one. `version` changes with name and schema.
+    """The model that the target runs.
 
-    `boot`: when the server's setup began; another means that it was started again, perhaps with another model.
+    `schema`: its OpenAPI schema. `version`: SHA-256 of model and schema. `first_seen`: Unix time of that version.
+    `setup_started_at`: start of the server's setup; it changes with a restart, maybe with another model.
     """
 
     model: str
     dimensions: int
     schema: Json
     coglet: str
-    facts: catalog.Model | None
+    catalog_entry: catalog.Model | None
     version: str
-    since: float
-    boot: str
+    first_seen: float
+    setup_started_at: str
 
 
 class Target:
     """`async with Target(settings) as target`. One event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: GatewaySettings) -> None:
         self.url = settings.target.rstrip("/")
         self.state = "UNKNOWN"
         self.identity: Identity | None = None
-        self.queue = Queue(settings.concurrency, settings.queue, settings.queue_bytes)
+        self.queue = Queue(settings.concurrency, settings.max_waiting, settings.max_waiting_bytes)
         self._model = settings.model
         self._timeout = settings.timeout
-        self._asked = self._heard = -math.inf
-        self._asking: asyncio.Task[None] | None = None
-        self._sending: set[asyncio.Task[Answer]] = set()
+        self._refreshed = self._last_response = -math.inf
+        self._refreshing: asyncio.Task[None] | None = None
+        self._sending: set[asyncio.Task[TargetResponse]] = set()
         self._ready, self._unready = asyncio.Event(), asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -148,99 +158,102 @@ class Target:
     def unavailable(self, *, reached: bool = False) -> Unavailable:
         return Unavailable(self.state, MEANING.get(self.state, "see the log of the server"), reached=reached)
 
-    async def check(self) -> None:
-        """Return when the target can compute. Raises Unavailable with its state."""
+    async def require_ready(self) -> None:
+        """Return if the target is ready. Raises Unavailable with its state."""
         if not self.ready:
-            await self.ask()
+            await self.refresh()
             if not self.ready:
                 raise self.unavailable()
 
-    async def known(self) -> Identity:
-        """What the target runs. Raises Unavailable."""
-        await self.check()
+    async def require_identity(self) -> Identity:
+        """The model that the target runs. Raises Unavailable."""
+        await self.require_ready()
         if self.identity is None:
             raise self.unavailable()
         return self.identity
 
-    async def until_ready(self) -> None:
-        """Wait, for as long as it takes."""
+    async def wait_until_ready(self) -> None:
+        """Wait without a time limit."""
         await self._ready.wait()
 
     async def predict(self, body: bytes, model: str) -> Json:
-        """One prediction of POST /predictions by this model, in its turn; it has ended.
+        """Queue one POST /predictions and return the ended prediction.
 
-        Raises QueueFull, what compute() and Answer.prediction() raise, and Unavailable where it is another model's.
+        Raises QueueFull, the errors of compute() and TargetResponse.prediction(), and Unavailable if another model
+        answered.
         """
-        await self.check()
+        await self.require_ready()
         async with self.queue.enter(len(body)):
-            found = (await self.compute(body)).prediction()
-        await self.check_answer(found, model)
-        return found
+            prediction = (await self.compute(body)).prediction()
+        await self.check_prediction(prediction, model)
+        return prediction
 
-    async def check_answer(self, prediction: Json, model: str) -> None:
-        """Raise Unavailable when the server broke, or another model computed it: the server was replaced."""
-        why = failure(prediction.get("error"))
-        if prediction["status"] == "failed" and why.of_the_server:
-            await self.ask(fresh=True)
-            state = "CRASHED" if self.ready else self.state  # /health-check may tell it a moment later
-            raise Unavailable(state, why.message, reached=not why.message.startswith("Failed to send"))
+    async def check_prediction(self, prediction: Json, model: str) -> None:
+        """Raise Unavailable if the server broke, or was replaced by one with another model."""
+        reason = parse_failure(prediction.get("error"))
+        if prediction["status"] == "failed" and reason.server_fault:
+            await self.refresh(force=True)
+            state = "CRASHED" if self.ready else self.state  # /health-check may notice a moment later
+            raise Unavailable(state, reason.message, reached=not reason.message.startswith("Failed to send"))
         if self._model is None and (prediction.get("metrics") or {}).get("model", model) != model:
             self.identity = None
-            await self.ask(fresh=True)
+            await self.refresh(force=True)
             raise Unavailable("REPLACED", "another model answers at its address now: see /v1/models", 1)
 
-    async def compute(self, body: bytes, method: str = "POST", path: str = "/predictions", **headers: str) -> Answer:
-        """One prediction of a caller that has its turn; the answer as it came. Cancelled here, it is cancelled there.
+    async def compute(
+        self, body: bytes, method: str = "POST", path: str = "/predictions", **headers: str
+    ) -> TargetResponse:
+        """Send one prediction, of a caller that has its turn. Cancelling this call cancels the prediction.
 
-        Raises Unavailable when the target goes away, and GatewayError 504 after the time limit.
+        Raises Unavailable if the target goes away, and GatewayError 504 after the time limit.
         """
-        end, pause = time.monotonic() + self._timeout, AT_CAPACITY_SECONDS
+        end, pause = time.monotonic() + self._timeout, MIN_CAPACITY_PAUSE
         while True:
             try:
-                answer = await self._send_while_alive(method, path, body, headers)
+                response = await self._send_while_alive(method, path, body, headers)
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-                if _no_more_files(error):
+                if _is_out_of_files(error):
                     raise Unavailable("OUT OF FILES", OUT_OF_FILES, 1) from None
-                await self.ask(fresh=True)
+                await self.refresh(force=True)
                 raise self._broken(reached=False) from None
             except TimeoutError:
                 raise GatewayError(504, f"no answer for {self._timeout:.0f} s: send fewer texts", "timeout") from None
             except (aiohttp.ClientError, OSError):
-                await self.ask(fresh=True)
+                await self.refresh(force=True)
                 raise self._broken(reached=True) from None
-            if answer.status == 409 and b"capacity" in answer.content and time.monotonic() < end:
-                await asyncio.sleep(pause * random.uniform(0.5, 1))  # others use the same server
-                pause = min(2 * pause, LONGEST_CAPACITY_SECONDS)
+            if response.status == 409 and b"capacity" in response.content and time.monotonic() < end:
+                await asyncio.sleep(pause * random.uniform(0.5, 1))  # other clients use the same server
+                pause = min(2 * pause, MAX_CAPACITY_PAUSE)
                 continue
-            if answer.status == 503:
-                await self.ask(fresh=True)
+            if response.status == 503:
+                await self.refresh(force=True)
                 raise Unavailable("STARTING", MEANING["STARTING"]) if self.ready else self.unavailable()
-            return answer
+            return response
 
-    async def send(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
-        """One request as it is. Raises aiohttp.ClientError, OSError, TimeoutError."""
+    async def send(self, method: str, path: str, body: bytes | None = None, **headers: str) -> TargetResponse:
+        """Send one request without queue or retry. Raises aiohttp.ClientError, OSError, TimeoutError."""
         async with self._session.request(method, self.url + path, data=body, headers=JSON_TYPE | headers) as response:
-            answer = Answer(response.status, await response.read())
-            self._heard = time.monotonic()
-            return answer
+            content = await response.read()
+            self._last_response = time.monotonic()
+            return TargetResponse(response.status, content)
 
-    async def ask(self, *, fresh: bool = False) -> None:
-        """Bring `state` up to date; all who ask at the same time share one question.
+    async def refresh(self, *, force: bool = False) -> None:
+        """Refresh `state`; concurrent callers share one /health-check.
 
-        `fresh`: a question that begins now, for one that is under way may have had its answer before.
+        `force`: with a /health-check that starts now. One in flight may have had its answer before.
         """
-        if self._asking is not None and not self._asking.done():
-            await asyncio.shield(self._asking)
-            if not fresh:
+        if self._refreshing is not None and not self._refreshing.done():
+            await asyncio.shield(self._refreshing)
+            if not force:
                 return
-        if self._asking is None or self._asking.done():
-            if not fresh and time.monotonic() - self._asked < FRESH_SECONDS:
+        if self._refreshing is None or self._refreshing.done():
+            if not force and time.monotonic() - self._refreshed < FRESH_SECONDS:
                 return
-            self._asking = asyncio.create_task(self._ask())
-        await asyncio.shield(self._asking)
+            self._refreshing = asyncio.create_task(self._refresh())
+        await asyncio.shield(self._refreshing)
 
-    async def _send_while_alive(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
-        """send(), given up when the target has not answered anything for long."""
+    async def _send_while_alive(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> TargetResponse:
+        """send(), but _refresh() cancels it if the server has been silent for SILENT_SECONDS. Raises Unavailable."""
         sending = asyncio.create_task(self.send(method, path, body, **headers))
         self._sending.add(sending)
         try:
@@ -257,22 +270,22 @@ class Target:
             return self.unavailable(reached=reached)
         return Unavailable("UNREACHABLE", "the connection to it broke: send the request again", 1, reached=reached)
 
-    async def _ask(self) -> None:
-        before, silent = self.state, time.monotonic() - self._heard > SILENT_SECONDS
+    async def _refresh(self) -> None:
+        before, silent = self.state, time.monotonic() - self._last_response > SILENT_SECONDS
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
-                state = await self._look()
+                state = await self._read_state()
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            state = before if _no_more_files(error) else DOWN
+            state = before if _is_out_of_files(error) else DOWN
         except TimeoutError:  # a busy server may be slow
             state = "UNRESPONSIVE" if silent or self.identity is None else before
         except (aiohttp.ClientError, OSError):
             state = DOWN
-        except Exception as error:  # whatever else answers there
+        except Exception as error:  # it is some other server
             state = "FOREIGN"
             if before != state:
                 log.warning("not a server of this model", extra={"fields": {"error": type(error).__name__}})
-        self._asked = time.monotonic()
+        self._refreshed = time.monotonic()
         self.state = state
         if state in READY:
             self._ready.set()
@@ -286,48 +299,49 @@ class Target:
             for sending in set(self._sending):
                 sending.cancel()
 
-    async def _look(self) -> str:
-        """The state; the identity is brought up to date when the server is another than before."""
-        answer = await self.send("GET", "/health-check")
-        health = answer.json()
+    async def _read_state(self) -> str:
+        """GET /health-check; also reads the identity if the server was restarted."""
+        health = (await self.send("GET", "/health-check")).json()
         state = str(health["status"])
         if state in READY:
-            boot = str((health.get("setup") or {}).get("started_at"))
-            if self.identity is None or self.identity.boot != boot:
-                self.identity = await self._identify(str((health.get("version") or {}).get("coglet", "")), boot)
+            setup_started_at = str((health.get("setup") or {}).get("started_at"))
+            if self.identity is None or self.identity.setup_started_at != setup_started_at:
+                coglet = str((health.get("version") or {}).get("coglet", ""))
+                self.identity = await self._identify(coglet, setup_started_at)
         return state
 
-    async def _identify(self, coglet: str, boot: str) -> Identity:
-        """Which model it is, from one word that it embeds, and its schema."""
+    async def _identify(self, coglet: str, setup_started_at: str) -> Identity:
+        """Read the schema, and embed one character to learn the model and its dimensions."""
         schema = (await self.send("GET", "/openapi.json")).json()
-        pause = AT_CAPACITY_SECONDS
-        probe = {"document": "?", "encoding_format": "base64"}
-        while (answer := await self._probe(probe)).status == 409:
+        pause = MIN_CAPACITY_PAUSE
+        while (response := await self._probe()).status == 409:
             await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_CAPACITY_SECONDS)
-        found = answer.prediction()
-        model = self._model or str(found["metrics"].get("model") or "e5")
-        dimensions = len(base64.b64decode(found["output"]["embeddings_base64"][0])) // 4
-        digest = hashlib.sha256(model.encode() + orjson.dumps(schema, option=orjson.OPT_SORT_KEYS)).hexdigest()
-        facts = catalog.get(model) if model in catalog.names() else None
-        since = self.identity.since if self.identity and self.identity.version == digest else time.time()
-        return Identity(model, dimensions, schema, coglet, facts, digest, since, boot)
+            pause = min(2 * pause, MAX_CAPACITY_PAUSE)
+        prediction = response.prediction()
+        model = self._model or str(prediction["metrics"].get("model") or "e5")
+        dimensions = len(base64.b64decode(prediction["output"]["embeddings_base64"][0])) // 4
+        version = hashlib.sha256(model.encode() + orjson.dumps(schema, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        entry = catalog.get(model) if model in catalog.names() else None
+        previous = self.identity
+        first_seen = previous.first_seen if previous and previous.version == version else time.time()
+        return Identity(model, dimensions, schema, coglet, entry, version, first_seen, setup_started_at)
 
-    async def _probe(self, inputs: Json) -> Answer:
+    async def _probe(self) -> TargetResponse:
+        inputs = {"document": "?", "encoding_format": "base64"}
         return await self.send("POST", "/predictions", orjson.dumps({"id": new_id(), "input": inputs}))
 
     async def _watch(self) -> None:
         while True:
-            await self.ask()
+            await self.refresh()
             if self.ready:
-                # Not wait_for(), which in Python 3.11 loses a cancellation that comes with the event.
+                # Not wait_for(): in Python 3.11 it loses a cancellation that coincides with the event.
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(ASK_SECONDS):
+                    async with asyncio.timeout(REFRESH_SECONDS):
                         await self._unready.wait()
             else:
-                await asyncio.sleep(ASK_SECONDS_UNREADY)
+                await asyncio.sleep(REFRESH_SECONDS_UNREADY)
 
 
-def _no_more_files(error: BaseException) -> bool:
-    """Whether this process has as many files open as it may: nothing is wrong with the target then."""
+def _is_out_of_files(error: BaseException) -> bool:
+    """Whether this process, not the target, is the cause: it has reached its limit of open files."""
     return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)

@@ -1,9 +1,9 @@
-"""Webhooks as Replicate sends them: POST of the prediction at its events, signed, the last one tried again.
+"""Webhooks as Replicate sends them: a signed POST of the prediction at its start and at its end.
 
-The signature is Standard Webhooks': HMAC-SHA256 of `id.timestamp.body`, with the key that
-GET /v1/webhooks/default/secret gives, so that the clients' own validation accepts it. An answer that is not 2xx, or
-none in ten seconds, counts as not delivered; redirects are not followed. `start` is sent once, `completed` up to seven
-times in the minute after the end. What a restart of the gateway interrupts is sent again, under the same webhook-id.
+The signature is that of Standard Webhooks: HMAC-SHA256 of `id.timestamp.body` with the key of
+GET /v1/webhooks/default/secret, so the clients' own validation accepts it. A delivery fails without a 2xx within ten
+seconds; redirects are not followed. `start` is sent once, `completed` up to seven times in the minute after the end. A
+delivery that a restart interrupts is sent again with the same webhook-id.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
 from typing import Any, Self
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
@@ -22,34 +23,43 @@ from weakref import WeakValueDictionary
 import aiohttp
 
 from e5_gateway.metrics import Metrics
-from e5_gateway.store import Row, Store
+from e5_gateway.store import Prediction, Store
 
-PAUSES = (1, 2, 4, 8, 16, 32)  # seconds between the tries of `completed`
-SECONDS = 10.0
-AT_ONCE, AT_ONCE_PER_HOST = 32, 4  # a receiver that never answers holds up its own alone
-MOST_STARTS = 1_000  # that wait; beyond it `start` is left out. Ends are on disk, and cost their id here
-NOTHING_YET: Row = dict.fromkeys(("completed_at", "output", "error", "metrics")) | {"logs": ""}
+PAUSES = (1, 2, 4, 8, 16, 32)
+"""Seconds between the deliveries of `completed`."""
+TIMEOUT_SECONDS = 10.0
+MAX_DELIVERIES, MAX_DELIVERIES_PER_HOST = 32, 4
+"""At a time. A receiver that never answers delays only its own webhooks."""
+MAX_STARTS = 1_000
+"""Waiting predictions beyond which `start` is skipped. Ends are on disk and cost only an id in memory."""
 START, END = "start", "completed"
 SECRET = "webhook"
-Render = Callable[[Row], bytes]
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """A client's webhook: its URL and the events it gets, of START and END."""
+
+    url: str
+    events: tuple[str, ...]
 
 
 class Webhooks:
-    """`async with Webhooks(…)`: delivers what an earlier process left due. `render`: a row → the body sent."""
+    """`async with Webhooks(…)`: also delivers the webhooks that an earlier process left. `render` writes the body."""
 
-    def __init__(self, store: Store, metrics: Metrics, render: Render) -> None:
+    def __init__(self, store: Store, metrics: Metrics, render: Callable[[Prediction], bytes]) -> None:
         self.store, self.metrics, self.render = store, metrics, render
         self._last: dict[str, asyncio.Task[None]] = {}
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(MAX_DELIVERIES)
         self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def __aenter__(self) -> Self:
         self.key = await self.store.secret(SECRET, new_key)
         self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=SECONDS), cookie_jar=aiohttp.DummyCookieJar()
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS), cookie_jar=aiohttp.DummyCookieJar()
         )
-        for name in await self.store.webhooks_due():
-            self.finish(name)
+        for prediction_id in await self.store.webhooks_due():
+            self.send_end(prediction_id)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -59,60 +69,70 @@ class Webhooks:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._session.close()
 
-    def send_start(self, name: str, started_at: float) -> None:
-        """One try, in the background; the end of the same prediction is sent after it."""
+    def send_start(self, prediction_id: str, started_at: float) -> None:
+        """Deliver START once, in the background, and before the END of the same prediction."""
+
+        def as_started(prediction: Prediction) -> Prediction:
+            """The stored prediction may have ended before its turn came."""
+            prediction = replace(prediction, status="processing", started_at=started_at, completed_at=None)
+            return replace(prediction, output=None, error=None, metrics=None, logs="")
 
         async def once() -> None:
-            await self._deliver(name, START, {"status": "processing", "started_at": started_at} | NOTHING_YET)
+            await self._deliver(prediction_id, START, as_started)
 
-        if len(self._last) < MOST_STARTS:
-            self._after(name, once)
+        if len(self._last) < MAX_STARTS:
+            self._after_last(prediction_id, once)
 
-    def finish(self, name: str) -> None:
-        """Deliver the end of a prediction that is on disk, in the background."""
+    def send_end(self, prediction_id: str) -> None:
+        """Deliver END in the background. The ended prediction must be on disk."""
 
         async def until_delivered() -> None:
             for pause in (*PAUSES, None):
-                with contextlib.suppress(sqlite3.Error):  # the same as not delivered
-                    if await self._deliver(name, END, {}):
+                with contextlib.suppress(sqlite3.Error):  # counts as a failed delivery
+                    if await self._deliver(prediction_id, END):
                         break
                 if pause is None:
                     break
                 await asyncio.sleep(pause)
-            with contextlib.suppress(sqlite3.Error):  # then it is delivered again after the next start
-                await self.store.update(name, webhook_due=0)
+            with contextlib.suppress(sqlite3.Error):  # it is then delivered again after the next start
+                await self.store.update(prediction_id, webhook_due=False)
 
-        self._after(name, until_delivered)
+        self._after_last(prediction_id, until_delivered)
 
-    def _after(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        before = self._last.get(name)
+    def _after_last(self, prediction_id: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start `work` after the previous delivery of the same prediction."""
+        previous = self._last.get(prediction_id)
 
         async def run() -> None:
-            if before is not None:
-                await asyncio.wait([before])
+            if previous is not None:
+                await asyncio.wait([previous])
             await work()
 
-        task = self._last[name] = asyncio.create_task(run())
-        task.add_done_callback(lambda done: self._last.get(name) is done and self._last.pop(name))
+        task = self._last[prediction_id] = asyncio.create_task(run())
+        task.add_done_callback(lambda done: self._last.get(prediction_id) is done and self._last.pop(prediction_id))
 
-    async def _deliver(self, name: str, event: str, changes: Row) -> bool:
-        """Whether that is done: taken, or forgotten meanwhile. A body is made when its turn has come, not before."""
-        url = await self.store.webhook(name)
+    async def _deliver(
+        self, prediction_id: str, event: str, change: Callable[[Prediction], Prediction] | None = None
+    ) -> bool:
+        """Whether it was delivered, or the prediction was deleted. The body is written when a slot is free."""
+        url = await self.store.webhook(prediction_id)
         if url is None:
             return True
-        host = self._hosts.setdefault(urlsplit(url).netloc, asyncio.Semaphore(AT_ONCE_PER_HOST))
+        host = self._hosts.setdefault(urlsplit(url).netloc, asyncio.Semaphore(MAX_DELIVERIES_PER_HOST))
         async with host, self._slots:
-            row = await self.store.get(name)
-            return row is None or await self._post(url, event, row | changes)
+            prediction = await self.store.get(prediction_id)
+            if prediction is None:
+                return True
+            return await self._post(url, event, change(prediction) if change else prediction)
 
-    async def _post(self, url: str, event: str, row: Row) -> bool:
-        body = self.render(row)
-        delivery, stamp = f"msg_{row['id']}_{event}", str(int(time.time()))
+    async def _post(self, url: str, event: str, prediction: Prediction) -> bool:
+        body = self.render(prediction)
+        delivery_id, timestamp = f"msg_{prediction.id}_{event}", str(int(time.time()))
         headers = {
             "Content-Type": "application/json",
-            "webhook-id": delivery,
-            "webhook-timestamp": stamp,
-            "webhook-signature": signature(self.key, delivery, stamp, body),
+            "webhook-id": delivery_id,
+            "webhook-timestamp": timestamp,
+            "webhook-signature": signature(self.key, delivery_id, timestamp, body),
         }
         try:
             async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
@@ -124,12 +144,12 @@ class Webhooks:
 
 
 def new_key() -> str:
-    """A signing key in the form of Standard Webhooks."""
+    """A random signing key in the format of Standard Webhooks."""
     return "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
 
 
-def signature(key: str, delivery: str, stamp: str, body: bytes) -> str:
-    """`v1,` and base64 of the HMAC; the key is `whsec_` and base64 of its bytes."""
+def signature(key: str, delivery_id: str, timestamp: str, body: bytes) -> str:
+    """`v1,` and the HMAC in base64. The key is `whsec_` and its bytes in base64."""
     secret = base64.b64decode(key.removeprefix("whsec_"))
-    digest = hmac.new(secret, f"{delivery}.{stamp}.".encode() + body, hashlib.sha256).digest()
+    digest = hmac.new(secret, f"{delivery_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
     return "v1," + base64.b64encode(digest).decode()

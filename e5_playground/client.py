@@ -14,14 +14,13 @@ import aiohttp
 
 from e5 import catalog
 from e5.errors import SettingsError
+from e5_cog.failures import parse_failure
 from e5_playground.form import SIDES, Field, Json, field_of
 
 TIMEOUT = aiohttp.ClientTimeout(total=300, sock_connect=5)
 """A request of a million tokens takes minutes on a CPU; a server that is there takes a connection at once."""
 GLANCE = aiohttp.ClientTimeout(total=5)
 
-# "Prediction failed: Async prediction failed: InputError: `document` is empty: …": a person needs the last part.
-_PREFIX = re.compile(r"\A(?:[A-Z][\w ]* failed: )*(?:[\w.]*(?:Error|Exception): )?")
 _NAMED = re.compile(r"`(\w+)(?:\[\d+\])?`")
 _INDEXED = re.compile(r"`(queries|documents)\[(\d+)\]`")
 _ONE: dict[str, str] = {many: one for one, many in SIDES}
@@ -124,7 +123,7 @@ def read(status: int, headers: Mapping[str, str], body: bytes) -> Json | Failure
 
 def failed(error: str) -> Failure:
     """A failed prediction's error without the names of classes, and the field that it names."""
-    message = _PREFIX.sub("", error)[:1_000] or "The prediction failed, and the server did not say why."
+    message = parse_failure(error, "The prediction failed, and the server did not say why.").message[:1_000]
     named = _NAMED.search(message)
     # A person counts the lines of a box from one.
     message = _INDEXED.sub(lambda found: f"{_ONE[found[1]]} {int(found[2]) + 1}", message)

@@ -1,10 +1,4 @@
-"""The gateway (scripts/gateway.py, with all its options) and a web page for the model at `/`.
-
-    python scripts/playground.py                  starts a Cog server too, and opens http://127.0.0.1:8000
-    python scripts/playground.py --no-browser     only says where it is
-
-The page calls the model by the gateway's HTTP API, as everyone does. Where GATEWAY_API_KEY is set it asks for the key.
-"""
+"""The playground as a program: the gateway with the page at `/`, and a browser that opens it."""
 
 import os
 import shutil
@@ -18,48 +12,49 @@ import webbrowser
 from fastapi import FastAPI
 
 from e5_gateway import main as gateway
-from e5_gateway.settings import Settings
+from e5_gateway.settings import GatewaySettings
 
 NO_BROWSER = "--no-browser"
-PATIENCE_SECONDS = 120
+BROWSER_SECONDS = 120
+"""Time after which the browser opens even if the model is not ready; the page shows the state."""
 
 
 def main(argv: list[str]) -> int:
-    """As scripts/gateway.py's, with the page."""
-    opens = NO_BROWSER not in argv
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing goes to other servers
-    # Files to download, readable by this user only: Gradio's default folder is shared by all users of the machine.
-    files = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="e5-playground-")
-    from e5_playground.page import mount  # imports gradio, which reads both variables at import
+    """Serve until a signal and return the exit status. The options are the gateway's and --no-browser."""
+    open_browser = NO_BROWSER not in argv
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # For downloads, readable by this user only. All users of the machine share Gradio's default folder.
+    folder = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="e5-playground-")
+    from e5_playground.page import mount  # gradio reads both variables at import
 
-    def add_page(app: FastAPI, settings: Settings) -> None:
+    def add_page(app: FastAPI, settings: GatewaySettings) -> None:
         address = local_address(settings)
         mount(app, address, key_required=settings.api_key is not None)
-        if opens:
+        if open_browser:
             threading.Thread(target=open_when_ready, args=(address,), daemon=True).start()
 
     try:
         return gateway.main([option for option in argv if option != NO_BROWSER], add_page)
     finally:
-        shutil.rmtree(files, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def local_address(settings: Settings) -> str:
-    """Where this machine reaches the gateway."""
+def local_address(settings: GatewaySettings) -> str:
+    """The gateway's address on this machine."""
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
     host = f"[{settings.host}]" if ":" in settings.host and settings.host != "::" else settings.host
     return f"http://{everywhere.get(settings.host, host)}:{settings.port}"
 
 
 def open_when_ready(address: str) -> None:
-    """Open the person's browser once the model answers, or after a while in any case: the page says how it is."""
-    end = time.monotonic() + PATIENCE_SECONDS
+    """Open the user's browser once the model is ready, or after BROWSER_SECONDS."""
+    end = time.monotonic() + BROWSER_SECONDS
     while time.monotonic() < end:
         try:
             with urllib.request.urlopen(f"{address}/health-check", timeout=5) as health:
                 if b'"READY"' in health.read():
                     break
         except (urllib.error.URLError, OSError):
-            pass  # not listening yet, or the server is loading
+            pass  # not listening yet, or the model is not ready
         time.sleep(0.3)
     webbrowser.open(address)

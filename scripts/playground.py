@@ -1,9 +1,9 @@
-"""The gateway (scripts/gateway.py, with all its options) and a web page for the model at `/`.
+"""Serve the gateway (all options of scripts/gateway.py) with a web page for the model at `/`.
 
-    python scripts/playground.py                  starts a Cog server too, and opens http://127.0.0.1:8000
-    python scripts/playground.py --no-browser     only says where it is
+    python scripts/playground.py                  also starts a Cog server, and opens http://127.0.0.1:8000
+    python scripts/playground.py --no-browser     prints the address instead
 
-The page calls the model by the gateway's HTTP API, as everyone does. Where GATEWAY_API_KEY is set it asks for the key.
+The page calls the gateway's public HTTP API. If GATEWAY_API_KEY is set, it asks for the key.
 """
 
 import sys

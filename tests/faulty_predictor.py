@@ -1,14 +1,14 @@
-"""predict.py's Predictor with a device that breaks on request: what the tests serve with the real Cog server.
+"""predict.py's Predictor with injected device faults, for tests with the real Cog server.
 
-A text that begins with one of these words makes the forward pass that it is part of fail so:
+The first word of a text chooses the fault of its forward pass:
 
-| word | what the device does |
+| word | fault |
 |---|---|
-| nan | a vector with NaN |
-| memory | out of memory, as long as the batch has more than four texts |
-| huge | out of memory, always |
-| kernel | raises what a broken kernel raises |
-| death | ends the thread that owns the device |
+| nan | the text's vector is NaN |
+| memory | out of memory if the batch has more than four texts |
+| huge | out of memory |
+| kernel | the error of a broken CUDA kernel |
+| death | the thread that owns the device ends |
 """
 
 from typing import Any
@@ -20,16 +20,16 @@ from predict import Output as Output
 
 
 class Predictor(predict.Predictor):
-    """The model is the real one; only its forward pass is wrapped."""
+    """Loads the real model and wraps its forward pass."""
 
     async def setup(self) -> None:
-        """As predict.py's, and then the device becomes faulty."""
+        """Load the model, then inject the faults."""
         await super().setup()
         embedder = self.service.embedder
         forward = embedder.forward
 
         def faulty(ids: Any) -> torch.Tensor:
-            texts = [embedder.tokenizer._file.decode(one.tolist()) for one in ids]
+            texts = [embedder.tokenizer._file.decode(row.tolist()) for row in ids]
             words = {text.split()[0] for text in texts if text.split()}
             if "death" in words:
                 raise SystemExit("the device has gone")
@@ -37,7 +37,7 @@ class Predictor(predict.Predictor):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
             if "kernel" in words:
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
-            vectors = forward(ids).clone()  # an inference tensor cannot be written to here
+            vectors = forward(ids).clone()  # an inference tensor is read-only here
             vectors[[text.startswith("nan") for text in texts]] = float("nan")
             return vectors
 

@@ -1,4 +1,4 @@
-"""The real gateway in front of the real Cog server: for the tests."""
+"""Test helpers: a gateway in front of a Cog server, both as subprocesses."""
 
 import tempfile
 import time
@@ -20,18 +20,19 @@ __all__ = ["Gateway", "cog_and_gateway", "gateway", "until"]
 def cog_and_gateway(
     environment: Mapping[str, str] | None = None, *options: str, key: str | None = None
 ) -> Iterator[Gateway]:
-    """A Cog server with SETTINGS and `environment`, and a gateway with `options` in front of it."""
+    """Start a Cog server with SETTINGS and `environment`, and a gateway with `options` in front of it."""
     with tempfile.TemporaryDirectory() as folder, running({**SETTINGS, **(environment or {})}) as server:
         if server.health["status"] != "READY":
             raise RuntimeError(f"the Cog server is not ready: {server.health}")
-        with gateway(server.url, Path(folder), *options, key=key) as one:
-            yield replace(one, server=server)
+        with gateway(server.url, Path(folder), *options, key=key) as front:
+            yield replace(front, server=server)
 
 
 def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """Poll `condition` and return its first true result. Raises AssertionError after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := condition():
-            return found
+        if result := condition():
+            return result
         time.sleep(0.05)
-    raise AssertionError(f"not so within {seconds:.0f} s")
+    raise AssertionError(f"the condition was not met within {seconds:.0f} s")

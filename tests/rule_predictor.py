@@ -1,13 +1,13 @@
-"""A predictor without a model, which starts in a second: for tests of what stands in front of the real Cog server.
+"""A predictor without a model, for gateway tests with the real Cog server. It starts in a second.
 
-A text's vector is (length, number of words, 0, 1). Words in any text make the prediction do something else:
+A text's vector is (characters, words, 0, 1). Some words in a text change the prediction:
 
-| words | |
+| word | effect |
 |---|---|
 | sleep 0.5 | takes half a second |
 | fail | raises InputError |
-| break | raises another error |
-| die | ends the process that predicts |
+| break | raises RuntimeError |
+| die | ends the worker process |
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from e5_cog.repository import ROOT
 
 MODEL = "rule"
 RULE = {"COG_PREDICT_TYPE_STUB": "tests/rule_predictor.py:Predictor", "PYTHONPATH": str(ROOT)}
-"""What makes scripts/serve.py serve it."""
+"""Environment with which scripts/serve.py serves this predictor."""
 
 
 class Output(BaseModel):  # type: ignore[misc]
-    """As predict.py's."""
+    """The same as in predict.py."""
 
     embeddings: list[list[float]] | None
     embeddings_base64: list[str] | None
@@ -37,15 +37,15 @@ class Output(BaseModel):  # type: ignore[misc]
 
 
 def vector(text: str) -> list[float]:
-    """The rule."""
+    """The vector of a text."""
     return [float(len(text)), float(len(text.split())), 0.0, 1.0]
 
 
 class Predictor(BasePredictor):  # type: ignore[misc]
-    """The inputs of predict.py."""
+    """Takes the inputs of predict.py."""
 
     async def setup(self) -> None:
-        """`RULE_SETUP_SECONDS` says how long it takes, `RULE_MODEL` what it calls itself."""
+        """RULE_SETUP_SECONDS: duration of the setup. RULE_MODEL: the model's name in the metrics."""
         await asyncio.sleep(float(os.environ.get("RULE_SETUP_SECONDS", "0")))
 
     @cog.concurrent(max=64)  # type: ignore[untyped-decorator]
@@ -59,10 +59,10 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         documents: list[str] | None = Input(default=None),
         encoding_format: str = Input(default="float", choices=["float", "base64"]),
     ) -> Output:
-        """Follow the rule."""
-        texts = [query, *(queries or []), document, *(documents or [])]
-        given = [text for text in texts if text is not None]
-        for text in given:
+        """Compute the vectors, or the effect of a word in the texts."""
+        optional = [query, *(queries or []), document, *(documents or [])]
+        texts = [text for text in optional if text is not None]
+        for text in texts:
             if pause := re.search(r"sleep ([\d.]+)", text):
                 await asyncio.sleep(float(pause[1]))
             if "fail" in text:
@@ -72,13 +72,13 @@ class Predictor(BasePredictor):  # type: ignore[misc]
             if "die" in text:
                 os._exit(1)
         self.record_metric("model", os.environ.get("RULE_MODEL", MODEL))
-        self.record_metric("texts", len(given))
-        self.record_metric("input_tokens", sum(len(text.split()) for text in given))
-        vectors = [vector(text) for text in given]
-        packed = [base64.b64encode(struct.pack("<4f", *one)).decode() for one in vectors]
+        self.record_metric("texts", len(texts))
+        self.record_metric("input_tokens", sum(len(text.split()) for text in texts))
+        vectors = [vector(text) for text in texts]
+        encoded = [base64.b64encode(struct.pack("<4f", *values)).decode() for values in vectors]
         return Output(
             embeddings=None if encoding_format == "base64" else vectors,
-            embeddings_base64=packed if encoding_format == "base64" else None,
+            embeddings_base64=encoded if encoding_format == "base64" else None,
             score=None,
             scores=None,
         )

@@ -1,4 +1,4 @@
-"""A web server that takes webhooks: for tests."""
+"""Test helper: a web server that receives webhooks."""
 
 import http.server
 import json
@@ -8,7 +8,10 @@ from typing import Self
 
 
 class Receiver:
-    """A web server that notes the webhooks that it gets; `refuse` of them get a 500 first."""
+    """Records the webhooks it receives. The first `refuse` of them get a 500.
+
+    `requests`: headers and body of each. `seen`: id and status of each accepted prediction.
+    """
 
     def __init__(self, refuse: int = 0) -> None:
         self.seen: list[tuple[str, str]] = []
@@ -27,8 +30,8 @@ class Receiver:
                 refused = receiver.refuse > 0
                 receiver.refuse -= refused
                 if not refused:
-                    shown = json.loads(body)
-                    receiver.seen.append((shown["id"], shown["status"]))
+                    prediction = json.loads(body)
+                    receiver.seen.append((prediction["id"], prediction["status"]))
                 self.send_response(500 if refused else 200)
                 self.end_headers()
 
@@ -41,7 +44,7 @@ class Receiver:
         return self
 
     def next(self) -> tuple[str, dict[str, str], bytes]:
-        """Path, headers and body of the next one that nobody has asked for; waits for it."""
+        """Wait for the next webhook and return its path, headers and body."""
         return self._received.get(timeout=20)
 
     def __exit__(self, *_: object) -> None:

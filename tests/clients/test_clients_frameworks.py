@@ -1,4 +1,4 @@
-"""LangChain and LlamaIndex in front of the gateway, wired as users wire them: queries are told from documents."""
+"""LangChain and LlamaIndex against the gateway, configured as in docs/clients.md: queries differ from documents."""
 
 import asyncio
 from collections.abc import Callable
@@ -26,7 +26,7 @@ LlamaIndex = Callable[..., OpenAILikeEmbedding]
 
 @pytest.fixture(autouse=True, scope="module")
 def own_settings() -> Any:
-    """A developer's own OPENAI_* do not reach the tests."""
+    """Hide the developer's own OPENAI_* variables from the tests."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("OPENAI_API_KEY", "OPENAI_API_BASE", "OPENAI_BASE_URL", "OPENAI_PROXY", "OPENAI_API_TYPE"):
             patch.delenv(name, raising=False)
@@ -37,7 +37,7 @@ def own_settings() -> Any:
 
 
 class E5Embeddings(OpenAIEmbeddings):
-    """One object for both sides, as LangChain's vector stores take it."""
+    """One object for queries and documents, as LangChain's vector stores need it."""
 
     def embed_query(self, text: str, **kwargs: Any) -> list[float]:
         return super().embed_query(text, model=f"{self.model}:query", **kwargs)
@@ -55,13 +55,13 @@ def langchain(shared_gateway: Gateway) -> LangChain:
     return make
 
 
-def test_langchain_documents_and_queries_get_their_vectors(langchain: LangChain, library: Embedder) -> None:
+def test_langchain_vectors_equal_the_librarys(langchain: LangChain, library: Embedder) -> None:
     documents, queries = langchain(chunk_size=30), langchain(model=f"{MODEL}:query")
     assert_equal(documents.embed_documents(MANY), library.embed_documents(MANY, normalize=True))
     assert_equal([queries.embed_query(QUERY)], library.embed_queries([QUERY], normalize=True))
 
 
-def test_langchain_s_asynchronous_calls_get_the_same(langchain: LangChain, library: Embedder) -> None:
+def test_langchain_async_vectors_equal_the_librarys(langchain: LangChain, library: Embedder) -> None:
     async def main() -> tuple[list[list[float]], list[float]]:
         return await langchain().aembed_documents(TEXTS), await langchain(E5Embeddings).aembed_query(QUERY)
 
@@ -70,7 +70,7 @@ def test_langchain_s_asynchronous_calls_get_the_same(langchain: LangChain, libra
     assert_equal([query], library.embed_queries([QUERY], normalize=True))
 
 
-def test_langchain_the_task_goes_with_the_model_s_name_or_the_body(langchain: LangChain, library: Embedder) -> None:
+def test_langchain_task_by_model_suffix_or_extra_body(langchain: LangChain, library: Embedder) -> None:
     named = langchain(model=f"{MODEL}:query:NQ")
     in_body = langchain(model_kwargs={"extra_body": {"task": tasks.instruction("NQ")}})
     expected = library.embed_queries([QUERY], task=tasks.instruction("NQ"), normalize=True)
@@ -78,18 +78,18 @@ def test_langchain_the_task_goes_with_the_model_s_name_or_the_body(langchain: La
     assert_equal([in_body.embed_query(QUERY)], expected)
 
 
-def test_langchain_s_vector_store_searches_with_queries(langchain: LangChain, library: Embedder) -> None:
+def test_langchain_vector_store_embeds_queries_as_queries(langchain: LangChain, library: Embedder) -> None:
     store = InMemoryVectorStore(langchain(E5Embeddings))
     store.add_texts(TEXTS)
-    found = {document.page_content: score for document, score in store.similarity_search_with_score(QUERY, k=3)}
+    received = {document.page_content: score for document, score in store.similarity_search_with_score(QUERY, k=3)}
     query, documents = library.embed_queries([QUERY], normalize=True), library.embed_documents(TEXTS, normalize=True)
-    assert [found[text] for text in TEXTS] == pytest.approx((documents @ query[0]).tolist(), abs=1e-5)
+    assert [received[text] for text in TEXTS] == pytest.approx((documents @ query[0]).tolist(), abs=1e-5)
 
 
-def test_langchain_s_default_sends_token_ids_and_is_told_the_cure(
+def test_langchain_default_sends_token_ids_and_gets_the_cure(
     langchain: LangChain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A tokenizer of single bytes in the place of the one that tiktoken would download.
+    # A byte tokenizer replaces the one that tiktoken would download.
     ranks = {bytes([byte]): byte for byte in range(256)}
     monkeypatch.setitem(
         tiktoken.registry.ENCODINGS,
@@ -114,7 +114,7 @@ def llama_index(shared_gateway: Gateway) -> LlamaIndex:
     return make
 
 
-def test_llama_index_texts_and_queries_get_their_vectors(llama_index: LlamaIndex, library: Embedder) -> None:
+def test_llama_index_vectors_equal_the_librarys(llama_index: LlamaIndex, library: Embedder) -> None:
     documents, queries = llama_index(embed_batch_size=30), llama_index(f"{MODEL}:query")
     expected = library.embed_documents(MANY, normalize=True)
     assert_equal(documents.get_text_embedding_batch(MANY), expected)
@@ -122,7 +122,7 @@ def test_llama_index_texts_and_queries_get_their_vectors(llama_index: LlamaIndex
     assert_equal([queries.get_query_embedding(QUERY)], library.embed_queries([QUERY], normalize=True))
 
 
-def test_llama_index_s_asynchronous_calls_get_the_same(llama_index: LlamaIndex, library: Embedder) -> None:
+def test_llama_index_async_vectors_equal_the_librarys(llama_index: LlamaIndex, library: Embedder) -> None:
     async def main() -> tuple[list[list[float]], list[float]]:
         documents, queries = llama_index(), llama_index(f"{MODEL}:query")
         return await documents.aget_text_embedding_batch(MANY), await queries.aget_query_embedding(QUERY)
@@ -132,9 +132,7 @@ def test_llama_index_s_asynchronous_calls_get_the_same(llama_index: LlamaIndex, 
     assert_equal([query], library.embed_queries([QUERY], normalize=True))
 
 
-def test_llama_index_the_task_goes_with_the_model_s_name_or_the_body(
-    llama_index: LlamaIndex, library: Embedder
-) -> None:
+def test_llama_index_task_by_model_suffix_or_extra_body(llama_index: LlamaIndex, library: Embedder) -> None:
     named = llama_index(f"{MODEL}:query:NQ")
     in_body = llama_index(additional_kwargs={"extra_body": {"task": tasks.instruction("NQ")}})
     expected = library.embed_queries([QUERY], task=tasks.instruction("NQ"), normalize=True)
@@ -142,17 +140,17 @@ def test_llama_index_the_task_goes_with_the_model_s_name_or_the_body(
     assert_equal([in_body.get_query_embedding(QUERY)], expected)
 
 
-def test_llama_index_s_retriever_searches_with_queries(llama_index: LlamaIndex, library: Embedder) -> None:
+def test_llama_index_retriever_embeds_queries_as_queries(llama_index: LlamaIndex, library: Embedder) -> None:
     index = VectorStoreIndex([TextNode(text=text) for text in TEXTS], embed_model=llama_index())
     retriever = index.as_retriever(embed_model=llama_index(f"{MODEL}:query"), similarity_top_k=3)
-    found = {one.text: one.score for one in retriever.retrieve(QUERY)}
-    plain = [text.replace("\n", " ") for text in TEXTS]  # LlamaIndex takes line breaks out before it asks
+    received = {node.text: node.score for node in retriever.retrieve(QUERY)}
+    plain = [text.replace("\n", " ") for text in TEXTS]  # LlamaIndex replaces line breaks before it sends a text
     query, documents = library.embed_queries([QUERY], normalize=True), library.embed_documents(plain, normalize=True)
-    assert [found[text] for text in TEXTS] == pytest.approx((documents @ query[0]).tolist(), abs=1e-5)
+    assert [received[text] for text in TEXTS] == pytest.approx((documents @ query[0]).tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize(("model", "text", "error"), [(MODEL, " ", "BadRequestError"), ("ada", "a", "NotFoundError")])
-def test_llama_index_a_refusal_comes_at_once_with_its_reason(
+def test_llama_index_errors_have_the_gateways_message(
     llama_index: LlamaIndex, model: str, text: str, error: str
 ) -> None:
     with pytest.raises(getattr(openai, error), match=r"`input\[0\]` is only white|called 'ada'"):

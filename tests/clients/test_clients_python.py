@@ -1,6 +1,6 @@
-"""Python's official clients, as they come, pointed at the gateway by their own settings: OpenAI's and Replicate's.
+"""The official Python clients of OpenAI and Replicate, unmodified, against the gateway.
 
-Whatever way a text takes, its vector has to be the one that the library computes.
+Every vector must equal the library's.
 """
 
 import asyncio
@@ -36,15 +36,15 @@ QUERY, DOCUMENT = "how tall is the tower?", "The tower is 300 m high – 漢字,
 MANY = [f"{'some words and ' * (index % 9)}text number {index}" for index in range(100)]
 TASK = "Classify the sentiment of a review"
 LONG = {"documents": [f"number {index} " + "of many words " * 30 for index in range(2000)], "encoding_format": "base64"}
-"""Inputs that take many seconds to embed (equal texts would be computed once)."""
+"""Inputs that take many seconds to embed. The texts differ, because equal ones are computed once."""
 
 
 def assert_equal(received: Sequence[Sequence[float]] | Vectors, expected: Vectors) -> None:
     np.testing.assert_allclose(np.asarray(received, np.float64), expected, rtol=0, atol=1e-6)
 
 
-def unpacked(text: str | Sequence[float]) -> Vectors:
-    """A vector from base64."""
+def decoded(text: str | Sequence[float]) -> Vectors:
+    """Decode a vector from base64."""
     assert isinstance(text, str)
     return np.frombuffer(base64.b64decode(text), "<f4")
 
@@ -54,12 +54,12 @@ def unpacked(text: str | Sequence[float]) -> Vectors:
 
 @pytest.fixture(scope="module")
 def client(shared_gateway: Gateway) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{shared_gateway.url}/v1", api_key=KEY, max_retries=0) as one:
-        yield one
+    with OpenAI(base_url=f"{shared_gateway.url}/v1", api_key=KEY, max_retries=0) as connected:
+        yield connected
 
 
 def embedded(client: OpenAI, texts: str | list[str], model: str = MODEL, **options: Any) -> list[list[float]]:
-    return [one.embedding for one in client.embeddings.create(input=texts, model=model, **options).data]
+    return [item.embedding for item in client.embeddings.create(input=texts, model=model, **options).data]
 
 
 def refusal(client: OpenAI, texts: Any, model: str = MODEL, **options: Any) -> openai.APIStatusError:
@@ -68,27 +68,27 @@ def refusal(client: OpenAI, texts: Any, model: str = MODEL, **options: Any) -> o
     return caught.value
 
 
-def test_openai_a_text_gets_its_vector_as_a_document(client: OpenAI, library: Embedder) -> None:
+def test_openai_text_is_embedded_as_a_document(client: OpenAI, library: Embedder) -> None:
     answer = client.embeddings.create(input=DOCUMENT, model=MODEL)
     assert (answer.object, answer.model, len(answer.data)) == ("list", MODEL, 1)
     assert (answer.data[0].object, answer.data[0].index) == ("embedding", 0)
     assert_equal([answer.data[0].embedding], library.embed_documents([DOCUMENT], normalize=True))
 
 
-def test_openai_a_batch_keeps_its_order(client: OpenAI, library: Embedder) -> None:
+def test_openai_batch_keeps_its_order(client: OpenAI, library: Embedder) -> None:
     answer = client.embeddings.create(input=MANY, model=MODEL)
-    assert [one.index for one in answer.data] == list(range(100))
-    assert_equal([one.embedding for one in answer.data], library.embed_documents(MANY, normalize=True))
+    assert [item.index for item in answer.data] == list(range(100))
+    assert_equal([item.embedding for item in answer.data], library.embed_documents(MANY, normalize=True))
 
 
-def test_openai_every_format_has_the_same_numbers(client: OpenAI) -> None:
+def test_openai_formats_have_the_same_numbers(client: OpenAI) -> None:
     default = np.array(embedded(client, MANY[:3]), np.float32)
     as_float = np.array(embedded(client, MANY[:3], encoding_format="float"), np.float32)
-    as_base64 = np.stack([unpacked(one) for one in embedded(client, MANY[:3], encoding_format="base64")])
+    as_base64 = np.stack([decoded(text) for text in embedded(client, MANY[:3], encoding_format="base64")])
     assert default.tobytes() == as_float.tobytes() == as_base64.tobytes()
 
 
-def test_openai_usage_counts_the_texts_tokens(client: OpenAI, library: Embedder) -> None:
+def test_openai_usage_counts_tokens(client: OpenAI, library: Embedder) -> None:
     usage = client.embeddings.create(input=MANY, model=MODEL).usage
     assert usage.prompt_tokens == usage.total_tokens == library.tokenize([], MANY, "").total
 
@@ -104,7 +104,7 @@ def test_openai_usage_counts_the_texts_tokens(client: OpenAI, library: Embedder)
         (f"{MODEL}:query:NQ", {}, tasks.instruction("NQ")),
     ],
 )
-def test_openai_a_query_is_told_by_a_field_or_by_the_model_s_name(
+def test_openai_query_by_field_or_model_suffix(
     client: OpenAI, library: Embedder, model: str, extra: dict[str, str], task: str
 ) -> None:
     received = embedded(client, [QUERY, DOCUMENT], model, extra_body=extra)
@@ -112,7 +112,7 @@ def test_openai_a_query_is_told_by_a_field_or_by_the_model_s_name(
 
 
 @pytest.mark.parametrize(("model", "extra"), [(MODEL, {"input_type": "document"}), (f"{MODEL}:document", {})])
-def test_openai_a_document_may_be_told_too(
+def test_openai_document_by_field_or_model_suffix(
     client: OpenAI, library: Embedder, model: str, extra: dict[str, str]
 ) -> None:
     assert_equal(
@@ -120,23 +120,23 @@ def test_openai_a_document_may_be_told_too(
     )
 
 
-def test_openai_normalize_false_leaves_the_lengths(client: OpenAI, library: Embedder) -> None:
+def test_openai_normalize_false_keeps_the_lengths(client: OpenAI, library: Embedder) -> None:
     received = embedded(client, [DOCUMENT], extra_body={"normalize": False})
     np.testing.assert_allclose(received, library.embed_documents([DOCUMENT]), rtol=1e-5, atol=1e-5)
     assert abs(np.linalg.norm(received) - 1) > 0.01
 
 
-def test_openai_dimensions_may_be_the_model_s_own_alone(client: OpenAI) -> None:
-    whole = embedded(client, QUERY)
-    assert embedded(client, QUERY, dimensions=len(whole[0])) == whole
+def test_openai_dimensions_must_be_the_models(client: OpenAI) -> None:
+    vectors = embedded(client, QUERY)
+    assert embedded(client, QUERY, dimensions=len(vectors[0])) == vectors
     error = refusal(client, QUERY, dimensions=64)
     assert isinstance(error, openai.BadRequestError)
     assert error.param == "dimensions"
-    assert f"have {len(whole[0])} and cannot be cut" in error.message
+    assert f"have {len(vectors[0])} and cannot be cut" in error.message
 
 
 @pytest.mark.parametrize("tokens", [[1, 2, 3], [[1, 2], [3]]])
-def test_openai_token_ids_are_refused_with_the_reason(client: OpenAI, tokens: Any) -> None:
+def test_openai_token_ids_are_a_bad_request(client: OpenAI, tokens: Any) -> None:
     error = refusal(client, tokens)
     assert isinstance(error, openai.BadRequestError)
     assert error.param == "input"
@@ -155,16 +155,14 @@ def test_openai_token_ids_are_refused_with_the_reason(client: OpenAI, tokens: An
     ],
     ids=["empty", "white", "empty in a list", "empty list", "many"],
 )
-def test_openai_a_text_that_cannot_be_embedded_is_a_bad_request(
-    client: OpenAI, texts: str | list[str], cause: str
-) -> None:
+def test_openai_invalid_text_is_a_bad_request(client: OpenAI, texts: str | list[str], cause: str) -> None:
     error = refusal(client, texts)
     assert isinstance(error, openai.BadRequestError)
     assert cause in error.message
     assert (error.type, error.param) == ("invalid_request_error", "input")
 
 
-def test_openai_a_wrong_key_is_an_authentication_error(client: OpenAI) -> None:
+def test_openai_wrong_key_is_an_authentication_error(client: OpenAI) -> None:
     stranger = client.with_options(api_key="sk-wrong")
     error = refusal(stranger, "a")
     assert isinstance(error, openai.AuthenticationError)
@@ -175,7 +173,7 @@ def test_openai_a_wrong_key_is_an_authentication_error(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("model", ["text-embedding-3-small", f"{MODEL}:passage", f"{MODEL}:query:NoSuchTask", ""])
-def test_openai_an_unknown_model_is_not_found(client: OpenAI, model: str) -> None:
+def test_openai_unknown_model_is_not_found(client: OpenAI, model: str) -> None:
     error = refusal(client, "a", model)
     assert isinstance(error, openai.NotFoundError)
     assert (error.code, error.param) == ("model_not_found", "model")
@@ -183,7 +181,7 @@ def test_openai_an_unknown_model_is_not_found(client: OpenAI, model: str) -> Non
 
 def test_openai_models_are_listed_and_retrieved(client: OpenAI) -> None:
     listed = list(client.models.list())
-    assert [(one.id, one.object) for one in listed] == [(MODEL, "model")]
+    assert [(model.id, model.object) for model in listed] == [(MODEL, "model")]
     assert abs(listed[0].created - time.time()) < 3600
     for name in (MODEL, f"{MODEL}:query:NQ"):
         assert client.models.retrieve(name).id == name
@@ -200,25 +198,23 @@ def test_openai_answers_and_errors_have_a_request_id(client: OpenAI, shared_gate
     until(lambda: failed in shared_gateway.log.read_text())
 
 
-def test_openai_the_environment_alone_points_the_client_at_the_gateway(
+def test_openai_client_configured_by_the_environment(
     shared_gateway: Gateway, library: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", f"{shared_gateway.url}/v1")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with OpenAI() as one:
-        assert_equal(embedded(one, [DOCUMENT]), library.embed_documents([DOCUMENT], normalize=True))
+    with OpenAI() as configured:
+        assert_equal(embedded(configured, [DOCUMENT]), library.embed_documents([DOCUMENT], normalize=True))
 
 
-def test_openai_s_asynchronous_client_gets_the_same_vectors_and_errors(
-    shared_gateway: Gateway, library: Embedder
-) -> None:
+def test_openai_async_client_gets_the_same_vectors_and_errors(shared_gateway: Gateway, library: Embedder) -> None:
     async def main() -> list[list[float]]:
-        async with AsyncOpenAI(base_url=f"{shared_gateway.url}/v1", api_key=KEY, max_retries=0) as one:
-            requests = [one.embeddings.create(input=text, model=f"{MODEL}:query") for text in MANY[:20]]
+        async with AsyncOpenAI(base_url=f"{shared_gateway.url}/v1", api_key=KEY, max_retries=0) as client:
+            requests = [client.embeddings.create(input=text, model=f"{MODEL}:query") for text in MANY[:20]]
             answers = await asyncio.gather(*requests)
-            assert [model.id async for model in one.models.list()] == [MODEL]
+            assert [model.id async for model in client.models.list()] == [MODEL]
             with pytest.raises(openai.BadRequestError, match="`input` is empty"):
-                await one.embeddings.create(input="", model=MODEL)
+                await client.embeddings.create(input="", model=MODEL)
             return [answer.data[0].embedding for answer in answers]
 
     assert_equal(asyncio.run(main()), library.embed_queries(MANY[:20], normalize=True))
@@ -229,9 +225,9 @@ def test_openai_s_asynchronous_client_gets_the_same_vectors_and_errors(
 
 @pytest.fixture(scope="module")
 def replicate(shared_gateway: Gateway) -> Client:
-    one = Client(api_token=KEY, base_url=shared_gateway.url)
-    one.poll_interval = 0.05
-    return one
+    client = Client(api_token=KEY, base_url=shared_gateway.url)
+    client.poll_interval = 0.05
+    return client
 
 
 @pytest.fixture(scope="module")
@@ -243,18 +239,18 @@ def version(replicate: Client) -> str:
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    with Receiver() as one:
-        yield one
+    with Receiver() as started:
+        yield started
 
 
-def arrived(receiver: Receiver) -> httpx.Request:
-    """The next webhook, as Replicate's client takes it."""
+def next_webhook(receiver: Receiver) -> httpx.Request:
+    """The next webhook, in the form that Replicate's client validates."""
     path, headers, body = receiver.next()
     return httpx.Request("POST", f"http://127.0.0.1{path}", headers=headers, content=body)
 
 
 def pair(library: Embedder) -> Vectors:
-    """What QUERY and DOCUMENT get in one prediction."""
+    """The vectors of QUERY and DOCUMENT."""
     left, right = library.embed_queries([QUERY], normalize=True), library.embed_documents([DOCUMENT], normalize=True)
     return np.concatenate([left, right])
 
@@ -279,33 +275,33 @@ def test_replicate_run_returns_the_output(replicate: Client, library: Embedder, 
 
 
 @pytest.mark.parametrize("wait", [True, 5, False])
-def test_replicate_run_of_a_version_waits_as_it_is_told(
+def test_replicate_run_of_a_version_with_and_without_wait(
     replicate: Client, library: Embedder, version: str, wait: bool | int
 ) -> None:
     output = run(replicate, f"e5/{MODEL}:{version}", PAIR, wait=wait)
     assert_equal(output["embeddings"], pair(library))
 
 
-def test_replicate_base64_outputs_are_the_same_vectors_in_order(replicate: Client, library: Embedder) -> None:
+def test_replicate_base64_output_has_the_same_vectors(replicate: Client, library: Embedder) -> None:
     inputs = {"documents": MANY, "normalize": True, "encoding_format": "base64"}
     output = run(replicate, f"e5/{MODEL}", inputs)
     assert output["embeddings"] is None
-    received = np.stack([unpacked(one) for one in output["embeddings_base64"]])
+    received = np.stack([decoded(text) for text in output["embeddings_base64"]])
     assert_equal(received, library.embed_documents(MANY, normalize=True))
 
 
 def test_replicate_async_run_returns_the_output(shared_gateway: Gateway, library: Embedder) -> None:
     async def main() -> list[Any]:
-        one = Client(api_token=KEY, base_url=shared_gateway.url)
-        runs = [one.async_run(f"e5/{MODEL}", input={"query": text, "normalize": True}) for text in MANY[:10]]
+        client = Client(api_token=KEY, base_url=shared_gateway.url)
+        runs = [client.async_run(f"e5/{MODEL}", input={"query": text, "normalize": True}) for text in MANY[:10]]
         outputs: list[Any] = await asyncio.gather(*runs)
-        await one._async_client.aclose()
+        await client._async_client.aclose()
         return [output["embeddings"][0] for output in outputs]
 
     assert_equal(asyncio.run(main()), library.embed_queries(MANY[:10], normalize=True))
 
 
-def test_replicate_a_prediction_is_created_polled_and_reloaded(
+def test_replicate_prediction_is_created_polled_and_reloaded(
     replicate: Client, library: Embedder, version: str
 ) -> None:
     prediction = replicate.predictions.create(version=version, input=PAIR, wait=False)
@@ -324,14 +320,14 @@ def test_replicate_a_prediction_is_created_polled_and_reloaded(
     assert again.dict() == prediction.dict()
 
 
-def test_replicate_a_model_s_prediction_may_wait_for_its_end(replicate: Client, library: Embedder) -> None:
+def test_replicate_create_with_wait_returns_the_end(replicate: Client, library: Embedder) -> None:
     prediction = replicate.models.predictions.create(f"me/{MODEL}", input=PAIR, wait=True)
     assert (prediction.status, prediction.model) == ("succeeded", f"me/{MODEL}")
     output: Any = prediction.output
     assert_equal(output["embeddings"], pair(library))
 
 
-def test_replicate_a_canceled_prediction_has_ended_without_an_output(replicate: Client) -> None:
+def test_replicate_canceled_prediction_has_no_output(replicate: Client) -> None:
     prediction = replicate.models.predictions.create(f"e5/{MODEL}", input=LONG)
     prediction.cancel()
     assert (prediction.status, prediction.output) == ("canceled", None)
@@ -340,21 +336,19 @@ def test_replicate_a_canceled_prediction_has_ended_without_an_output(replicate: 
     assert prediction.status == "canceled"
 
 
-def test_replicate_a_wait_that_is_too_short_leaves_a_prediction_to_poll(replicate: Client) -> None:
+def test_replicate_short_wait_returns_a_prediction_to_poll(replicate: Client) -> None:
     began = time.monotonic()
     prediction = replicate.models.predictions.create(f"e5/{MODEL}", input=LONG, wait=1)
     waited = time.monotonic() - began
     try:
-        assert status(prediction) == "starting"  # what the client's run() takes for: not yet
+        assert status(prediction) == "starting"  # for which the client's run() polls
         assert 0.9 < waited < 5
     finally:
         prediction.cancel()
     assert status(prediction) == "canceled"
 
 
-def test_replicate_a_failing_prediction_is_a_model_error_with_the_model_s_words(
-    replicate: Client, version: str
-) -> None:
+def test_replicate_failed_prediction_is_a_model_error(replicate: Client, version: str) -> None:
     reason = "`documents[1]` is empty: pass the text to embed, or leave it out"
     for reference, wait in itertools.product((f"e5/{MODEL}", f"e5/{MODEL}:{version}"), (True, False)):
         with pytest.raises(ModelError) as caught:
@@ -372,9 +366,7 @@ def test_replicate_a_failing_prediction_is_a_model_error_with_the_model_s_words(
         ({"qurey": "a"}, "- input: Additional properties are not allowed ('qurey' was unexpected); the inputs are "),
     ],
 )
-def test_replicate_invalid_inputs_are_refused_with_each_field(
-    replicate: Client, inputs: dict[str, Any], detail: str
-) -> None:
+def test_replicate_invalid_inputs_are_named(replicate: Client, inputs: dict[str, Any], detail: str) -> None:
     with pytest.raises(ReplicateError) as caught:
         run(replicate, f"e5/{MODEL}", inputs)
     assert caught.value.status == 422
@@ -383,7 +375,7 @@ def test_replicate_invalid_inputs_are_refused_with_each_field(
     assert caught.value.detail.startswith(detail)
 
 
-def test_replicate_an_unknown_model_version_or_prediction_is_refused(replicate: Client) -> None:
+def test_replicate_unknown_model_version_or_prediction_is_refused(replicate: Client) -> None:
     def refused(call: Callable[[], object]) -> int | None:
         with pytest.raises(ReplicateError) as caught:
             call()
@@ -397,67 +389,67 @@ def test_replicate_an_unknown_model_version_or_prediction_is_refused(replicate: 
     assert refused(lambda: run(replicate, f"e5/{MODEL}:{'0' * 64}", PAIR)) == 422
 
 
-def test_replicate_a_wrong_token_is_refused(shared_gateway: Gateway) -> None:
+def test_replicate_wrong_token_is_refused(shared_gateway: Gateway) -> None:
     with pytest.raises(ReplicateError) as caught:
         Client(api_token="r8_wrong", base_url=shared_gateway.url).run(f"e5/{MODEL}", input=PAIR)
     assert caught.value.status == 401
 
 
-def test_replicate_predictions_are_listed_newest_first_page_by_page(replicate: Client) -> None:
+def test_replicate_predictions_are_listed_newest_first_in_pages(replicate: Client) -> None:
     created = [replicate.models.predictions.create(f"e5/{MODEL}", input={"query": "a"}).id for _ in range(60)]
     first = replicate.predictions.list()
     assert first.next is not None
     second = replicate.predictions.list(first.next)
-    listed = [one.id for one in (*first.results, *second.results)]
+    listed = [prediction.id for prediction in (*first.results, *second.results)]
     assert len(first.results) == 50
     assert listed[:60] == created[::-1]
     assert len(set(listed)) == len(listed)
 
 
-def test_replicate_the_model_and_its_versions_are_described(replicate: Client, version: str) -> None:
+def test_replicate_model_and_versions_are_described(replicate: Client, version: str) -> None:
     model = replicate.models.get(f"e5/{MODEL}")
     assert (model.owner, model.name, model.id) == ("e5", MODEL, f"e5/{MODEL}")
-    assert [one.id for one in replicate.models.list()] == [f"e5/{MODEL}"]
-    assert [one.id for one in model.versions.list()] == [version]
-    found = model.versions.get(version)
-    inputs = found.openapi_schema["components"]["schemas"]["Input"]["properties"]
+    assert [listed.id for listed in replicate.models.list()] == [f"e5/{MODEL}"]
+    assert [listed.id for listed in model.versions.list()] == [version]
+    described = model.versions.get(version)
+    inputs = described.openapi_schema["components"]["schemas"]["Input"]["properties"]
     assert {"query", "queries", "document", "documents", "task", "normalize", "encoding_format"} <= set(inputs)
-    assert run(replicate, found, {"query": "a"})["embeddings"] == run(replicate, model, {"query": "a"})["embeddings"]
+    assert (
+        run(replicate, described, {"query": "a"})["embeddings"] == run(replicate, model, {"query": "a"})["embeddings"]
+    )
 
 
-def test_replicate_a_delivered_webhook_is_valid_and_a_changed_one_is_not(
+def test_replicate_webhook_signature_is_valid_and_a_forged_body_is_not(
     replicate: Client, version: str, receiver: Receiver, library: Embedder
 ) -> None:
     prediction = replicate.predictions.create(version=version, input=PAIR, webhook=receiver.url + "?of=test")
-    start, end = arrived(receiver), arrived(receiver)
+    start, end = next_webhook(receiver), next_webhook(receiver)
     secret = replicate.webhooks.default.secret()
     for request in (start, end):
         replicate.webhooks.validate(request=request, secret=secret, tolerance=60)
         assert json.loads(request.content)["id"] == prediction.id
         assert request.url.query == b"of=test"
     assert json.loads(start.content)["status"] == "processing"
-    told = json.loads(end.content)
+    ended = json.loads(end.content)
     prediction.wait()
-    assert told == json.loads(prediction.json()) | {"data_removed": False}
-    assert_equal(told["output"]["embeddings"], pair(library))
+    assert ended == json.loads(prediction.json()) | {"data_removed": False}
+    assert_equal(ended["output"]["embeddings"], pair(library))
     forged = end.content.replace(b"succeeded", b"failed")
     with pytest.raises(InvalidSignatureError):
         replicate.webhooks.validate(headers=dict(end.headers), body=forged.decode(), secret=secret)
 
 
-def test_replicate_a_webhook_comes_for_the_events_asked_for_alone(
+def test_replicate_webhook_is_sent_for_the_filtered_events_only(
     replicate: Client, version: str, receiver: Receiver
 ) -> None:
     hook: dict[str, Any] = {"webhook": receiver.url, "webhook_events_filter": ["completed"]}
     replicate.predictions.create(version=version, input={"document": ""}, **hook)
-    told = json.loads(arrived(receiver).content)
-    assert (told["status"], told["output"]) == ("failed", None)
-    assert told["error"].startswith("`document` is empty")
+    ended = json.loads(next_webhook(receiver).content)
+    assert (ended["status"], ended["output"]) == ("failed", None)
+    assert ended["error"].startswith("`document` is empty")
 
 
-def test_replicate_the_environment_alone_points_the_client_at_the_gateway(
-    shared_gateway: Gateway, library: Embedder
-) -> None:
+def test_replicate_client_configured_by_the_environment(shared_gateway: Gateway, library: Embedder) -> None:
     program = (
         "import json, replicate, sys\n"
         f"output = replicate.run('e5/{MODEL}', input=json.load(sys.stdin))\n"

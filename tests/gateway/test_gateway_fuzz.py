@@ -1,4 +1,4 @@
-"""Any JSON object gets an answer or a refusal in words, never an exception: what both APIs check of a body."""
+"""Fuzzing of request validation: any JSON object is accepted or refused with a GatewayError."""
 
 import json
 from typing import Any
@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from e5 import catalog
 from e5_cog import openapi, static_schema
+from e5_cog.failures import parse_failure
 from e5_cog.repository import ROOT
 from e5_gateway import replicate_api
-from e5_gateway.errors import GatewayError, cog_body, failure, openai_body, replicate_body
+from e5_gateway.app import ERROR_FORMATS
+from e5_gateway.errors import GatewayError
 from e5_gateway.openai_api import FIELDS, parse
 from e5_gateway.target import Identity
 
@@ -35,46 +37,46 @@ def bodies(names: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
 def check(error: GatewayError) -> None:
     assert 400 <= error.status < 500
     assert error.message
-    for body in (openai_body, replicate_body, cog_body):
-        orjson.dumps(body(error))
+    for api in ERROR_FORMATS:
+        orjson.dumps(api.body(error))
 
 
 @given(bodies(FIELDS))
 @settings(max_examples=500, deadline=None)
-def test_openais_fields(body: dict[str, Any]) -> None:
+def test_openai_fields(body: dict[str, Any]) -> None:
     try:
-        wanted = parse(body, IDENTITY)
+        request = parse(body, IDENTITY, 2_000_000)
     except GatewayError as error:
         check(error)
     else:
-        inputs = json.loads(wanted.prediction())["input"]
-        assert inputs.get("queries", inputs.get("documents")) == wanted.texts
+        inputs = json.loads(request.prediction())["input"]
+        assert inputs.get("queries", inputs.get("documents")) == request.texts
 
 
 @given(VALUES)
 @settings(max_examples=500, deadline=None)
-def test_the_models_inputs(inputs: Any) -> None:
+def test_replicate_inputs_are_those_of_the_schema(inputs: Any) -> None:
     try:
-        kept = replicate_api.check_inputs(inputs, IDENTITY)
+        accepted = replicate_api.check_inputs(inputs, IDENTITY)
     except GatewayError as error:
         check(error)
     else:
-        assert set(kept) <= set(SCHEMA["components"]["schemas"]["Input"]["properties"])
+        assert set(accepted) <= set(SCHEMA["components"]["schemas"]["Input"]["properties"])
 
 
 @given(bodies(("task", "query", "document", "normalize", "queries", "documents", "encoding_format")))
 @settings(max_examples=500, deadline=None)
-def test_what_the_schema_lets_through_has_the_types_of_predict(inputs: dict[str, Any]) -> None:
+def test_accepted_replicate_inputs_have_the_types_of_predict(inputs: dict[str, Any]) -> None:
     try:
-        kept = replicate_api.check_inputs(inputs, IDENTITY)
+        accepted = replicate_api.check_inputs(inputs, IDENTITY)
     except GatewayError as error:
         check(error)
         return
-    for name, value in kept.items():
+    for name, value in accepted.items():
         if name in ("task", "query", "document"):
             assert isinstance(value, str)
         elif name in ("queries", "documents"):
-            assert all(isinstance(one, str) for one in value)
+            assert all(isinstance(text, str) for text in value)
         elif name == "normalize":
             assert isinstance(value, bool)
         else:
@@ -83,23 +85,26 @@ def test_what_the_schema_lets_through_has_the_types_of_predict(inputs: dict[str,
 
 @given(bodies(replicate_api.FIELDS))
 @settings(max_examples=300, deadline=None)
-def test_replicates_fields(body: dict[str, Any]) -> None:
-    for work in (lambda: replicate_api._hook(body), lambda: replicate_api._version(body.get("version"), IDENTITY)):
-        try:
-            work()
-        except GatewayError as error:
-            check(error)
+def test_replicate_fields(body: dict[str, Any]) -> None:
+    try:
+        replicate_api._webhook(body)
+    except GatewayError as error:
+        check(error)
+    try:
+        replicate_api._owner_and_name(body.get("version"), IDENTITY)
+    except GatewayError as error:
+        check(error)
 
 
 @given(st.text() | st.none() | st.integers())
-def test_the_reason_of_a_failure_is_never_empty(error: object) -> None:
-    assert failure(error).message
+def test_failure_reason_is_never_empty(error: object) -> None:
+    assert parse_failure(error).message
 
 
 @given(st.text())
 @settings(max_examples=300)
-def test_any_cursor(text: str) -> None:
+def test_replicate_cursor(text: str) -> None:
     try:
-        replicate_api._cursor(text)
+        replicate_api._parse_cursor(text)
     except GatewayError as error:
         check(error)

@@ -1,4 +1,4 @@
-"""The gateway's edge and its three APIs over HTTP; behind it the real Cog server, whose predictor follows a rule."""
+"""The gateway's middleware and three APIs over HTTP, in front of the real Cog server with tests/rule_predictor.py."""
 
 import base64
 import json
@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from e5_cog.server import Server, running
 from tests.gateways import Gateway, gateway, until
 from tests.rule_predictor import MODEL, RULE, vector
+from tests.webhook_receiver import Receiver
 
 KEY = "secret key of the tests"
 BEARER = {"Authorization": f"Bearer {KEY}"}
@@ -25,68 +26,65 @@ OWN = f"/v1/models/you/{MODEL}/predictions"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with running(RULE) as one:
-        assert one.health["status"] == "READY", one.log.read_text()[-2000:]
-        yield one
+    with running(RULE) as started:
+        assert started.health["status"] == "READY", started.log.read_text()[-2000:]
+        yield started
 
 
 @pytest.fixture(scope="module")
 def keyed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with gateway(server.url, tmp_path_factory.mktemp("keyed"), key=KEY) as one:
-        yield one
+    with gateway(server.url, tmp_path_factory.mktemp("keyed"), key=KEY) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
 def local(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with gateway(server.url, tmp_path_factory.mktemp("local"), "--concurrency", "2") as one:
-        yield one
+    with gateway(server.url, tmp_path_factory.mktemp("local"), "--concurrency", "2") as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
 def client(local: Gateway) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=local.url, timeout=60) as one:
-        yield one
+    with httpx.Client(base_url=local.url, timeout=60) as connected:
+        yield connected
 
 
-def wait_for(client: httpx.Client, name: str) -> dict[str, Any]:
+def ended(client: httpx.Client, prediction_id: str) -> dict[str, Any]:
+    """Wait until the prediction has ended, and return it."""
     end = time.monotonic() + 30
     while time.monotonic() < end:
-        found: dict[str, Any] = client.get(f"/v1/predictions/{name}").json()
-        if found["completed_at"]:
-            return found
+        prediction: dict[str, Any] = client.get(f"/v1/predictions/{prediction_id}").json()
+        if prediction["completed_at"]:
+            return prediction
         time.sleep(0.02)
-    raise AssertionError("it does not end")
+    raise AssertionError("the prediction has not ended")
 
 
-# ---- the edge
+# ---- middleware
 
 
 @pytest.mark.parametrize(
     "path", ["/v1/models", "/v1/predictions/x", "/predictions", "/openapi.json", "/metrics", "/v1/none"]
 )
 @pytest.mark.parametrize("header", [None, "Bearer", "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x", KEY, "Bearer ü"])
-def test_a_wrong_key_or_none_is_refused_on_every_path_that_computes_or_tells(
-    keyed: Gateway, path: str, header: str | None
-) -> None:
+def test_wrong_or_missing_key_is_refused_on_every_api_path(keyed: Gateway, path: str, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header.encode()}
-    answer = httpx.get(keyed.url + path, headers=headers)  # type: ignore[arg-type]  # bytes are right
+    answer = httpx.get(keyed.url + path, headers=headers)  # type: ignore[arg-type]  # httpx takes bytes
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"] == "Bearer"
     assert "Authorization: Bearer KEY" in answer.text
 
 
-def test_the_right_key_is_taken_as_bearer_and_as_token(keyed: Gateway) -> None:
+def test_key_is_accepted_as_bearer_and_as_token(keyed: Gateway) -> None:
     for scheme in ("Bearer", "bearer", "Token"):
         answer = httpx.get(f"{keyed.url}/v1/models", headers={"Authorization": f"{scheme} {KEY}"})
         assert answer.json()["data"][0]["id"] == MODEL
-    # Load balancers have none: the state alone is for everyone.
+    # Load balancers have no key, so the state is public.
     assert httpx.get(f"{keyed.url}/health-check").json() == {"status": "READY"}
     assert "setup" in httpx.get(f"{keyed.url}/health-check", headers=BEARER).json()
 
 
-def test_without_a_key_other_machines_and_pages_of_the_web_stay_outside(
-    local: Gateway, server: Server, tmp_path: Path
-) -> None:
+def test_without_a_key_only_this_machine_is_served(local: Gateway, server: Server, tmp_path: Path) -> None:
     def status(**headers: str) -> int:
         return httpx.get(f"{local.url}/v1/models", headers=headers).status_code
 
@@ -100,7 +98,7 @@ def test_without_a_key_other_machines_and_pages_of_the_web_stay_outside(
         pass
 
 
-def test_every_answer_has_a_request_id_and_a_sane_one_of_the_client_is_kept(client: httpx.Client) -> None:
+def test_every_answer_has_a_request_id_and_a_valid_one_of_the_client_is_kept(client: httpx.Client) -> None:
     def sent(value: str) -> str:
         return client.get("/v1/models", headers={"X-Request-ID": value}).headers["x-request-id"]
 
@@ -109,7 +107,7 @@ def test_every_answer_has_a_request_id_and_a_sane_one_of_the_client_is_kept(clie
     assert client.get("/none").headers["x-request-id"] != client.get("/none").headers["x-request-id"]
 
 
-def test_logs_are_one_json_object_a_request_and_have_no_text_of_a_user(local: Gateway, client: httpx.Client) -> None:
+def test_log_has_one_json_object_per_request_and_no_user_text(local: Gateway, client: httpx.Client) -> None:
     word = "Geheimnis"
     client.post("/v1/embeddings", json={"model": MODEL, "input": word})
     client.post("/v1/embeddings", json={"model": word, "input": word, word: word})
@@ -120,7 +118,7 @@ def test_logs_are_one_json_object_a_request_and_have_no_text_of_a_user(local: Ga
     client.post(OWN, json={"input": {"document": f"{word} break"}}, headers={"Prefer": "wait"})
     client.get(f"/{word}", params={word: word}, headers={word: word})
     client.get(f"/v1/predictions/{word}", headers={"X-Request-ID": "the-last"})
-    until(lambda: "the-last" in local.log.read_text())  # it is logged after it is answered
+    until(lambda: "the-last" in local.log.read_text())  # the log line follows the answer
     log = local.log.read_text()
     assert word not in log
     lines = [json.loads(line) for line in log.splitlines()[1:]]
@@ -131,13 +129,13 @@ def test_logs_are_one_json_object_a_request_and_have_no_text_of_a_user(local: Ga
     assert not [line for line in lines if line["event"] == "bug"]
 
 
-def test_metrics_are_read_by_prometheus_own_parser_and_count_what_was_done(client: httpx.Client) -> None:
+def test_metrics_count_requests_texts_and_tokens(client: httpx.Client) -> None:
     def read() -> dict[tuple[str, ...], float]:
         families = text_string_to_metric_families(client.get("/metrics").text)
         return {
-            (s.name, *(value for _, value in sorted(s.labels.items()))): s.value
+            (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
             for family in families
-            for s in family.samples
+            for sample in family.samples
         }
 
     before = read()
@@ -145,13 +143,13 @@ def test_metrics_are_read_by_prometheus_own_parser_and_count_what_was_done(clien
         client.post("/v1/embeddings", json={"model": MODEL, "input": ["one two", "three"]})
     after = read()
 
-    def grown(*name: str) -> float:
+    def increase(*name: str) -> float:
         return after[name] - before.get(name, 0)
 
-    assert grown("e5_gateway_requests_total", "POST", "/v1/embeddings", "200") == 3
-    assert grown("e5_gateway_texts_total", "openai") == 6
-    assert grown("e5_gateway_input_tokens_total", "openai") == 9
-    assert grown("e5_gateway_request_seconds_count", "/v1/embeddings") == 3
+    assert increase("e5_gateway_requests_total", "POST", "/v1/embeddings", "200") == 3
+    assert increase("e5_gateway_texts_total", "openai") == 6
+    assert increase("e5_gateway_input_tokens_total", "openai") == 9
+    assert increase("e5_gateway_request_seconds_count", "/v1/embeddings") == 3
     assert after["e5_gateway_target_ready",] == 1
     assert after["e5_gateway_queue_running",] == after["e5_gateway_queue_waiting",] == 0
 
@@ -161,9 +159,7 @@ def test_metrics_are_read_by_prometheus_own_parser_and_count_what_was_done(clien
     ("content", "words"),
     [(b"{", "not JSON at character 1"), (b"[1]", "not a JSON object"), (b'"\xff"', "not JSON"), (b"", "not JSON")],
 )
-def test_bodies_that_are_no_json_object_are_refused_in_words(
-    client: httpx.Client, path: str, content: bytes, words: str
-) -> None:
+def test_body_that_is_not_a_json_object_gets_400(client: httpx.Client, path: str, content: bytes, words: str) -> None:
     answer = client.post(path, content=content)
     assert answer.status_code == 400
     assert words in answer.text
@@ -171,29 +167,29 @@ def test_bodies_that_are_no_json_object_are_refused_in_words(
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", OWN, "/predictions"])
 @pytest.mark.parametrize("depth", [40, 300, 900])
-def test_a_deeply_nested_body_is_refused_in_words(client: httpx.Client, path: str, depth: int) -> None:
+def test_deeply_nested_body_gets_400(client: httpx.Client, path: str, depth: int) -> None:
     content = '{"input": ' + "[" * depth + "]" * depth + "}"
     answer = client.post(path, content=content)
     assert answer.status_code == 400
     assert "nested deeper than 32 levels" in answer.text
 
 
-def test_a_million_wrong_items_make_one_short_refusal(client: httpx.Client) -> None:
+def test_a_million_invalid_items_get_one_short_error(client: httpx.Client) -> None:
     answer = client.post(OWN, json={"input": {"queries": [101] * 1_000_000, "documents": [{}] * 10}})
     assert answer.status_code == 422
-    fields = [one["field"] for one in answer.json()["invalid_fields"]]
+    fields = [invalid["field"] for invalid in answer.json()["invalid_fields"]]
     assert fields == ["input.queries[0]", "input.documents[0]"]
     assert len(answer.content) < 1000
 
 
-def test_a_body_beyond_the_limit_is_refused_before_it_is_read(client: httpx.Client) -> None:
+def test_body_over_the_limit_gets_413(client: httpx.Client) -> None:
     answer = client.post("/v1/embeddings", content=b" " * (64 * 2**20 + 1))
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
     chunked = client.post("/v1/predictions", content=iter([b" " * 2**20] * 65))
     assert (chunked.status_code, chunked.json()["status"]) == (413, 413)
 
 
-def test_unknown_paths_and_methods_get_the_shape_of_their_api(client: httpx.Client) -> None:
+def test_unknown_paths_and_methods_get_the_error_format_of_their_api(client: httpx.Client) -> None:
     assert client.get("/v1/embeddings").json()["error"]["message"] == "GET is not a method of this path"
     assert client.get("/v1/none").json() == {"title": "Not found", "detail": "no such path", "status": 404}
     assert client.get("/none").json() == {"detail": "no such path"}
@@ -205,7 +201,7 @@ def test_unknown_paths_and_methods_get_the_shape_of_their_api(client: httpx.Clie
 # ---- Cog's own
 
 
-def test_cogs_endpoints_answer_as_the_server_itself_does(client: httpx.Client, server: Server) -> None:
+def test_cogs_endpoints_answer_like_the_server(client: httpx.Client, server: Server) -> None:
     for inputs in ({"document": "text"}, {"queries": ["a b", "c"], "encoding_format": "base64"}, {}, {"document": 5}):
         ours = client.post("/predictions", json={"input": inputs})
         direct = httpx.post(f"{server.url}/predictions", json={"input": inputs})
@@ -222,18 +218,18 @@ def test_cogs_endpoints_answer_as_the_server_itself_does(client: httpx.Client, s
 
 
 @pytest.mark.parametrize("name", ["../../tmp/x", "a/b", "", ".", "-a", "a" * 129, "ü", 5, ["a"]])
-def test_ids_that_could_leave_cogs_folder_are_refused(client: httpx.Client, name: object) -> None:
+def test_invalid_prediction_ids_are_refused(client: httpx.Client, name: object) -> None:
     answer = client.post("/predictions", json={"id": name, "input": {"document": "text"}})
     assert answer.status_code == 422
     assert "the id must be 1 to 128 letters" in answer.json()["detail"]
 
 
-def test_the_server_cannot_be_ended_through_the_gateway(client: httpx.Client, server: Server) -> None:
+def test_shutdown_is_refused(client: httpx.Client, server: Server) -> None:
     assert client.post("/shutdown").status_code == 403
     assert server.process.poll() is None
 
 
-def test_a_prediction_is_cancelled_while_it_waits_and_while_it_runs(local: Gateway, client: httpx.Client) -> None:
+def test_cancel_ends_waiting_and_running_predictions(local: Gateway, client: httpx.Client) -> None:
     with ThreadPoolExecutor(4) as pool:
 
         def ask(name: str) -> dict[str, Any]:
@@ -253,7 +249,7 @@ def test_a_prediction_is_cancelled_while_it_waits_and_while_it_runs(local: Gatew
         assert client.post("/predictions/unknown/cancel").status_code == 404
 
 
-def test_a_client_that_hangs_up_frees_its_place_at_once(local: Gateway, client: httpx.Client) -> None:
+def test_disconnect_frees_the_slot_at_once(local: Gateway, client: httpx.Client) -> None:
     host, _, port = local.url.removeprefix("http://").partition(":")
     body = json.dumps({"model": MODEL, "input": "sleep 20"}).encode()
     head = f"POST /v1/embeddings HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
@@ -265,12 +261,10 @@ def test_a_client_that_hangs_up_frees_its_place_at_once(local: Gateway, client: 
         connection.close()
     started = time.monotonic()
     assert client.post("/v1/embeddings", json={"model": MODEL, "input": "text"}).status_code == 200
-    assert time.monotonic() - started < 5  # not the 20 s that they would have taken
+    assert time.monotonic() - started < 5  # the cancelled predictions would take 20 s
 
 
-def test_respond_async_and_its_webhook_pass_through(client: httpx.Client) -> None:
-    from tests.webhook_receiver import Receiver
-
+def test_respond_async_and_cogs_webhook_pass_through(client: httpx.Client) -> None:
     with Receiver() as receiver:
         body = {"input": {"document": "text"}, "webhook": receiver.url, "webhook_events_filter": ["completed"]}
         answer = client.put("/predictions/async-1", json=body, headers={"Prefer": "respond-async"})
@@ -284,28 +278,33 @@ def test_respond_async_and_its_webhook_pass_through(client: httpx.Client) -> Non
 # ---- Replicate's
 
 
-def test_a_prediction_has_replicates_fields_and_its_times_are_in_order(client: httpx.Client) -> None:
+def test_prediction_has_replicates_fields_and_ordered_times(client: httpx.Client) -> None:
     answer = client.post(OWN, json={"input": {"queries": ["a b"], "query": None}}, headers={"Prefer": "wait"})
-    found = answer.json()
+    prediction = answer.json()
     assert answer.status_code == 201
-    assert re.fullmatch(r"[0-9a-hjkmnp-tv-z]{26}", found["id"])
-    assert found["model"] == f"you/{MODEL}"
-    assert re.fullmatch(r"[0-9a-f]{64}", found["version"])
-    assert found["input"] == {"queries": ["a b"]}
-    assert found["output"]["embeddings"] == [vector("a b")]
-    assert (found["status"], found["error"], found["logs"], found["data_removed"]) == ("succeeded", None, "", False)
-    assert found["urls"]["get"] == f"{client.base_url}/v1/predictions/{found['id']}"
-    assert found["urls"]["cancel"] == found["urls"]["get"] + "/cancel"
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found["created_at"])
+    assert re.fullmatch(r"[0-9a-hjkmnp-tv-z]{26}", prediction["id"])
+    assert prediction["model"] == f"you/{MODEL}"
+    assert re.fullmatch(r"[0-9a-f]{64}", prediction["version"])
+    assert prediction["input"] == {"queries": ["a b"]}
+    assert prediction["output"]["embeddings"] == [vector("a b")]
+    assert (prediction["status"], prediction["error"], prediction["logs"], prediction["data_removed"]) == (
+        "succeeded",
+        None,
+        "",
+        False,
+    )
+    assert prediction["urls"]["get"] == f"{client.base_url}/v1/predictions/{prediction['id']}"
+    assert prediction["urls"]["cancel"] == prediction["urls"]["get"] + "/cancel"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", prediction["created_at"])
     for name in ("started_at", "completed_at"):
-        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", found[name])
-    assert found["created_at"][:-1] <= found["started_at"] < found["completed_at"]
-    assert 0 < found["metrics"]["predict_time"] <= found["metrics"]["total_time"]
-    assert client.get(f"/v1/predictions/{found['id']}").json() == found
-    assert client.post(f"/v1/predictions/{found['id']}/cancel").json() == found  # ended before: nothing to cancel
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", prediction[name])
+    assert prediction["created_at"][:-1] <= prediction["started_at"] < prediction["completed_at"]
+    assert 0 < prediction["metrics"]["predict_time"] <= prediction["metrics"]["total_time"]
+    assert client.get(f"/v1/predictions/{prediction['id']}").json() == prediction
+    assert client.post(f"/v1/predictions/{prediction['id']}/cancel").json() == prediction  # it had ended before
 
 
-def test_without_wait_it_is_accepted_at_once_and_goes_through_its_states(client: httpx.Client) -> None:
+def test_prediction_without_wait_passes_through_its_states(client: httpx.Client) -> None:
     started = time.monotonic()
     created = client.post(OWN, json={"input": {"document": "sleep 0.5"}})
     assert time.monotonic() - started < 0.4
@@ -314,16 +313,16 @@ def test_without_wait_it_is_accepted_at_once_and_goes_through_its_states(client:
     assert (shown["started_at"], shown["completed_at"], shown["metrics"]) == (None, None, {})
     time.sleep(0.2)
     assert client.get(f"/v1/predictions/{shown['id']}").json()["status"] == "processing"
-    assert wait_for(client, shown["id"])["status"] == "succeeded"
+    assert ended(client, shown["id"])["status"] == "succeeded"
 
 
-def test_a_wait_that_is_over_before_the_prediction_says_starting(client: httpx.Client) -> None:
+def test_wait_shorter_than_the_prediction_returns_starting(client: httpx.Client) -> None:
     answer = client.post(OWN, json={"input": {"document": "sleep 1.5"}}, headers={"Prefer": "wait=1"})
     assert (answer.status_code, answer.json()["status"]) == (202, "starting")
-    assert wait_for(client, answer.json()["id"])["status"] == "succeeded"
+    assert ended(client, answer.json()["id"])["status"] == "succeeded"
 
 
-def test_a_failing_prediction_says_why_in_the_models_words(client: httpx.Client) -> None:
+def test_failed_prediction_has_the_models_message(client: httpx.Client) -> None:
     failing = client.post(OWN, json={"input": {"document": "fail"}}, headers={"Prefer": "wait"}).json()
     assert (failing["status"], failing["output"]) == ("failed", None)
     assert failing["error"] == "`documents[0]` is refused: pass another"
@@ -331,7 +330,7 @@ def test_a_failing_prediction_says_why_in_the_models_words(client: httpx.Client)
     assert (broken["status"], broken["error"]) == ("failed", "broken")
 
 
-def test_cancelling_ends_a_prediction_that_waits_or_runs_and_tells_the_server(client: httpx.Client) -> None:
+def test_replicate_cancel_ends_waiting_and_running_predictions(client: httpx.Client) -> None:
     names = [client.post(OWN, json={"input": {"document": "sleep 20"}}).json()["id"] for _ in range(3)]
     time.sleep(0.3)
     states = [client.get(f"/v1/predictions/{name}").json()["status"] for name in names]
@@ -358,9 +357,7 @@ def test_cancelling_ends_a_prediction_that_waits_or_runs_and_tells_the_server(cl
         ({"query": ["x" * 10_000]}, "input.query", "violates `type`"),
     ],
 )
-def test_inputs_that_the_schema_refuses_are_refused_at_creation(
-    client: httpx.Client, inputs: object, field: str, words: str
-) -> None:
+def test_invalid_inputs_are_refused_at_creation(client: httpx.Client, inputs: object, field: str, words: str) -> None:
     answer = client.post(OWN, json={"input": inputs})
     shown = answer.json()
     assert (answer.status_code, shown["title"], shown["status"]) == (422, "Input validation failed", 422)
@@ -388,15 +385,13 @@ def test_inputs_that_the_schema_refuses_are_refused_at_creation(
         ({"version": f"e5/{MODEL}", "webhok": "http://x"}, "webhok: unknown field"),
     ],
 )
-def test_what_else_is_wrong_with_a_creation_is_named(client: httpx.Client, body: dict[str, Any], words: str) -> None:
+def test_invalid_fields_of_a_creation_are_named(client: httpx.Client, body: dict[str, Any], words: str) -> None:
     answer = client.post("/v1/predictions", json=body | {"input": {"document": "x"}})
     assert answer.status_code == 422
     assert words in answer.json()["detail"]
 
 
-def test_models_and_versions_are_there_under_any_owner_with_the_servers_schema(
-    client: httpx.Client, server: Server
-) -> None:
+def test_model_and_version_exist_under_any_owner(client: httpx.Client, server: Server) -> None:
     model = client.get(f"/v1/models/anyone/{MODEL}").json()
     assert (model["owner"], model["name"]) == ("anyone", MODEL)
     versions = client.get(f"/v1/models/anyone/{MODEL}/versions").json()["results"]
@@ -413,23 +408,23 @@ def test_models_and_versions_are_there_under_any_owner_with_the_servers_schema(
     assert (listed["data"][0]["id"], listed["results"][0]["name"]) == (MODEL, MODEL)
 
 
-def test_the_list_goes_back_page_by_page_and_has_each_prediction_once(client: httpx.Client) -> None:
+def test_pages_of_predictions_have_each_one_once_newest_first(client: httpx.Client) -> None:
     made = [client.post(OWN, json={"input": {"document": f"{n}"}}).json()["id"] for n in range(60)]
     seen, url = [], "/v1/predictions"
     while url:
         page = client.get(url).json()
-        seen += [one["id"] for one in page["results"]]
+        seen += [prediction["id"] for prediction in page["results"]]
         url = page["next"]
     assert [name for name in seen if name in made] == made[::-1]
     assert len(seen) == len(set(seen))
     assert client.get("/v1/predictions", params={"cursor": "x"}).status_code == 400
 
 
-def test_base64_outputs_come_as_they_are(client: httpx.Client) -> None:
+def test_base64_output_is_unchanged(client: httpx.Client) -> None:
     body = {"input": {"documents": ["a", "b c"], "encoding_format": "base64"}}
-    found = client.post(OWN, json=body, headers={"Prefer": "wait"}).json()
-    assert base64.b64decode(found["output"]["embeddings_base64"][1])[4:8] == b"\x00\x00\x00\x40"  # 2.0: two words
+    prediction = client.post(OWN, json=body, headers={"Prefer": "wait"}).json()
+    assert base64.b64decode(prediction["output"]["embeddings_base64"][1])[4:8] == b"\x00\x00\x00\x40"  # 2.0: two words
 
 
-def test_the_database_is_not_readable_by_others(local: Gateway) -> None:
+def test_database_file_is_private(local: Gateway) -> None:
     assert Path(local.database).stat().st_mode & 0o077 == 0

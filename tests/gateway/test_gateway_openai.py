@@ -1,4 +1,4 @@
-"""OpenAI's embeddings API: what is taken, what is refused and in which words, and the bytes of the answer."""
+"""OpenAI's embeddings API: accepted requests, error messages, and the bytes of the answer."""
 
 import base64
 import json
@@ -8,44 +8,55 @@ import numpy as np
 import pytest
 
 from e5 import catalog, tasks
-from e5_gateway.errors import GatewayError, failed, openai_body
-from e5_gateway.openai_api import as_input, check_model, parse, render
+from e5.limits import Limits
+from e5_gateway.errors import GatewayError, prediction_error
+from e5_gateway.openai_api import error_body, parse, parse_model, rename_input, render
 from e5_gateway.target import Identity
 
 NAME = "e5-mistral-tiny"
 IDENTITY = Identity(NAME, 4, {}, "0.23.1", catalog.get(NAME), "0" * 64, 0.0, "")
+MAX_NUMBERS = Limits.answer_numbers
 
 
-def wanted(**fields: Any) -> dict[str, Any]:
-    """The inputs of the prediction that a request becomes."""
-    embeddings = parse({"model": NAME, "input": "text"} | fields, IDENTITY)
-    inputs: dict[str, Any] = json.loads(embeddings.prediction())["input"]
+def prediction_inputs(**fields: Any) -> dict[str, Any]:
+    """The inputs of a request's prediction."""
+    request = parse({"model": NAME, "input": "text"} | fields, IDENTITY, MAX_NUMBERS)
+    inputs: dict[str, Any] = json.loads(request.prediction())["input"]
     return inputs
 
 
 def refusal(**fields: Any) -> GatewayError:
     with pytest.raises(GatewayError) as refused:
-        parse({"model": NAME, "input": "text"} | fields, IDENTITY)
+        parse({"model": NAME, "input": "text"} | fields, IDENTITY, MAX_NUMBERS)
     return refused.value
 
 
-def test_a_text_is_a_document_of_length_one_unless_the_request_says_otherwise() -> None:
+def test_default_is_a_normalized_document() -> None:
     plain = {"documents": ["text"], "normalize": True, "encoding_format": "base64"}
-    assert wanted() == plain
-    assert wanted(input=["a", "b"]) == plain | {"documents": ["a", "b"]}
+    assert prediction_inputs() == plain
+    assert prediction_inputs(input=["a", "b"]) == plain | {"documents": ["a", "b"]}
     assert (
-        wanted(model=f"{NAME}:document", input_type="document", user="me", dimensions=4, encoding_format=None) == plain
+        prediction_inputs(
+            model=f"{NAME}:document", input_type="document", user="me", dimensions=4, encoding_format=None
+        )
+        == plain
     )
-    assert wanted(normalize=False) == plain | {"normalize": False}
+    assert prediction_inputs(normalize=False) == plain | {"normalize": False}
 
 
-def test_queries_come_as_a_field_or_as_a_suffix_with_the_task_of_either() -> None:
+def test_query_and_task_come_from_fields_or_the_model_suffix() -> None:
     query = {"queries": ["text"], "normalize": True, "encoding_format": "base64"}
-    assert wanted(input_type="query") == wanted(model=f"{NAME}:query") == query
-    assert wanted(task="find it") == wanted(task="find it", model=f"{NAME}:query") == query | {"task": "find it"}
-    assert wanted(task="", input_type="query") == query | {"task": ""}
-    assert wanted(model=f"{NAME}:query:NQ") == query | {"task": tasks.instruction("NQ")}
-    assert wanted(model=f"{NAME}:query:NQ", task=tasks.instruction("NQ")) == query | {"task": tasks.instruction("NQ")}
+    assert prediction_inputs(input_type="query") == prediction_inputs(model=f"{NAME}:query") == query
+    assert (
+        prediction_inputs(task="find it")
+        == prediction_inputs(task="find it", model=f"{NAME}:query")
+        == query | {"task": "find it"}
+    )
+    assert prediction_inputs(task="", input_type="query") == query | {"task": ""}
+    assert prediction_inputs(model=f"{NAME}:query:NQ") == query | {"task": tasks.instruction("NQ")}
+    assert prediction_inputs(model=f"{NAME}:query:NQ", task=tasks.instruction("NQ")) == query | {
+        "task": tasks.instruction("NQ")
+    }
 
 
 @pytest.mark.parametrize(
@@ -78,44 +89,50 @@ def test_queries_come_as_a_field_or_as_a_suffix_with_the_task_of_either() -> Non
         ({"input": ["text"] * 500_001}, "encoding_format", "2,000,004 numbers, more than 2,000,000"),
     ],
 )
-def test_what_is_wrong_is_refused_with_the_field_and_the_cure(fields: dict[str, Any], param: str, words: str) -> None:
+def test_invalid_request_names_field_and_cure(fields: dict[str, Any], param: str, words: str) -> None:
     error = refusal(**fields)
-    body = openai_body(error)["error"]
+    body = error_body(error)["error"]
     assert (error.status, body["type"], body["param"]) == (400, "invalid_request_error", param)
     assert words in body["message"]
 
 
-def test_base64_has_no_limit_of_numbers_here() -> None:
-    assert len(wanted(input=["text"] * 500_001, encoding_format="base64")["documents"]) == 500_001
+def test_limit_of_numbers_follows_the_setting() -> None:
+    body = {"model": NAME, "input": ["text"] * 3}
+    assert parse(body, IDENTITY, 12).texts == ["text"] * 3
+    with pytest.raises(GatewayError, match="the answer would have 12 numbers, more than 11: send fewer texts"):
+        parse(body, IDENTITY, 11)
+
+
+def test_base64_has_no_limit_of_numbers() -> None:
+    assert len(prediction_inputs(input=["text"] * 500_001, encoding_format="base64")["documents"]) == 500_001
 
 
 @pytest.mark.parametrize(
     "name", ["gpt-4", f"{NAME}:passage", f"{NAME}:document:NQ", f"{NAME}:query:None", "", 5, ":query"]
 )
-def test_unknown_models_are_refused_with_the_known_ones(name: object) -> None:
+def test_unknown_model_error_lists_the_known_names(name: object) -> None:
     with pytest.raises(GatewayError) as refused:
-        check_model(name, IDENTITY)
+        parse_model(name, IDENTITY)
     assert (refused.value.status, refused.value.code, refused.value.param) == (404, "model_not_found", "model")
     assert NAME in refused.value.message
 
 
-def test_numbers_have_the_fewest_digits_that_give_the_float32_back() -> None:
+def test_numbers_have_the_shortest_digits_of_their_float32() -> None:
     vectors = np.array([[0.1, 1 / 3, -1e-8, 3e10], [1.0, 2.5, 0.0, 16777216.0]], dtype="<f4")
     prediction: dict[str, Any] = {
         "output": {"embeddings_base64": [base64.b64encode(row.tobytes()).decode() for row in vectors]},
         "metrics": {"input_tokens": 7},
     }
-    texts = render(parse({"model": NAME, "input": ["a", "b"]}, IDENTITY).wanted, prediction).decode()
+    texts = render(parse({"model": NAME, "input": ["a", "b"]}, IDENTITY, MAX_NUMBERS).response, prediction).decode()
     assert '"embedding":[0.1,0.33333334,-1e-8,30000000000.0]' in texts
     answer = json.loads(texts)
-    assert np.array_equal(np.array([one["embedding"] for one in answer["data"]], dtype="<f4"), vectors)
-    assert [one["index"] for one in answer["data"]] == [0, 1]
+    assert np.array_equal(np.array([item["embedding"] for item in answer["data"]], dtype="<f4"), vectors)
+    assert [item["index"] for item in answer["data"]] == [0, 1]
     assert (answer["object"], answer["data"][0]["object"], answer["model"]) == ("list", "embedding", NAME)
     assert answer["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
-    packed = json.loads(
-        render(parse({"model": NAME, "input": "a", "encoding_format": "base64"}, IDENTITY).wanted, prediction)
-    )
-    assert [one["embedding"] for one in packed["data"]] == prediction["output"]["embeddings_base64"]
+    base64_request = parse({"model": NAME, "input": "a", "encoding_format": "base64"}, IDENTITY, MAX_NUMBERS)
+    base64_answer = json.loads(render(base64_request.response, prediction))
+    assert [item["embedding"] for item in base64_answer["data"]] == prediction["output"]["embeddings_base64"]
 
 
 @pytest.mark.parametrize(
@@ -135,9 +152,10 @@ def test_numbers_have_the_fewest_digits_that_give_the_float32_back() -> None:
         (True, "ModelError: text 1 of 1: NaN", 500, "text 1 of 1: NaN", None),
     ],
 )
-def test_failures_of_predictions_speak_of_this_apis_fields(
+def test_prediction_errors_name_this_apis_fields(
     single: bool, error: str, status: int, message: str, param: str | None
 ) -> None:
-    found = as_input(failed({"error": f"Prediction failed: Async prediction failed: {error}"}), single)
-    assert (found.status, found.message, found.param) == (status, message, param)
-    assert (found.retry_after is not None) == (status == 429)
+    failed = {"error": f"Prediction failed: Async prediction failed: {error}"}
+    refused = rename_input(prediction_error(failed), single)
+    assert (refused.status, refused.message, refused.param) == (status, message, param)
+    assert (refused.retry_after is not None) == (status == 429)

@@ -1,4 +1,4 @@
-"""The queue in front of the target: order, bounds, and no slot lost however a request ends."""
+"""The queue in front of the target: order, limits, and no lost slot however a request ends."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from e5_gateway.errors import QueueFull
-from e5_gateway.queue import Place, Queue
+from e5_gateway.queue import Queue, Ticket
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -19,28 +19,28 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_turns_come_in_the_order_of_entering_and_never_more_than_there_are_slots() -> None:
+def test_requests_run_in_order_and_never_more_than_slots() -> None:
     async def main() -> None:
-        queue, order, running, most = Queue(3, 100, 10**6), [], 0, 0
+        queue, order, running, max_running = Queue(3, 100, 10**6), [], 0, 0
 
-        async def one(number: int, place: Place) -> None:
-            nonlocal running, most
-            async with place:
+        async def request(number: int, ticket: Ticket) -> None:
+            nonlocal running, max_running
+            async with ticket:
                 order.append(number)
                 running += 1
-                most = max(most, running)
+                max_running = max(max_running, running)
                 await asyncio.sleep(0.001 * (number % 3))
                 running -= 1
 
-        await asyncio.gather(*(one(number, queue.enter(10)) for number in range(50)))
+        await asyncio.gather(*(request(number, queue.enter(10)) for number in range(50)))
         assert order == list(range(50))
-        assert most == 3
+        assert max_running == 3
         assert (queue.running, queue.waiting, queue.bytes) == (0, 0, 0)
 
     run(main())
 
 
-def test_beyond_its_places_or_bytes_it_refuses_with_a_time_to_try_again() -> None:
+def test_full_queue_refuses_requests_with_retry_after() -> None:
     async def main() -> None:
         queue = Queue(1, 2, 100)
         queue.enter(40)  # has its turn at once
@@ -53,13 +53,13 @@ def test_beyond_its_places_or_bytes_it_refuses_with_a_time_to_try_again() -> Non
         queue.enter(40)
         with pytest.raises(QueueFull, match="2 requests"):
             queue.enter(0)
-        queue.enter(10**9, accepted=True)  # what was accepted before is never refused
+        queue.enter(10**9, accepted=True)  # an accepted request is never refused
         assert queue.waiting == 3
 
     run(main())
 
 
-def test_the_time_to_try_again_follows_the_rate_of_late() -> None:
+def test_retry_after_follows_the_recent_rate() -> None:
     async def main() -> None:
         queue = Queue(1, 1000, 10**6)
         for _ in range(20):
@@ -74,13 +74,13 @@ def test_the_time_to_try_again_follows_the_rate_of_late() -> None:
     run(main())
 
 
-def test_who_gives_up_while_waiting_leaves_no_trace_and_others_go_on() -> None:
+def test_cancelled_waiting_request_leaves_the_queue() -> None:
     async def main() -> None:
         queue = Queue(1, 10, 1000)
         first, second, third = queue.enter(1), queue.enter(100), queue.enter(10)
 
-        async def turn(place: Place) -> None:
-            async with place:
+        async def turn(ticket: Ticket) -> None:
+            async with ticket:
                 pass
 
         waiting = asyncio.create_task(turn(second))
@@ -96,20 +96,21 @@ def test_who_gives_up_while_waiting_leaves_no_trace_and_others_go_on() -> None:
     run(main())
 
 
-def test_who_is_cancelled_just_when_the_turn_comes_gives_it_back() -> None:
+def test_request_cancelled_as_its_turn_comes_gives_the_slot_back() -> None:
     async def main() -> None:
         queue = Queue(1, 10, 1000)
         first, second = queue.enter(1), queue.enter(1)
 
-        async def turn(place: Place) -> None:
-            async with place:
+        async def turn(ticket: Ticket) -> None:
+            async with ticket:
                 raise AssertionError("cancelled before")
 
         waiting = asyncio.create_task(turn(second))
         await settle()
-        first.leave()  # gives the turn to the second
+        first.leave()  # the second one's turn
         waiting.cancel()
-        assert [type(one) for one in await asyncio.gather(waiting, return_exceptions=True)] == [asyncio.CancelledError]
+        (result,) = await asyncio.gather(waiting, return_exceptions=True)
+        assert type(result) is asyncio.CancelledError
         assert queue.running == 0
         async with queue.enter(1):
             assert queue.running == 1
@@ -117,17 +118,17 @@ def test_who_is_cancelled_just_when_the_turn_comes_gives_it_back() -> None:
     run(main())
 
 
-def test_all_who_wait_can_be_told_that_there_is_no_turn() -> None:
+def test_fail_waiting_fails_all_waiting_requests() -> None:
     async def main() -> None:
         queue = Queue(1, 10, 1000)
         first = queue.enter(1)
-        places = [queue.enter(5) for _ in range(3)]
+        tickets = [queue.enter(5) for _ in range(3)]
 
-        async def turn(place: Place) -> None:
-            async with place:
+        async def turn(ticket: Ticket) -> None:
+            async with ticket:
                 pass
 
-        tasks = [asyncio.create_task(turn(place)) for place in places]
+        tasks = [asyncio.create_task(turn(ticket)) for ticket in tickets]
         await settle()
         queue.fail_waiting(RuntimeError("down"))
         results = await asyncio.gather(*tasks, return_exceptions=True)

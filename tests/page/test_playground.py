@@ -1,4 +1,4 @@
-"""The page's functions, without a browser: the form, the request as code, answers and errors in words."""
+"""The page's functions without a browser: form, code snippets, answers, error messages."""
 
 import ast
 import asyncio
@@ -37,7 +37,7 @@ def filled(**fields: Any) -> Form:
 
 
 def answered(sent: dict[str, Any], dimensions: int = 4, **more: Any) -> dict[str, Any]:
-    """An answer as the API gives it, with vectors made up."""
+    """An answer in the API's format, with random vectors."""
     left, right = form.sides(sent)
     vectors = np.random.default_rng(0).standard_normal((len(left) + len(right), dimensions)).astype(np.float32)
     scores = answer.similarities(vectors)[: len(left), len(left) :]
@@ -56,13 +56,13 @@ def answered(sent: dict[str, Any], dimensions: int = 4, **more: Any) -> dict[str
     } | more
 
 
-def test_defaults_and_help_are_those_of_predict() -> None:
+def test_defaults_and_help_come_from_predict() -> None:
     assert form.inputs().default["task"] == "Given a web search query, retrieve relevant passages that answer the query"
     assert form.inputs().formats == ("float", "base64")
     assert "never with documents" in form.inputs().help["task"]
 
 
-def test_one_text_goes_alone_and_several_as_a_list() -> None:
+def test_one_text_is_sent_as_a_string_and_several_as_a_list() -> None:
     assert request(filled(queries="a\n\n  \n", documents="b")) == {"task": "t", "query": "a", "document": "b"}
     assert request(filled(queries="a\r\nb")) == {"task": "t", "queries": ["a", "b"]}
     assert request(filled(documents=' ["a\\nb", "c"] ')) == {"documents": ["a\nb", "c"]}
@@ -85,29 +85,29 @@ def test_one_text_goes_alone_and_several_as_a_list() -> None:
         ('["\\ud800"]', "half of a character"),
     ],
 )
-def test_what_is_no_list_of_texts_is_said_beside_the_field(box: str, words: str) -> None:
+def test_invalid_list_of_texts_is_reported_at_its_field(box: str, words: str) -> None:
     with pytest.raises(FormError, match=words.replace("[", r"\[")) as caught:
         request(filled(queries="a", documents=box))
     assert caught.value.field == "documents"
 
 
-def test_an_empty_form_and_an_empty_list_are_no_request() -> None:
+def test_empty_form_is_not_sent() -> None:
     for boxes in ({}, {"queries": "[]"}, {"documents": " \n "}):
         with pytest.raises(FormError, match="no text yet") as caught:
             request(filled(**boxes))
         assert caught.value.field == ""
 
 
-def test_presets_are_the_trained_tasks_and_fit_the_task_again() -> None:
+def test_presets_are_the_trained_tasks_and_follow_the_task() -> None:
     names = [name for _, name in examples.presets()]
     assert names[1:] != []
     assert set(names[1:]) == set(tasks.names())
     assert examples.preset_of(form.inputs().default["task"]) == "MSMARCO"
-    assert examples.preset_of(tasks.instruction("STS"), "Ocnli") == "Ocnli"  # they share one
+    assert examples.preset_of(tasks.instruction("STS"), "Ocnli") == "Ocnli"  # they share one task
     assert examples.preset_of("mine", "STS") == examples.CUSTOM
 
 
-def test_examples_can_be_sent_and_the_one_of_many_languages_is_marked() -> None:
+def test_examples_are_valid_requests_and_one_is_multilingual() -> None:
     assert all(request(example.form) for example in examples.EXAMPLES)
     assert [example.name for example in examples.EXAMPLES if example.multilingual] == ["languages"]
     assert "documents" not in request(examples.get("duplicates").form)
@@ -125,7 +125,7 @@ SENT: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("sent", SENT)
 @pytest.mark.parametrize("target", [TARGET, KEYED])
-def test_the_shell_reads_the_request(sent: dict[str, Any], target: Target, tmp_path: Path) -> None:
+def test_curl_snippet_sends_the_request(sent: dict[str, Any], target: Target, tmp_path: Path) -> None:
     program = tmp_path / "curl"
     program.write_text('#!/bin/sh\nfor part in "$@"; do printf "%s\\0" "$part"; done\n')
     program.chmod(0o700)
@@ -139,7 +139,7 @@ def test_the_shell_reads_the_request(sent: dict[str, Any], target: Target, tmp_p
 
 @pytest.mark.parametrize("sent", SENT)
 @pytest.mark.parametrize("target", [TARGET, KEYED])
-def test_python_reads_the_request(sent: dict[str, Any], target: Target) -> None:
+def test_python_snippets_send_the_request(sent: dict[str, Any], target: Target) -> None:
     call = next(
         node
         for node in ast.walk(ast.parse(snippets.replicate_python(target, sent)))
@@ -148,16 +148,16 @@ def test_python_reads_the_request(sent: dict[str, Any], target: Target) -> None:
     assert ast.literal_eval(call.args[0]) == f"e5/{target.model}"
     assert ast.literal_eval(call.keywords[0].value) == sent
     tree = ast.parse(snippets.openai_python(target, sent))
-    found = {ast.unparse(node.targets[0]): node.value for node in ast.walk(tree) if isinstance(node, ast.Assign)}
+    assigned = {ast.unparse(node.targets[0]): node.value for node in ast.walk(tree) if isinstance(node, ast.Assign)}
     left, right = form.sides(sent)
-    assert [ast.literal_eval(found[name]) for name in ("queries", "documents") if name in found] == [
+    assert [ast.literal_eval(assigned[name]) for name in ("queries", "documents") if name in assigned] == [
         side for side in (left, right) if side
     ]
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="NOT TESTED: there is no node on this machine")
+@pytest.mark.skipif(shutil.which("node") is None, reason="NOT TESTED: node is not installed")
 @pytest.mark.parametrize("sent", SENT)
-def test_javascript_reads_the_request(sent: dict[str, Any], tmp_path: Path) -> None:
+def test_javascript_snippet_sends_the_request(sent: dict[str, Any], tmp_path: Path) -> None:
     package = tmp_path / "node_modules" / "replicate"
     package.mkdir(parents=True)
     (package / "package.json").write_text('{"name": "replicate", "type": "module", "main": "index.js"}')
@@ -175,7 +175,7 @@ def test_javascript_reads_the_request(sent: dict[str, Any], tmp_path: Path) -> N
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_any_text_survives_every_language(text: str) -> None:
+def test_any_text_is_quoted_for_every_language(text: str) -> None:
     written = snippets._string(text)
     assert json.loads(written) == text
     assert ast.literal_eval(written) == text
@@ -183,7 +183,7 @@ def test_any_text_survives_every_language(text: str) -> None:
     assert "\u2028" not in written
 
 
-def test_long_requests_are_read_from_a_file_that_the_page_offers() -> None:
+def test_long_request_is_a_file_to_download() -> None:
     sent = {"task": "t", "query": "q", "documents": ["a document " * 10] * 300}
     assert snippets.is_long(sent)
     assert json.loads(snippets.file_content(sent)) == {"input": sent}
@@ -195,13 +195,13 @@ def test_long_requests_are_read_from_a_file_that_the_page_offers() -> None:
         ast.parse(write(KEYED, sent))
 
 
-def test_code_says_what_is_missing_while_there_is_nothing_to_send() -> None:
+def test_code_of_an_empty_form_says_what_is_missing() -> None:
     shown = actions.code(filled(), "", TARGET)
-    assert all("There is no text yet" in str(one) for one in shown[1:5])
+    assert all("There is no text yet" in str(code) for code in shown[1:5])
     assert str(shown[4]).count("//") >= 1  # a comment in each language
 
 
-def test_the_address_is_the_one_that_the_browser_used() -> None:
+def test_snippets_use_the_browsers_address() -> None:
     assert actions.base({"origin": "https://e5.example"}, "http://127.0.0.1:1/x") == "https://e5.example"
     assert actions.base({"origin": "null", "host": "a:1"}, "http://a:1/x") == "http://a:1"
     proxied = {"host": "127.0.0.1:8000", "x-forwarded-proto": "https", "x-forwarded-host": "e5.example"}
@@ -209,13 +209,13 @@ def test_the_address_is_the_one_that_the_browser_used() -> None:
 
 
 @pytest.mark.parametrize("encoding_format", ["float", "base64"])
-def test_answers_are_read_in_both_formats(encoding_format: str) -> None:
+def test_answers_are_parsed_in_both_formats(encoding_format: str) -> None:
     sent = {"queries": ["a", "b"], "document": "c", "encoding_format": encoding_format}
-    found = answer.parse(sent, answered(sent, logs="Ready\nWarning: 1 of 3 texts were cut to 4096 tokens\n"))
-    assert found.vectors.shape == (3, 4)
-    assert found.scores is not None
-    assert found.scores.shape == (2, 1)
-    assert found.warnings == ("1 of 3 texts were cut to 4096 tokens",)
+    parsed = answer.parse(sent, answered(sent, logs="Ready\nWarning: 1 of 3 texts were cut to 4096 tokens\n"))
+    assert parsed.vectors.shape == (3, 4)
+    assert parsed.scores is not None
+    assert parsed.scores.shape == (2, 1)
+    assert parsed.warnings == ("1 of 3 texts were cut to 4096 tokens",)
 
 
 @pytest.mark.parametrize(
@@ -229,12 +229,12 @@ def test_answers_are_read_in_both_formats(encoding_format: str) -> None:
         {"output": {"embeddings": [[1.0], [2.0]], "scores": [[1.0, 2.0]]}},
     ],
 )
-def test_answers_that_do_not_fit_are_refused(broken: dict[str, Any]) -> None:
+def test_answers_that_do_not_match_the_request_are_refused(broken: dict[str, Any]) -> None:
     with pytest.raises(answer.AnswerError, match="The API's answer has"):
         answer.parse({"query": "a", "document": "b"}, broken)
 
 
-def test_rankings_are_in_the_order_of_the_scores_and_escaped() -> None:
+def test_rankings_are_sorted_by_score_and_escaped() -> None:
     sent = {"query": "<script>", "documents": ["<img src=x onerror='1'>", "b", 'c"']}
     body = answered(sent)
     body["output"]["scores"] = [[-5.0, 70.25, 3.0]]
@@ -248,7 +248,7 @@ def test_rankings_are_in_the_order_of_the_scores_and_escaped() -> None:
     assert "from 60 to 100" in results.result(answer.parse(sent, body), 0.0123)
 
 
-def test_texts_of_one_side_are_compared_with_each_other() -> None:
+def test_texts_of_one_kind_are_compared_with_each_other() -> None:
     sent = {"queries": ["a", "b", "c"]}
     shown = results.result(answer.parse(sent, answered(sent)), 0.1)
     assert shown.count(">100.0<") == 3
@@ -257,7 +257,7 @@ def test_texts_of_one_side_are_compared_with_each_other() -> None:
     assert "With a query beside it" in alone
 
 
-def test_warnings_are_shown_and_cut_texts_counted() -> None:
+def test_warnings_and_truncated_texts_are_shown() -> None:
     sent = {"query": "a", "document": "b"}
     body = answered(sent, logs="Warning: `task` is empty: queries are embedded without it", metrics={"truncated": 1})
     shown = results.result(answer.parse(sent, body), 0.1)
@@ -266,19 +266,19 @@ def test_warnings_are_shown_and_cut_texts_counted() -> None:
 
 
 @pytest.mark.parametrize(("queries", "documents"), [(1, 2_000), (1_000, 1_000), (2_000, 0), (0, 2_000)])
-def test_pages_stay_small_whatever_the_answer(queries: int, documents: int) -> None:
+def test_html_of_large_answers_is_limited(queries: int, documents: int) -> None:
     text = "word " * 40
     sent = {"queries": [text] * queries, "documents": [text] * documents}
     body = answered(sent, 64)
     started = time.perf_counter()
-    found = answer.parse(sent, body)
-    shown = results.result(found, 1) + results.vectors(found) + raw.shown(body)[0]
+    parsed = answer.parse(sent, body)
+    shown = results.result(parsed, 1) + results.vectors(parsed) + raw.shown(body)[0]
     assert len(shown) < 400_000
     assert "more: the download has all" in shown
     assert time.perf_counter() - started < 5
 
 
-def test_small_json_is_whole_and_large_is_shortened() -> None:
+def test_large_json_is_shortened() -> None:
     small = answered({"query": "a", "document": "b"})
     text, complete = raw.shown(small)
     assert complete
@@ -289,45 +289,48 @@ def test_small_json_is_whole_and_large_is_shortened() -> None:
     assert len(text) < raw.MOST_WHOLE
 
 
-def said(status: int, body: Any, **headers: str) -> Failure:
-    found = client.read(status, headers, body if isinstance(body, bytes) else json.dumps(body).encode())
-    assert isinstance(found, Failure), found
-    return found
+def failure(status: int, body: Any, **headers: str) -> Failure:
+    result = client.read(status, headers, body if isinstance(body, bytes) else json.dumps(body).encode())
+    assert isinstance(result, Failure), result
+    return result
 
 
-def test_errors_are_told_without_the_names_of_classes() -> None:
+def test_errors_are_shown_without_class_names() -> None:
     error = "Prediction failed: Async prediction failed: InputError: `document` is empty: pass the text"
-    assert said(200, {"status": "failed", "error": error}) == Failure("`document` is empty: pass the text", "documents")
-    error = "InputError: `queries[3]` has 7 characters: see `E5_MAX_CHARACTERS`"
-    assert said(200, {"status": "failed", "error": error}).field == "queries"
-    assert (
-        said(200, {"status": "failed", "error": "OverloadError: too much is waiting"}).message == "Too much is waiting"
+    assert failure(200, {"status": "failed", "error": error}) == Failure(
+        "`document` is empty: pass the text", "documents"
     )
-    assert said(200, {"status": "failed"}).message == "The prediction failed, and the server did not say why."
-    assert said(200, b"<html>").message == "The answer is not the API's JSON."
+    error = "InputError: `queries[3]` has 7 characters: see `E5_MAX_CHARACTERS`"
+    assert failure(200, {"status": "failed", "error": error}).field == "queries"
+    assert (
+        failure(200, {"status": "failed", "error": "OverloadError: too much is waiting"}).message
+        == "Too much is waiting"
+    )
+    assert failure(200, {"status": "failed"}).message == "The prediction failed, and the server did not say why."
+    assert failure(200, b"<html>").message == "The answer is not the API's JSON."
 
 
-def test_statuses_have_words() -> None:
+def test_http_statuses_have_messages() -> None:
     detail = [{"loc": ["body", "input", "queries"], "msg": '"a" is not of type "array"'}]
-    assert said(422, {"detail": detail}) == Failure(
+    assert failure(422, {"detail": detail}) == Failure(
         'The API does not accept this: queries: "a" is not of type "array".', "queries"
     )
-    assert said(401, {"detail": "no"}).field == "key"
-    assert "in 7 seconds" in said(429, {}, **{"Retry-After": "7"}).message
-    assert "in a moment" in said(429, b"").message
-    assert "still starting" in said(503, {"detail": "wait", "status": "STARTING"}).message
-    assert "still starting" in said(503, {"error": {"message": "the model is STARTING: wait"}}).message
+    assert failure(401, {"detail": "no"}).field == "key"
+    assert "in 7 seconds" in failure(429, {}, **{"Retry-After": "7"}).message
+    assert "in a moment" in failure(429, b"").message
+    assert "still starting" in failure(503, {"detail": "wait", "status": "STARTING"}).message
+    assert "still starting" in failure(503, {"error": {"message": "the model is STARTING: wait"}}).message
     assert (
-        said(503, {"detail": "the model is DOWN: no answer", "status": "DOWN"}).message
+        failure(503, {"detail": "the model is DOWN: no answer", "status": "DOWN"}).message
         == "The model is DOWN: no answer"
     )
-    assert "busy" in said(409, {}).message
-    assert "fewer or shorter" in said(413, b"").message
-    assert said(500, b"").message == "The API answered with status 500."
-    assert said(502, {"error": {"message": "bad gateway of Bob"}}).message == "Bad gateway of Bob"
+    assert "busy" in failure(409, {}).message
+    assert "fewer or shorter" in failure(413, b"").message
+    assert failure(500, b"").message == "The API answered with status 500."
+    assert failure(502, {"error": {"message": "bad gateway of Bob"}}).message == "Bad gateway of Bob"
 
 
-def test_a_server_that_is_not_there_is_said_and_not_raised() -> None:
+def test_unreachable_server_is_a_failure() -> None:
     reply = asyncio.run(client.predict(f"http://127.0.0.1:{free_port()}", {"query": "a"}))
     assert isinstance(reply.result, Failure)
     assert "cannot be reached" in reply.result.message
@@ -336,12 +339,12 @@ def test_a_server_that_is_not_there_is_said_and_not_raised() -> None:
     assert keyed.result.field == "key"
 
 
-def test_the_model_is_the_first_of_the_list() -> None:
+def test_model_is_the_first_of_the_list() -> None:
     listed = {"data": [{"id": "multilingual-e5-small", "dimensions": 384, "max_tokens": 512}]}
-    found = client.first_model(listed)
-    assert isinstance(found, Served)
-    assert found.multilingual
-    line = actions.model_line(found)
+    served = client.first_model(listed)
+    assert isinstance(served, Served)
+    assert served.multilingual
+    line = actions.model_line(served)
     assert "384 dimensions · texts of up to 512 tokens · 100 languages · does not use the task" in line
     assert client.first_model({"data": [{"id": "x"}]}) == Served("x")
     lists: list[dict[str, Any]] = [{}, {"data": []}, {"data": [1]}, {"data": None}]
@@ -349,7 +352,7 @@ def test_the_model_is_the_first_of_the_list() -> None:
         assert isinstance(client.first_model(broken), Failure)
 
 
-def test_files_have_names_that_nobody_guesses_and_go(tmp_path: Path) -> None:
+def test_files_have_random_folders_and_are_swept(tmp_path: Path) -> None:
     first, second = (Path(files.write(tmp_path, "answer.json", b"x" * 10)) for _ in range(2))
     assert first.name == second.name == "answer.json"
     assert first.parent != second.parent
@@ -361,13 +364,13 @@ def test_files_have_names_that_nobody_guesses_and_go(tmp_path: Path) -> None:
     assert not second.exists()
 
 
-def test_pages_lose_the_tags_that_name_other_sites() -> None:
+def test_preview_tags_of_other_sites_are_removed() -> None:
     page = b'<head>\n<meta property="og:image"\n content="https://x" /><meta name="viewport" /></head>'
     assert head.without_previews(page) == b'<head><meta name="viewport" /></head>'
 
 
 @pytest.mark.parametrize("key_required", [False, True])
-def test_the_page_is_served_below_the_routes_that_are_there(key_required: bool) -> None:
+def test_page_does_not_hide_existing_routes(key_required: bool) -> None:
     app = fastapi.FastAPI()
     app.get("/v1/models")(lambda: {"data": []})
     assert e5_playground.mount(app, "http://127.0.0.1:1", key_required) is app

@@ -1,6 +1,6 @@
-"""The page in a real browser, as people use it: the real Cog server, the real gateway, and Chromium.
+"""The page in Chromium, with the real gateway and the real Cog server.
 
-PLAYGROUND_SCREENSHOTS=folder keeps the screenshots that are taken on the way.
+PLAYGROUND_SCREENSHOTS=folder keeps the screenshots.
 """
 
 import gc
@@ -28,7 +28,7 @@ from e5 import tasks
 from e5_cog.repository import ROOT
 from e5_cog.server import free_port, running
 from e5_gateway import app as gateway_app
-from e5_gateway.settings import Settings
+from e5_gateway.settings import GatewaySettings
 from e5_playground import guard
 from e5_playground.page import mount
 
@@ -40,7 +40,7 @@ ARGUMENTS = [
 ]
 WAIT = 20_000
 DESKTOP, PHONE = (1280, 900), (390, 844)
-# What a shell, Python, JavaScript and HTML each have a meaning for.
+# Characters with a meaning in the shell, Python, JavaScript and HTML.
 NASTY = 'it\'s "so" $HOME `x` \\n {a} ${b} {{c}} <b>ü</b> 日本 🙂 !'
 ATTACK = '<img src=x onerror="window.hacked=1"> ${window.hacked=2} {{value}}'
 
@@ -50,7 +50,7 @@ if CHROMIUM is None:
 
 @dataclass
 class Tab:
-    """One open page. `requests` are the addresses of all that it asked for, `errors` what its scripts threw."""
+    """An open page. `requests`: the URLs that it requested. `errors`: the errors of its scripts."""
 
     page: Page
     url: str
@@ -62,22 +62,22 @@ class Tab:
             self.page.locator(f"#e5-{name} textarea").fill(text)
 
     def run(self, press: str | None = None) -> str:
-        """Click Run, or press keys in the queries; what the status says once there is an answer."""
+        """Click Run, or press keys in the queries, and return the status of the answer."""
         if press is None:
             return self.after(self.page.locator("#e5-run").click)
         return self.after(lambda: self.page.locator("#e5-queries textarea").press(press))
 
     def after(self, start: Callable[[], None]) -> str:
-        """What the status says when the run that `start` sets off has been answered."""
+        """Call `start`, wait for the answer to the run, and return the status."""
         before = self.page.locator("#e5-status [data-run]")
         old = before.get_attribute("data-run") if before.count() else ""
         start()
-        said = self.page.locator(f"#e5-status [data-run]:not([data-run='{old}'])")
-        said.wait_for(timeout=WAIT)
-        return said.inner_text()
+        status = self.page.locator(f"#e5-status [data-run]:not([data-run='{old}'])")
+        status.wait_for(timeout=WAIT)
+        return status.inner_text()
 
     def code(self, index: int) -> str:
-        """The code of one tab, which is drawn when it is chosen."""
+        """The code of one tab, which is rendered when it is selected."""
         self.page.locator("#e5-code [role=tab]").nth(index).click()
         return str(self.page.locator(f"#e5-code-{index} pre").text_content())
 
@@ -127,10 +127,10 @@ def screenshots(tmp_path: Path) -> Path:
 
 @contextmanager
 def serving(target: str, folder: Path, key: str | None) -> Iterator[str]:
-    """The gateway with the page, in a thread of this process, until the model is known."""
+    """The gateway with the page in a thread of this process; waits until the model is ready."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    settings = Settings(target=target, database=folder / "predictions.sqlite3", port=port, api_key=key)
+    settings = GatewaySettings(target=target, database=folder / "predictions.sqlite3", port=port, api_key=key)
     app = gateway_app.create(settings, page=True)
     mount(app, address, key_required=key is not None)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical"))
@@ -147,7 +147,7 @@ def serving(target: str, folder: Path, key: str | None) -> Iterator[str]:
         time.sleep(0.05)
     yield address
     server.should_exit = server.force_exit = True
-    app.state.open.close_pages()
+    app.state.page_requests.close()
     thread.join(20)
 
 
@@ -172,7 +172,7 @@ def opened(browser: Browser, url: str, size: tuple[int, int] = DESKTOP, scheme: 
 
 
 def asked(url: str, **inputs: Any) -> dict[str, Any]:
-    """What the API answers to the same inputs."""
+    """The API's answer to the same inputs."""
     answer: dict[str, Any] = httpx.post(f"{url}/predictions", json={"input": inputs}, timeout=60).json()
     assert answer["status"] == "succeeded", answer
     return answer
@@ -182,7 +182,7 @@ def wait_for_code(tab: Tab, part: str) -> None:
     expect(tab.page.locator("#e5-code-0 pre")).to_contain_text(part, timeout=WAIT)
 
 
-def test_a_ranking_is_the_answer_of_the_api(tab: Tab, screenshots: Path) -> None:
+def test_ranking_shows_the_apis_scores(tab: Tab, screenshots: Path) -> None:
     documents = ["The tower is 300 m high.", "A recipe for soup.", "Towers are tall buildings."]
     tab.fill(queries="how tall is the tower?", documents="\n".join(documents))
     assert "1 query × 3 documents" in tab.run()
@@ -195,7 +195,7 @@ def test_a_ranking_is_the_answer_of_the_api(tab: Tab, screenshots: Path) -> None
     tab.page.screenshot(path=screenshots / "ranking.png")
 
 
-def test_ctrl_enter_runs_and_nothing_is_asked_for_elsewhere(tab: Tab) -> None:
+def test_ctrl_enter_runs_and_no_other_host_is_contacted(tab: Tab) -> None:
     assert "2 queries × 2 documents" in tab.run(press="Control+Enter")
     for name in ("Vectors", "JSON"):
         tab.page.get_by_role("tab", name=name).click()
@@ -204,7 +204,7 @@ def test_ctrl_enter_runs_and_nothing_is_asked_for_elsewhere(tab: Tab) -> None:
     assert "gradio.app" not in httpx.get(tab.url).text.split("window.gradio_config")[0]
 
 
-def test_status_and_results_are_announced_and_fields_have_labels(tab: Tab) -> None:
+def test_status_is_announced_and_fields_have_labels(tab: Tab) -> None:
     expect(tab.page.locator("#e5-status")).to_have_attribute("aria-live", "polite")
     expect(tab.page.get_by_role("region", name="Results")).to_be_visible()
     for name in ("Task", "Queries", "Documents"):
@@ -213,7 +213,7 @@ def test_status_and_results_are_announced_and_fields_have_labels(tab: Tab) -> No
     assert tab.page.title() == "E5 embeddings"
 
 
-def test_every_control_is_reached_by_the_keyboard(tab: Tab) -> None:
+def test_keyboard_reaches_every_control(tab: Tab) -> None:
     seen = set()
     for _ in range(30):
         tab.page.keyboard.press("Tab")
@@ -222,7 +222,7 @@ def test_every_control_is_reached_by_the_keyboard(tab: Tab) -> None:
     assert {"e5-normalize", "e5-format", "e5-code-0"} <= seen
 
 
-def test_many_queries_have_a_heat_map(tab: Tab) -> None:
+def test_several_queries_show_a_heat_map(tab: Tab) -> None:
     tab.run()
     inputs = json.loads(tab.code(0).partition("--data-binary '")[2].rstrip()[:-1].replace("'\"'\"'", "'"))["input"]
     expected = asked(tab.url, **inputs)["output"]["scores"]
@@ -232,7 +232,7 @@ def test_many_queries_have_a_heat_map(tab: Tab) -> None:
     assert tab.page.locator(".e5-each").count() == 2
 
 
-def test_presets_fill_the_task(tab: Tab) -> None:
+def test_preset_fills_the_task(tab: Tab) -> None:
     tab.page.locator("#e5-preset input").click()
     tab.page.locator("#e5-preset input").fill("SciFact")
     tab.page.get_by_role("option", name="Retrieval · SciFact").click()
@@ -267,19 +267,19 @@ def test_examples_fill_the_form_and_run(browser: Browser, url: str, screenshots:
         ({"queries": " ", "documents": " "}, None, "There is no text yet"),
     ],
 )
-def test_errors_are_said_in_words_where_one_looks(
+def test_errors_are_shown_at_their_field(
     tab: Tab, screenshots: Path, fields: dict[str, str], where: str | None, words: str
 ) -> None:
     tab.run()
     tab.fill(**fields)
-    said = tab.run()
-    assert words in said
-    assert "InputError" not in said
-    assert "Prediction failed" not in said
+    status = tab.run()
+    assert words in status
+    assert "InputError" not in status
+    assert "Prediction failed" not in status
     if where is not None:
         expect(tab.page.locator(f"#e5-error-{where}")).to_contain_text(words)
         tab.page.screenshot(path=screenshots / f"error-{where}.png")
-    expect(tab.page.locator("#e5-result")).to_be_hidden()  # the old answer would be taken for the new one
+    expect(tab.page.locator("#e5-result")).to_be_hidden()  # not the previous answer
     tab.fill(queries="a", documents="b")
     assert "Done" in tab.run()
     assert tab.page.locator("[id^=e5-error] .e5-error").count() == 0
@@ -300,10 +300,15 @@ def test_code_follows_the_form_and_runs(tab: Tab) -> None:
     assert answer["output"]["scores"] == expected["output"]["scores"]
     assert sorted(map(float, tab.scores())) == pytest.approx(sorted(expected["output"]["scores"][0]), abs=0.006)
     assert answer["output"]["embeddings"] == expected["output"]["embeddings"]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "REPLICATE_"))}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "REPLICATE_"))}
     for index in (1, 2):
         done = subprocess.run(
-            [sys.executable, "-c", tab.code(index)], capture_output=True, text=True, timeout=60, env=kept, check=False
+            [sys.executable, "-c", tab.code(index)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=environment,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         printed = [float(number) for number in re.findall(r"-?\d+\.\d+", done.stdout)]
@@ -333,17 +338,17 @@ def test_texts_are_never_html(tab: Tab) -> None:
     assert tab.page.locator("img[src=x]").count() == 0
 
 
-def test_text_is_shown_as_it_was_typed(tab: Tab) -> None:
+def test_html_in_a_text_is_shown_verbatim(tab: Tab) -> None:
     tab.fill(queries=ATTACK, documents=f"{ATTACK}\nother")
     tab.run()
     assert ATTACK in tab.page.locator("#e5-result .e5-ranking").inner_text()
 
 
-def test_the_download_is_the_whole_answer(tab: Tab) -> None:
+def test_download_is_the_whole_answer(tab: Tab) -> None:
     documents = [f"document number {index} about the tower" for index in range(2_000)]
     tab.fill(queries="how tall is the tower?")
     tab.page.evaluate("text => navigator.clipboard.writeText(text)", "\n".join(documents))
-    for keys in ("Control+a", "Control+v"):  # as people do it; fill() would type for seconds
+    for keys in ("Control+a", "Control+v"):  # paste: fill() takes seconds
         tab.page.locator("#e5-documents textarea").press(keys)
     tab.page.get_by_label("base64").check()
     assert "2,000 documents" in tab.run()
@@ -357,7 +362,7 @@ def test_the_download_is_the_whole_answer(tab: Tab) -> None:
     answer = json.loads(Path(download.value.path()).read_text("utf-8"))
     assert len(answer["output"]["embeddings_base64"]) == 2_001
     assert len(answer["output"]["scores"][0]) == 2_000
-    wait_for_code(tab, "@request.json")  # a command line cannot be that long
+    wait_for_code(tab, "@request.json")  # too long for a command line
     with tab.page.expect_download() as download:
         tab.page.locator("#e5-save").click()
     assert download.value.suggested_filename == "request.json"
@@ -365,14 +370,14 @@ def test_the_download_is_the_whole_answer(tab: Tab) -> None:
     assert saved["input"]["documents"] == documents
 
 
-def test_a_double_click_sends_one_request(tab: Tab) -> None:
+def test_double_click_sends_one_request(tab: Tab) -> None:
     joined = len([address for address in tab.requests if "queue/join" in address])
     tab.after(tab.page.locator("#e5-run").dblclick)
     tab.page.wait_for_timeout(500)
     assert len([address for address in tab.requests if "queue/join" in address]) == joined + 1
 
 
-def test_a_phone_needs_no_scrolling_sideways(browser: Browser, url: str, screenshots: Path) -> None:
+def test_phone_needs_no_horizontal_scrolling(browser: Browser, url: str, screenshots: Path) -> None:
     with opened(browser, url, PHONE) as tab:
         tab.page.screenshot(path=screenshots / "phone-first.png")
         for _ in range(2):
@@ -388,7 +393,7 @@ def test_a_phone_needs_no_scrolling_sideways(browser: Browser, url: str, screens
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_own_texts_have_enough_contrast(browser: Browser, url: str, screenshots: Path, scheme: str) -> None:
+def test_texts_have_enough_contrast(browser: Browser, url: str, screenshots: Path, scheme: str) -> None:
     with opened(browser, url, scheme=scheme) as tab:
         tab.page.screenshot(path=screenshots / f"first-{scheme}.png")
         tab.run()
@@ -398,7 +403,7 @@ def test_own_texts_have_enough_contrast(browser: Browser, url: str, screenshots:
         assert {name: value for name, value in worst.items() if value < 4.5} == {}
 
 
-def test_a_server_with_a_key_asks_for_it(browser: Browser, keyed_url: str, screenshots: Path) -> None:
+def test_page_asks_for_the_key(browser: Browser, keyed_url: str, screenshots: Path) -> None:
     with opened(browser, keyed_url) as tab:
         expect(tab.page.locator("#e5-model")).to_contain_text("asks for an API key", timeout=WAIT)
         assert "key is missing or wrong" in tab.run()
@@ -418,25 +423,25 @@ def test_a_server_with_a_key_asks_for_it(browser: Browser, keyed_url: str, scree
 
 
 def handler(body: dict[str, Any]) -> dict[str, Any]:
-    """A call of the handler that writes code: it does not queue, and shows what it was given."""
+    """A call of the unqueued handler that writes the code snippets, which contain its inputs."""
     return {"fn_index": body["fn_index"], "data": body["data"], "session_hash": "tests"}
 
 
 def index_of_write(url: str) -> int:
-    """The handler that the page calls at each key."""
-    found = httpx.get(f"{url}/config").json()["dependencies"]
-    index: int = next(one["id"] for one in found if len(one["inputs"]) == 7 and len(one["outputs"]) == 6)
+    """The index of the handler that the page calls at each keystroke."""
+    handlers = httpx.get(f"{url}/config").json()["dependencies"]
+    index: int = next(each["id"] for each in handlers if len(each["inputs"]) == 7 and len(each["outputs"]) == 6)
     return index
 
 
-def test_no_file_of_this_machine_is_read_in_the_place_of_a_text(
+def test_file_references_in_place_of_texts_are_refused(
     keyed_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("a secret of this machine")
     values = [None, "", "task", "query", "document", True, "float"]
     call = handler({"fn_index": index_of_write(keyed_url), "data": values})
-    assert "query" in httpx.post(f"{keyed_url}/gradio_api/run/x", json=call).text  # the handler is the right one
+    assert "query" in httpx.post(f"{keyed_url}/gradio_api/run/x", json=call).text  # it is the right handler
     for path in (str(secret), "/proc/self/environ", "http://127.0.0.1:1/x"):
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
         for text in (file, [file], {"a": file}):
@@ -445,7 +450,7 @@ def test_no_file_of_this_machine_is_read_in_the_place_of_a_text(
             assert answer.status_code == 422
             assert httpx.post(f"{keyed_url}/gradio_api/queue/join", json=bad).status_code == 422
     assert httpx.get(f"{keyed_url}/gradio_api/file={secret}").status_code == 403
-    # Gradio itself refuses them, too, should something get past the guard.
+    # Gradio refuses them too, if they pass the guard.
     monkeypatch.setattr(guard, "is_plain", lambda _: True)
     file = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
     answer = httpx.post(f"{keyed_url}/gradio_api/run/x", json=call | {"data": [*values[:3], file, *values[4:]]})
@@ -467,37 +472,37 @@ def test_no_file_of_this_machine_is_read_in_the_place_of_a_text(
         "stream/x",
     ],
 )
-def test_what_the_page_does_not_use_of_gradio_is_closed(keyed_url: str, path: str) -> None:
+def test_unused_gradio_routes_are_closed(keyed_url: str, path: str) -> None:
     url = f"{keyed_url}/gradio_api/{path}"
     assert httpx.get(url).status_code == 404
     assert httpx.post(url, content=b"x").status_code == 404
 
 
-def test_more_text_than_a_person_types_is_refused_before_it_is_read(keyed_url: str) -> None:
+def test_oversized_page_request_gets_413(keyed_url: str) -> None:
     large = handler({"fn_index": 0, "data": ["x" * (guard.MOST_BYTES + 1)]})
     for path in ("run/x", "queue/join"):
         assert httpx.post(f"{keyed_url}/gradio_api/{path}", json=large).status_code == 413
 
 
-def test_keys_and_texts_stay_in_no_session(browser: Browser, keyed_url: str) -> None:
+def test_sessions_keep_no_keys_or_texts(browser: Browser, keyed_url: str) -> None:
     word = "a text that is nowhere else"
     with opened(browser, keyed_url) as tab:
         tab.page.locator("#e5-key input").fill(KEY)
         tab.fill(queries=word)
         assert "Done" in tab.run()
-        sessions = [one for one in gc.get_objects() if isinstance(one, SessionState)]
+        sessions = [state for state in gc.get_objects() if isinstance(state, SessionState)]
         assert sessions
-        kept = repr([(one.config_values, one.state_data) for one in sessions])
-        assert KEY not in kept
-        assert word not in kept
+        contents = repr([(session.config_values, session.state_data) for session in sessions])
+        assert KEY not in contents
+        assert word not in contents
 
 
-def test_e5_does_not_know_the_page() -> None:
+def test_library_does_not_mention_the_page() -> None:
     assert not [path.name for path in (ROOT / "e5").glob("*.py") if "playground" in path.read_text("utf-8")]
 
 
 CONTRASTS = """() => {
-  // WCAG's contrast of each piece of the page's own text with the first opaque colour behind it.
+  // WCAG contrast of each text element with the first opaque colour behind it.
   const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
   const rgb = (colour, under) => {
     canvas.fillStyle = under; canvas.fillRect(0, 0, 1, 1);

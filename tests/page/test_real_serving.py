@@ -1,4 +1,4 @@
-"""A real E5 behind the whole chain, as `make playground` starts it: Cog server, gateway and page."""
+"""Real E5 weights through Cog server, gateway and page, started as in `make playground`."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture(scope="module")
 def url(real_e5_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the gateway with the page, in front of its own Cog server."""
+    """The address of a playground with its own Cog server."""
     folder, port = tmp_path_factory.mktemp("playground"), free_port()
     options = ["--no-browser", "--port", str(port), "--database", str(folder / "predictions.sqlite3")]
     model = {"E5_MODEL": real_e5.MODEL, "E5_WEIGHTS": str(real_e5_folder)}
@@ -50,7 +50,7 @@ def url(real_e5_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return once the gateway knows its model. Raises RuntimeError with the end of the log."""
+    """Wait until the gateway knows its model. Raises RuntimeError with the end of the log."""
     end = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < end and process.poll() is None:
         try:
@@ -62,7 +62,7 @@ def wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path) 
     raise RuntimeError(f"the gateway is not ready; its log ends with:\n{log.read_text(errors='replace')[-2000:]}")
 
 
-def test_openais_client_gets_the_librarys_vectors(url: str, real_e5_model: Embedder) -> None:
+def test_openai_client_gets_the_librarys_vectors(url: str, real_e5_model: Embedder) -> None:
     texts = list(ARTICLE_1.values())[::4]
     with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         for suffix, embed in ((":query", real_e5_model.embed_queries), ("", real_e5_model.embed_documents)):
@@ -74,7 +74,7 @@ def test_openais_client_gets_the_librarys_vectors(url: str, real_e5_model: Embed
 @pytest.mark.skipif(
     CHROMIUM is None, reason="THE PAGE IS NOT TESTED IN A BROWSER: no chromium or google-chrome on PATH"
 )
-def test_the_example_across_languages_shows_the_librarys_scores(url: str, real_e5_model: Embedder) -> None:
+def test_languages_example_shows_the_librarys_scores(url: str, real_e5_model: Embedder) -> None:
     form = examples.get("languages").form
     queries, documents = form.queries.splitlines(), form.documents.splitlines()
     want = scores(real_e5_model.embed_queries(queries), real_e5_model.embed_documents(documents))
@@ -90,10 +90,10 @@ def test_the_example_across_languages_shows_the_librarys_scores(url: str, real_e
         cells = [float(text) for text in page.locator(".e5-heat tbody td").all_inner_texts()]
         rankings = page.locator("#e5-result .e5-each")
         shown = [float(text) for text in rankings.locator(".e5-score").all_inner_texts()]
-        places = [int(text.removeprefix("#")) - 1 for text in rankings.locator("p small").all_inner_texts()]
+        ranks = [int(text.removeprefix("#")) - 1 for text in rankings.locator("p small").all_inner_texts()]
         browser.close()
     np.testing.assert_allclose(np.reshape(cells, want.shape), want, rtol=0, atol=0.06)  # one decimal is shown
     order = np.argsort(-want, axis=1)
-    np.testing.assert_array_equal(np.reshape(places, want.shape), order)
+    np.testing.assert_array_equal(np.reshape(ranks, want.shape), order)
     np.testing.assert_allclose(np.reshape(shown, want.shape), np.take_along_axis(want, order, 1), rtol=0, atol=0.006)
-    assert [documents[place][:2] for place in order[:, 0]] == ["1.", "As", "1."], "each question finds its answer"
+    assert [documents[index][:2] for index in order[:, 0]] == ["1.", "As", "1."], "each question finds its answer"

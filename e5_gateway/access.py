@@ -1,0 +1,60 @@
+"""Access control: the API key, or without one, requests from this machine only."""
+
+import hmac
+import ipaddress
+from urllib.parse import urlsplit
+
+from e5_gateway.errors import GatewayError
+from e5_gateway.settings import KEY_VARIABLE
+
+HEALTH_CHECK = "/health-check"
+"""Needs no key: load balancers have none."""
+API_PREFIXES = ("/v1/", "/predictions", "/openapi.json", "/metrics", "/shutdown")
+"""Paths that need the key. If a page is mounted at `/`, the other paths are the page's."""
+
+Headers = dict[bytes, bytes]
+
+
+class Access:
+    """Decides which requests are admitted. With `page`, the paths of the page at `/` need no key."""
+
+    def __init__(self, api_key: str | None, page: bool) -> None:
+        self._key = None if api_key is None else api_key.encode()
+        self._page = page
+
+    def has_key(self, headers: Headers) -> bool:
+        """Whether the request has the right key, or none is needed."""
+        if self._key is None:
+            return True
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        return scheme.lower() in (b"bearer", b"token") and hmac.compare_digest(key.strip(), self._key)
+
+    def refusal(self, path: str, headers: Headers) -> GatewayError | None:
+        """The error for a request without access, else None."""
+        if self._key is None:
+            # Without a key the gateway listens on loopback, but web pages in a browser on this machine can reach it:
+            # by DNS rebinding, with a Host of their own, or cross-origin, with an Origin of their own or `null`.
+            origin = headers.get(b"origin")
+            if _is_loopback(headers.get(b"host", b"")) and (origin is None or _is_loopback(origin)):
+                return None
+            cure = f"set {KEY_VARIABLE} to open it to other host names"
+            return GatewayError(403, f"this gateway answers to localhost alone: {cure}")
+        needs_key = path.startswith(API_PREFIXES) or (path != HEALTH_CHECK and not self._page)
+        if not needs_key or self.has_key(headers):
+            return None
+        cause = "the API key is wrong" if headers.get(b"authorization") else "no API key was sent"
+        cure = "send `Authorization: Bearer KEY` with the gateway's key"
+        return GatewayError(401, f"{cause}: {cure}", "invalid_api_key")
+
+
+def is_page_path(path: str) -> bool:
+    return not path.startswith((*API_PREFIXES, HEALTH_CHECK))
+
+
+def _is_loopback(address: bytes) -> bool:
+    """Whether a Host header, or an Origin (which has a scheme), names this machine."""
+    try:
+        name = urlsplit(address if b"://" in address else b"http://" + address).hostname or b""
+        return name == b"localhost" or ipaddress.ip_address(name.decode("latin-1")).is_loopback
+    except ValueError:
+        return False
