@@ -1,7 +1,6 @@
-"""Deterministic texts for the benchmark: seeded words from the tokenizer's own vocabulary, so no data file is needed.
+"""Random texts, drawn with a seed from words of the tokenizer's own vocabulary, so that no data file is needed.
 
-Nearly every word is one token, so a text of a wanted length is that many words. The lengths that are reported are
-counted after tokenising.
+Nearly every word is one token, so a text of N tokens is about N words. Reported lengths are counted after tokenising.
 """
 
 from collections.abc import Sequence
@@ -21,14 +20,14 @@ QUERY_TOKENS, DOCUMENT_TOKENS, SHORT_TOKENS = 30, 80, 12
 
 @dataclass(frozen=True)
 class Pair:
-    """One query and one document, as a user writes them: without prompts."""
+    """One query and one document as a user writes them, without prompts."""
 
     query: str
     document: str
 
 
-class Texts:
-    """Texts for one model. The same seed and count give the same texts, in every run and on every machine."""
+class RandomTexts:
+    """Texts for one model. The same seed and count give the same texts in every run and on every machine."""
 
     def __init__(self, embedder: Embedder, tokenizer: Path, seed: int = 0) -> None:
         """`tokenizer`: the embedder's tokenizer.json."""
@@ -37,11 +36,11 @@ class Texts:
         self.seed = seed
 
     def mixed(self, count: int) -> list[str]:
-        """`count` documents of log-normal length, at most the model's limit."""
+        """`count` documents of log-normal length, up to the model's token limit."""
         random = np.random.default_rng([self.seed, 0])
         limit = self.embedder.tokenizer.max_tokens
-        drawn = random.lognormal(np.log(MEDIAN_TOKENS), SIGMA, count).round().clip(1, limit)
-        return self._documents(random, drawn.astype(int).tolist())
+        lengths = random.lognormal(np.log(MEDIAN_TOKENS), SIGMA, count).round().clip(1, limit)
+        return self._documents(random, lengths.astype(int).tolist())
 
     def short(self, count: int) -> list[str]:
         """`count` documents of 12 tokens on average."""
@@ -49,34 +48,34 @@ class Texts:
         return self._documents(random, random.integers(SHORT_TOKENS - 4, SHORT_TOKENS + 5, count).tolist())
 
     def of_words(self, counts: Sequence[int]) -> list[str]:
-        """One text for each count, of so many words, which are as many tokens besides those of the frame."""
+        """One text per count, of that many words: as many tokens, plus the special tokens."""
         random = np.random.default_rng([self.seed, 3])
         return [self._text(random, count) for count in counts]
 
     def pairs(self, count: int) -> list[Pair]:
-        """`count` pairs of a query of 30 tokens, its instruction included, and a document of 80."""
+        """`count` pairs of a 30-token query, including its instruction, and an 80-token document."""
         random = np.random.default_rng([self.seed, 2])
-        room = QUERY_TOKENS - self._length(prompts.query_prompt(self.embedder.model.prompt, DEFAULT_TASK, ""))
+        query_words = QUERY_TOKENS - self._length(prompts.query_prompt(self.embedder.model.prompt, DEFAULT_TASK, ""))
         documents = self._documents(random, [DOCUMENT_TOKENS] * count)
-        return [Pair(self._text(random, room), document) for document in documents]
+        return [Pair(self._text(random, query_words), document) for document in documents]
 
     def _documents(self, random: np.random.Generator, tokens: Sequence[int]) -> list[str]:
-        frame = self._length(prompts.document_prompt(self.embedder.model.prompt, ""))
-        return [self._text(random, count - frame) for count in tokens]
+        overhead = self._length(prompts.document_prompt(self.embedder.model.prompt, ""))
+        return [self._text(random, count - overhead) for count in tokens]
 
     def _text(self, random: np.random.Generator, words: int) -> str:
-        """So many words; at least one, because an empty text cannot be embedded."""
+        """That many words, but at least one: an empty text cannot be embedded."""
         return " ".join(self.words[index] for index in random.integers(len(self.words), size=max(1, words)))
 
     def _length(self, text: str) -> int:
-        """Tokens of a prompted text, special tokens included."""
+        """Tokens of a prompted text, including special tokens."""
         return self.embedder.tokenizer.encode([text]).total
 
 
 def _whole_words(tokenizer: Path) -> list[str]:
-    """Lower-case ASCII words that are one token, in the order of their ids."""
+    """Lower-case ASCII words that are a single token, ordered by id."""
     vocabulary = Tokenizer.from_file(str(tokenizer)).get_vocab()
     pieces = sorted(vocabulary, key=vocabulary.__getitem__)
-    if any(piece.startswith("▁") for piece in pieces):  # SentencePiece marks the start of a word, WordPiece the rest
+    if any(piece.startswith("▁") for piece in pieces):  # SentencePiece marks word starts; WordPiece marks continuations
         pieces = [piece[1:] for piece in pieces if piece.startswith("▁")]
     return [word for word in pieces if len(word) > 1 and word.isascii() and word.isalpha() and word.islower()]

@@ -75,7 +75,7 @@ def _figures(
     return rows
 
 
-def _scores(model: Embedder, pairs: Sequence[quality.Pair]) -> Json:
+def _scores(model: Embedder, pairs: Sequence[quality.SentencePair]) -> Json:
     """Mean scores of pairs that mean the same, of pairs that people found unlike, and of any two sentences."""
     found = 100 * quality.cosines(model, [(one.first, one.second) for one in pairs], None)
     gold = np.array([one.similarity for one in pairs])
