@@ -1,7 +1,7 @@
-"""Levers: what each part of the engine brings, by switching it off. One change at a time, on the same texts.
+"""Ablations: the speed of the engine with one part switched off at a time, on the same texts.
 
-Many texts in tokens a second, tokenising included, and one query and one document in milliseconds from token ids to
-vectors on the host. All take turns in one process. `docs/performance-notes.md` has what each was predicted to bring.
+Measures many texts in tokens per second, tokenising included, and one query and one document in milliseconds from token
+IDs to vectors on the host. All ablations are interleaved in one process. docs/performance-notes.md has the predictions.
 """
 
 import time
@@ -9,10 +9,23 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from benchmarks import variants
-from benchmarks.report import Json, Keep, Sample, discard, interleaved, log, median, percentile, seconds, table
-from benchmarks.texts import Texts
+from benchmarks.report import (
+    Json,
+    Keep,
+    Sample,
+    discard,
+    first_line,
+    interleaved,
+    log,
+    median,
+    percentile,
+    seconds,
+    table,
+)
+from benchmarks.texts import RandomTexts
 from e5 import DEFAULT_TASK
 from e5.embedder import Embedder
 from e5.tokens import TokenIds, Tokens
@@ -20,62 +33,70 @@ from e5.tokens import TokenIds, Tokens
 BUDGETS = (4096, 8192, 16384, 32768)
 PAIRS, CALLS_PER_ROUND = 20, 10
 WARM_UP = 3
-BASE = "as it is"
+UNCHANGED = "unchanged"
 
 Switch = Callable[[Embedder], AbstractContextManager[None]]
 Samples = dict[str, list[Sample[None]]]
 
 
 @dataclass(frozen=True)
-class Lever:
-    """One thing changed. `ready`: how many texts are tokenised before: none, all (measured), all (not measured)."""
+class Ablation:
+    """One change to the engine.
+
+    `requires`: the key in `variants.missing` that rules it out. `tokenize`: with each batch while the device computes
+    ("overlapped"), all texts before the first batch ("first"), or outside of the measured time ("untimed").
+    """
 
     name: str
     switch: Switch = variants.as_it_is
-    needs: str = ""
-    ready: str = "none"
+    requires: str = ""
+    tokenize: Literal["overlapped", "first", "untimed"] = "overlapped"
 
 
-LEVERS = (
-    Lever(BASE),
-    Lever("torch's operators between products", variants.without_kernels, "kernels"),
-    Lever("no graphs", variants.without_graphs, "graphs"),
-    Lever("products by cuBLASLt", variants.cublaslt, "products"),
-    Lever("float16 products summed in float32", variants.sums_in_float32, "products"),
-    Lever("waiting for each batch", variants.synchronised, "synchronised"),
-    Lever("all texts tokenised first", ready="measured"),
-    Lever("token ids ready", ready="not measured"),
-    *(Lever(f"batches of {size:,} tokens", partial(variants.budget, tokens=size)) for size in BUDGETS),
-    Lever("attention by dense runs", variants.dense_attention, "attention"),
+ABLATIONS = (
+    Ablation(UNCHANGED),
+    Ablation("torch's operators instead of fused kernels", variants.without_kernels, "kernels"),
+    Ablation("no CUDA graphs", variants.without_graphs, "graphs"),
+    Ablation("products by cuBLASLt", variants.cublaslt, "products"),
+    Ablation("float16 products summed in float32", variants.sums_in_float32, "products"),
+    Ablation("synchronised after each batch", variants.synchronised, "synchronised"),
+    Ablation("all texts tokenised first", tokenize="first"),
+    Ablation("tokenised before the timer", tokenize="untimed"),
+    *(Ablation(f"batches of {size:,} tokens", partial(variants.budget, tokens=size)) for size in BUDGETS),
+    Ablation("dense attention by length", variants.dense_attention, "attention"),
 )
-PAIR_LEVERS = tuple(
-    lever for lever in LEVERS if lever.needs in ("kernels", "graphs", "attention", "products") or lever.name == BASE
+PAIR_ABLATIONS = tuple(
+    ablation
+    for ablation in ABLATIONS
+    if ablation.requires in ("kernels", "graphs", "attention", "products") or ablation.name == UNCHANGED
 )
-FLOAT8 = Lever(variants.FLOAT8, needs=variants.FLOAT8)
+FLOAT8 = Ablation(variants.FLOAT8, requires=variants.FLOAT8)
 
 
-def measure(texts: Texts, load: Callable[[str], Embedder], count: int, rounds: int, keep: Keep = discard) -> Json:
-    """`load`: this package in another dtype, for float8, on the same weights."""
+def measure(texts: RandomTexts, load: Callable[[str], Embedder], count: int, rounds: int, keep: Keep = discard) -> Json:
+    """`load`: loads the same weights in another dtype, for float8."""
     embedder = texts.embedder
     documents = texts.mixed(count)
     tokens = embedder.tokenize([], documents, "")
     pairs = [embedder.tokenize([pair.query], [pair.document], DEFAULT_TASK).ids for pair in texts.pairs(PAIRS)]
     skipped = variants.missing(embedder)
-    engines = {lever: embedder for lever in LEVERS if lever.needs not in skipped}
-    if FLOAT8.needs not in skipped:
+    engines = {ablation: embedder for ablation in ABLATIONS if ablation.requires not in skipped}
+    if FLOAT8.requires not in skipped:
         try:
             engines[FLOAT8] = load(FLOAT8.name)
-        except Exception as error:  # a reason for this row alone; the others are still worth having
-            skipped[FLOAT8.name] = _reason(error)
-    log(f"levers: {len(engines)} on {count} texts, {tokens.total} tokens, {rounds} rounds …")
-    actions = {lever.name: _many(lever, engine, documents, tokens) for lever, engine in engines.items()}
-    pair_actions = {
-        lever.name: _pair(lever, engine, pairs)
-        for lever, engine in engines.items()
-        if lever in PAIR_LEVERS or lever is FLOAT8
+        except Exception as error:  # measure the other ablations all the same
+            skipped[FLOAT8.name] = first_line(error)
+    log(f"ablations: {len(engines)} on {count} texts, {tokens.total} tokens, {rounds} rounds …")
+    batch_actions = {
+        ablation.name: _batch_action(ablation, engine, documents, tokens) for ablation, engine in engines.items()
     }
-    many: Samples = {}
-    short: Samples = {}
+    pair_actions = {
+        ablation.name: _pair_action(ablation, engine, pairs)
+        for ablation, engine in engines.items()
+        if ablation in PAIR_ABLATIONS or ablation is FLOAT8
+    }
+    batch_samples: Samples = {}
+    pair_samples: Samples = {}
 
     def summary() -> Json:
         return {
@@ -86,108 +107,109 @@ def measure(texts: Texts, load: Callable[[str], Embedder], count: int, rounds: i
             "batch_tokens": embedder.max_batch_tokens,
             "rounds": rounds,
             "pairs": CALLS_PER_ROUND * rounds,
-            "levers": _rows(many, tokens.total),
-            "pair_levers": _pair_rows(short),
+            "ablations": _batch_rows(batch_samples, tokens.total),
+            "pair_ablations": _pair_rows(pair_samples),
             "skipped": skipped,
         }
 
     def keep_round(samples: Samples) -> None:
-        many.update(samples)
+        batch_samples.update(samples)
         keep(summary())
 
-    # The pairs first: they take seconds, and what is late must not cost them.
-    short |= _turns(pair_actions, CALLS_PER_ROUND * rounds, WARM_UP, skipped)
+    # Pairs first: they take seconds, so a time limit that cuts off the rest leaves them complete.
+    pair_samples |= _interleave(pair_actions, CALLS_PER_ROUND * rounds, WARM_UP, skipped)
     keep(summary())
-    many |= _turns(actions, rounds, 1, skipped, keep_round)
+    batch_samples |= _interleave(batch_actions, rounds, 1, skipped, keep_round)
     return summary()
 
 
-def _rows(samples: Samples, tokens: int) -> list[Json]:
-    medians = {name: median(seconds(kept)) for name, kept in samples.items()}
+def _batch_rows(samples: Samples, tokens: int) -> list[Json]:
+    medians = {name: median(seconds(calls)) for name, calls in samples.items()}
     return [
         {
-            "lever": name,
-            "seconds": seconds(kept),
+            "ablation": name,
+            "seconds": seconds(calls),
             "tokens_per_second": tokens / medians[name],
-            "ratio": medians[BASE] / medians[name],
+            "ratio": medians[UNCHANGED] / medians[name],
         }
-        for name, kept in samples.items()
+        for name, calls in samples.items()
     ]
 
 
 def _pair_rows(samples: Samples) -> list[Json]:
-    p50 = {name: percentile(seconds(kept), 50) for name, kept in samples.items()}
+    p50 = {name: percentile(seconds(calls), 50) for name, calls in samples.items()}
     return [
         {
-            "lever": name,
+            "ablation": name,
             "p50_milliseconds": p50[name] * 1e3,
-            "p90_milliseconds": percentile(seconds(kept), 90) * 1e3,
-            "ratio": p50[BASE] / p50[name],
+            "p90_milliseconds": percentile(seconds(calls), 90) * 1e3,
+            "ratio": p50[UNCHANGED] / p50[name],
         }
-        for name, kept in samples.items()
+        for name, calls in samples.items()
     ]
 
 
-def _turns(
+def _interleave(
     actions: Mapping[str, Callable[[int], None]],
     rounds: int,
     warm_up: int,
     skipped: dict[str, str],
     after_round: Callable[[Samples], None] = discard,
 ) -> Samples:
-    """Each called in turn; one that fails is left out with its reason, and the rest goes on."""
-    good = {}
+    """Warm up and interleave the actions. An action that fails in warm-up goes to `skipped` with its error."""
+    working = {}
     for name, action in actions.items():
         started = time.perf_counter()
         try:
             for number in range(warm_up):
                 action(number)
-            good[name] = action
+            working[name] = action
         except Exception as error:
-            if name == BASE:
+            if name == UNCHANGED:
                 raise
-            skipped[name] = _reason(error)
-        log(f"levers: {name}: warm after {time.perf_counter() - started:.1f} s")
-    return interleaved(good, rounds, warm_up=0, after_round=after_round)
+            skipped[name] = first_line(error)
+        log(f"ablations: {name}: warm-up took {time.perf_counter() - started:.1f} s")
+    return interleaved(working, rounds, warm_up=0, after_round=after_round)
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def _many(lever: Lever, embedder: Embedder, documents: list[str], tokens: Tokens) -> Callable[[int], None]:
-    def run(_: int) -> None:
-        with lever.switch(embedder):
-            if lever.ready == "none":
+def _batch_action(
+    ablation: Ablation, embedder: Embedder, documents: list[str], tokens: Tokens
+) -> Callable[[int], None]:
+    def embed(_: int) -> None:
+        with ablation.switch(embedder):
+            if ablation.tokenize == "overlapped":
                 embedder.embed_documents(documents, progress=False)
+            elif ablation.tokenize == "first":
+                embedder.embed_tokens(embedder.tokenize([], documents, ""))
             else:
-                known = tokens if lever.ready == "not measured" else embedder.tokenize([], documents, "")
-                embedder.embed_tokens(known)
+                embedder.embed_tokens(tokens)
 
-    return run
+    return embed
 
 
-def _pair(lever: Lever, embedder: Embedder, pairs: list[list[TokenIds]]) -> Callable[[int], None]:
-    def run(number: int) -> None:
-        with lever.switch(embedder):
+def _pair_action(ablation: Ablation, embedder: Embedder, pairs: list[list[TokenIds]]) -> Callable[[int], None]:
+    def embed(number: int) -> None:
+        with ablation.switch(embedder):
             embedder.forward(pairs[number % len(pairs)]).cpu()
 
-    return run
+    return embed
 
 
 def card(result: Json) -> str:
-    many = [[row["lever"], f"{row['tokens_per_second']:,.0f}", f"{row['ratio']:.3f}"] for row in result["levers"]]
-    pair = [
-        [row["lever"], f"{row['p50_milliseconds']:.3f}", f"{row['p90_milliseconds']:.3f}", f"{row['ratio']:.3f}"]
-        for row in result["pair_levers"]
+    batches = [
+        [row["ablation"], f"{row['tokens_per_second']:,.0f}", f"{row['ratio']:.3f}"] for row in result["ablations"]
+    ]
+    pairs = [
+        [row["ablation"], f"{row['p50_milliseconds']:.3f}", f"{row['p90_milliseconds']:.3f}", f"{row['ratio']:.3f}"]
+        for row in result["pair_ablations"]
     ]
     return "\n".join(
         [
-            f"Levers: {result['texts']:,} documents, {result['tokens']:,} tokens in {result['dtype']}, batches of "
+            f"Ablations: {result['texts']:,} documents, {result['tokens']:,} tokens in {result['dtype']}, batches of "
             f"{result['batch_tokens']:,} tokens; interleaved rounds: {result['rounds']}; medians",
-            table(["", "tokens/s", f"÷ {BASE}"], many),
-            f"  One query and one document, token ids to vectors on the host, {result['pairs']} calls each:",
-            table(["", "p50 ms", "p90 ms", f"speed ÷ {BASE}"], pair),
+            table(["", "tokens/s", f"÷ {UNCHANGED}"], batches),
+            f"  One query and one document, token IDs to vectors on the host, {result['pairs']} calls each:",
+            table(["", "p50 ms", "p90 ms", f"speed ÷ {UNCHANGED}"], pairs),
             *(f"  {name}: not measured, {reason}" for name, reason in result["skipped"].items()),
         ]
     )

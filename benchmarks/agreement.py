@@ -1,4 +1,4 @@
-"""How far two sets of vectors of the same texts lie apart."""
+"""Differences between two sets of vectors of the same texts."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,11 +14,10 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Distance:
-    """Of vectors from a reference, [N, D] each.
+    """Distance of vectors [N, D] from a reference [N, D], computed in float64, where NaN stays NaN.
 
-    Relative L2: ‖a − b‖ / ‖b‖ of each row. Centred cosine: after the mean of the reference is taken off both, so that
-    the few dimensions that dominate every vector hide nothing. Score: 100 × cosine of any two texts. All in float64, in
-    which NaN stays NaN.
+    Relative L2: ‖a − b‖ / ‖b‖ per row. Centred cosine: the reference's mean is subtracted from both first, because a
+    few dominating dimensions hide differences from a plain cosine. Score: 100 × cosine of any two texts.
     """
 
     max_relative_l2: float
@@ -33,19 +32,19 @@ class Distance:
 
 def distance(vectors: Vectors, reference: Vectors) -> Distance:
     a, b = vectors.astype(np.float64), reference.astype(np.float64)
-    relative: Any = np.linalg.norm(a - b, axis=1) / np.linalg.norm(b, axis=1)
-    middle = b.mean(axis=0)
-    centred = (_unit(a - middle) * _unit(b - middle)).sum(axis=1)
-    apart = 100 * np.abs(_unit(a) @ _unit(a).T - _unit(b) @ _unit(b).T)
+    relative_l2: Any = np.linalg.norm(a - b, axis=1) / np.linalg.norm(b, axis=1)
+    mean = b.mean(axis=0)
+    centred_cosine = (_normalized(a - mean) * _normalized(b - mean)).sum(axis=1)
+    score_difference = 100 * np.abs(_normalized(a) @ _normalized(a).T - _normalized(b) @ _normalized(b).T)
     return Distance(
-        float(relative.max()),
-        float(np.median(relative)),
-        float(centred.min()),
-        float(apart.max()),
+        float(relative_l2.max()),
+        float(np.median(relative_l2)),
+        float(centred_cosine.min()),
+        float(score_difference.max()),
         bool(np.array_equal(vectors, reference)),
     )
 
 
-def _unit(rows: Doubles) -> Doubles:
-    unit: Doubles = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return unit
+def _normalized(vectors: Doubles) -> Doubles:
+    normalized: Doubles = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return normalized

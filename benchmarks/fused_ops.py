@@ -1,9 +1,8 @@
-"""What a decoder computes between its products, by itself: fused kernels, torch's operators, and those compiled.
+"""Fused ops: the decoder's steps between its matrix products, by fused kernels, torch's operators and torch.compile.
 
-Where liger-kernel is installed, its norm with addition and its gate as well; its rotation takes another layout.
-
-Each as a share of its floor, the bytes that one pass must move over the measured bandwidth; what stays in the cache, as
-128 tokens do on a GPU, may be faster. Time of the device: the calls are recorded in a graph.
+Also times liger-kernel's residual RMSNorm and gate where it is installed; its RoPE needs another layout. Each time is
+compared with its floor: the bytes of one pass over the measured bandwidth. Data that stays in the cache, as 128 tokens
+do on a GPU, may beat the floor. Times are device times, recorded in a CUDA graph.
 """
 
 import importlib.util
@@ -14,40 +13,46 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.report import Json, log, table
+from benchmarks.report import Json, first_line, log, table
 from benchmarks.timing import Action, free, seconds_each
 from e5.network import fused_ops
 
 TOKENS = {"cuda": (128, 16384), "cpu": (128,)}
 CALLS = 20
-"""In one graph, one after the other."""
-KERNELS, OPERATORS, COMPILED, LIGER = "kernels", "torch's operators", "the same, compiled", "liger-kernel"
+"""Calls in one CUDA graph."""
+KERNELS, OPERATORS, COMPILED, LIGER = "fused kernel", "torch's operators", "torch.compile", "liger-kernel"
+
+Function = Callable[..., Any]
+Wrap = Callable[[Function], Function]
+"""Replaces a function of e5.network.fused_ops by another implementation."""
+Case = tuple[int, Callable[[Wrap], Action]]
+"""The bytes that a step has to move, and a factory of its call."""
 
 
 def measure(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype, bytes_per_second: float) -> Json:
-    """For the sizes of a config.json of Mistral's kind, in 16 bits."""
-    ways = [KERNELS, OPERATORS, COMPILED] if device.type == "cuda" else [OPERATORS]
+    """`config`: a Mistral config.json; `dtype`: a 16-bit dtype."""
+    implementations = [KERNELS, OPERATORS, COMPILED] if device.type == "cuda" else [OPERATORS]
     if device.type == "cuda" and importlib.util.find_spec("liger_kernel"):
-        ways.append(LIGER)
+        implementations.append(LIGER)
     rows: list[Json] = []
     skipped: dict[str, str] = {}
     for tokens in TOKENS[device.type]:
-        for way in ways:
-            log(f"elementwise: {tokens} tokens, {way} …")
-            for name, (size, make) in _cases(config, tokens, device, dtype).items():
+        for implementation in implementations:
+            log(f"fused ops: {tokens} tokens, {implementation} …")
+            for step, (size, make_action) in _cases(config, tokens, device, dtype).items():
                 try:
-                    with _switch(way), torch.inference_mode():
-                        action = make({COMPILED: _compiled, LIGER: _liger}.get(way, _plain))
+                    with _kernels_switched(implementation), torch.inference_mode():
+                        action = make_action({COMPILED: _compiled, LIGER: _liger}.get(implementation, _unchanged))
                         seconds = seconds_each([action] * CALLS, device, rounds=20 if device.type == "cuda" else 3)
-                except Exception as error:  # a compiler that is not there is a reason, not the end
-                    skipped[way] = f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                except Exception as error:  # such as a missing compiler: measure the rest
+                    skipped[implementation] = f"{step}: {first_line(error)}"
                     continue
                 floor = size / bytes_per_second
                 rows.append(
                     {
-                        "step": name,
+                        "step": step,
                         "tokens": tokens,
-                        "way": way,
+                        "implementation": implementation,
                         "microseconds": seconds * 1e6,
                         "floor_microseconds": floor * 1e6,
                         "share_of_floor": floor / seconds,
@@ -57,67 +62,63 @@ def measure(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype,
     return {"device": str(device), "rows": rows, "skipped": skipped}
 
 
-Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+def _unchanged(function: Function) -> Function:
     return function
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(function, dynamic=False)
+def _compiled(function: Function) -> Function:
+    compiled: Function = torch.compile(function, dynamic=False)
     return compiled
 
 
-def _liger(function: Callable[..., Any]) -> Callable[..., Any]:
+def _liger(function: Function) -> Function:
     from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
     from liger_kernel.ops.swiglu import LigerFusedGateUpSiLUMulFunction
 
     if function is fused_ops.gate:
-        gate: Callable[..., Any] = LigerFusedGateUpSiLUMulFunction.apply
+        gate: Function = LigerFusedGateUpSiLUMulFunction.apply
         return gate
     if function is fused_ops.add_rms_norm:
-        return lambda hidden, change, weight, epsilon: LigerFusedAddRMSNormFunction.apply(
-            change, hidden, weight, epsilon, 0.0, "llama", False
+        return lambda hidden, residual, weight, eps: LigerFusedAddRMSNormFunction.apply(
+            residual, hidden, weight, eps, 0.0, "llama", False
         )
-    raise NotImplementedError("its rotation takes queries and keys in another layout")
+    raise NotImplementedError("liger-kernel's RoPE takes queries and keys in another layout")
 
 
-def _switch(way: str) -> AbstractContextManager[object]:
-    return nullcontext() if way == KERNELS else patch.object(fused_ops, "use_kernels", False)
+def _kernels_switched(implementation: str) -> AbstractContextManager[object]:
+    return nullcontext() if implementation == KERNELS else patch.object(fused_ops, "use_kernels", False)
 
 
-def _cases(
-    config: Mapping[str, Any], tokens: int, device: torch.device, dtype: torch.dtype
-) -> dict[str, tuple[int, Callable[[Wrap], Action]]]:
-    """Step → the bytes that it must move, and what makes its call with a function plain or compiled."""
-    width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-    keys, head = config["num_key_value_heads"], config.get("head_dim") or width // heads
+def _cases(config: Mapping[str, Any], tokens: int, device: torch.device, dtype: torch.dtype) -> dict[str, Case]:
+    hidden_size, num_attention_heads = config["hidden_size"], config["num_attention_heads"]
+    intermediate_size, num_key_value_heads = config["intermediate_size"], config["num_key_value_heads"]
+    head_dim = config.get("head_dim") or hidden_size // num_attention_heads
+    rotated_heads = num_attention_heads + num_key_value_heads
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, device=device).to(dtype)
 
     def norm(wrap: Wrap) -> Action:
-        function, hidden, weight = wrap(fused_ops.add_rms_norm), draw(tokens, width), draw(width)
-        change = draw(tokens, width).mul_(1e-3)  # added in place a hundred times
-        return lambda: function(hidden, change, weight, 1e-5)
+        function, hidden, weight = wrap(fused_ops.add_rms_norm), draw(tokens, hidden_size), draw(hidden_size)
+        residual = draw(tokens, hidden_size).mul_(1e-3)  # small, because it is added in place about a hundred times
+        return lambda: function(hidden, residual, weight, 1e-5)
 
-    def rotate(wrap: Wrap) -> Action:
-        function, qkv = wrap(fused_ops.rotate), draw(tokens, heads + 2 * keys, head)
-        angles = torch.rand(tokens, head // 2, device=device)
-        positions = torch.arange(tokens, device=device)
-        turn = fused_ops.rotation(torch.cat([angles.cos(), angles.sin()], dim=1), positions, dtype)
-        return lambda: function(qkv[:, : heads + keys], turn)
+    def rope(wrap: Wrap) -> Action:
+        function, qkv = wrap(fused_ops.rotate), draw(tokens, rotated_heads + num_key_value_heads, head_dim)
+        angles = torch.rand(tokens, head_dim // 2, device=device)
+        position_ids = torch.arange(tokens, device=device)
+        cos_sin = fused_ops.rotation(torch.cat([angles.cos(), angles.sin()], dim=1), position_ids, dtype)
+        return lambda: function(qkv[:, :rotated_heads], cos_sin)
 
     def gate(wrap: Wrap) -> Action:
-        function, gate_up = wrap(fused_ops.gate), draw(tokens, 2 * inner)
+        function, gate_up = wrap(fused_ops.gate), draw(tokens, 2 * intermediate_size)
         return lambda: function(gate_up)
 
-    row = tokens * dtype.itemsize
+    column_bytes = tokens * dtype.itemsize
     return {
-        "addition and norm": (4 * row * width, norm),
-        "rotation": (2 * row * (heads + keys) * head, rotate),
-        "gate": (3 * row * inner, gate),
+        "residual and RMSNorm": (4 * column_bytes * hidden_size, norm),
+        "RoPE": (2 * column_bytes * rotated_heads * head_dim, rope),
+        "gate": (3 * column_bytes * intermediate_size, gate),
     }
 
 
@@ -125,7 +126,7 @@ def card(result: Json) -> str:
     rows = [
         [
             row["step"],
-            row["way"],
+            row["implementation"],
             f"{row['tokens']:,}",
             f"{row['microseconds']:,.1f}",
             f"{row['floor_microseconds']:,.1f}",
@@ -135,8 +136,8 @@ def card(result: Json) -> str:
     ]
     return "\n".join(
         [
-            "Elementwise: between the products; floor: one pass over what it reads and writes, at the bandwidth",
-            table(["step", "by", "tokens", "µs", "floor µs", "floor's share %"], rows, text_columns=2),
-            *(f"  {way}: not measured, {reason}" for way, reason in result["skipped"].items()),
+            "Fused ops: steps between matrix products; floor: one pass over inputs and outputs at the bandwidth",
+            table(["step", "by", "tokens", "µs", "floor µs", "floor / time %"], rows, text_columns=2),
+            *(f"  {name}: not measured, {reason}" for name, reason in result["skipped"].items()),
         ]
     )

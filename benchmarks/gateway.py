@@ -1,7 +1,7 @@
-"""What the gateway costs: requests/s and waiting times through each of its APIs, beside the Cog server without it.
+"""Gateway: requests/s and latency through each of its APIs, compared with the Cog server without a gateway.
 
-All take turns in one run, on the same server, with the same pairs in base64. The client shares the machine's cores with
-gateway, server and model: a gateway of its own machine costs less.
+All APIs are interleaved in one run on the same server, with the same pairs, in base64. Client, gateway, server and
+model share the machine's cores; a gateway on its own machine costs less.
 """
 
 import asyncio
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report import Json, log, table
-from benchmarks.texts import Pair, Texts
+from benchmarks.texts import Pair, RandomTexts
 from e5_cog.server import running
 from e5_gateway import process
-from loadtesting.cog_client import Client, Reply, Spell, keep_busy, new_id, rate_and_waits
+from loadtesting.cog_client import Client, LoadRun, Reply, new_id, rate_and_latency, sustain_load
 
 DIRECT = "the Cog server itself"
 CLIENTS, QUICK_CLIENTS = (1, 8, 32), (1, 4)
@@ -27,8 +27,8 @@ PAIRS = 1000
 
 
 @dataclass(frozen=True)
-class Way:
-    """One API: where its requests go, what they hold, and the status of a good answer."""
+class Api:
+    """Where requests of one API go, their headers, and the HTTP status of success."""
 
     name: str
     path: str
@@ -37,26 +37,26 @@ class Way:
 
     def body(self, pair: Pair, model: str) -> bytes:
         base64 = {"encoding_format": "base64"}
-        if self.path == "/v1/embeddings":  # all texts of a request are of one kind there: both are documents
+        if self.path == "/v1/embeddings":  # this API has one kind of text per request: both are documents
             return json.dumps({"model": model, "input": [pair.query, pair.document]} | base64).encode()
         inputs = {"query": pair.query, "document": pair.document} | base64
         return json.dumps({"input": inputs} | ({} if "/v1/" in self.path else {"id": new_id()})).encode()
 
 
-def ways(model: str) -> tuple[Way, ...]:
+def apis(model: str) -> tuple[Api, ...]:
     return (
-        Way(DIRECT, "/predictions", 200, {}),
-        Way("gateway, Cog's API", "/predictions", 200, {}),
-        Way("gateway, OpenAI's API", "/v1/embeddings", 200, {}),
-        Way("gateway, Replicate's API", f"/v1/models/e5/{model}/predictions", 201, {"Prefer": "wait"}),
+        Api(DIRECT, "/predictions", 200, {}),
+        Api("gateway, Cog's API", "/predictions", 200, {}),
+        Api("gateway, OpenAI's API", "/v1/embeddings", 200, {}),
+        Api("gateway, Replicate's API", f"/v1/models/e5/{model}/predictions", 201, {"Prefer": "wait"}),
     )
 
 
-def measure(model: str, texts: Texts, environment: dict[str, str], quick: bool, rounds: int) -> Json:
-    """`environment`: the E5_* variables that make a server run the model."""
+def measure(model: str, texts: RandomTexts, environment: dict[str, str], quick: bool, rounds: int) -> Json:
+    """`environment`: the E5_* variables with which a server loads the model."""
     pairs = texts.pairs(PAIRS if not quick else 50)
     clients, seconds = (QUICK_CLIENTS, QUICK_SECONDS) if quick else (CLIENTS, SECONDS)
-    runs: dict[tuple[str, int], list[Spell]] = defaultdict(list)
+    runs: dict[tuple[str, int], list[LoadRun]] = defaultdict(list)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         log("starting a server and a gateway …")
@@ -64,63 +64,68 @@ def measure(model: str, texts: Texts, environment: dict[str, str], quick: bool, 
         gateway = stack.enter_context(process.running(server.url, folder))
         for number in range(rounds):
             log(f"gateway: round {number + 1} of {rounds} …")
-            for count, way in itertools.product(clients, ways(model)):
-                url = server.url if way.name == DIRECT else gateway.url
-                runs[way.name, count].append(asyncio.run(_load(url, way, pairs, model, count, seconds)))
-    rows = [{"way": name, "clients": count, **rate_and_waits(found)} for (name, count), found in runs.items()]
-    return {"pairs": len(pairs), "dtype": texts.embedder.dtype, "rounds": rounds, "seconds": seconds, "ways": rows} | {
-        "against_direct": _against_direct(rows)
+            for count, api in itertools.product(clients, apis(model)):
+                url = server.url if api.name == DIRECT else gateway.url
+                runs[api.name, count].append(asyncio.run(_load(url, api, pairs, model, count, seconds)))
+    rows = [{"api": name, "clients": count, **rate_and_latency(load_runs)} for (name, count), load_runs in runs.items()]
+    return {
+        "pairs": len(pairs),
+        "dtype": texts.embedder.dtype,
+        "rounds": rounds,
+        "seconds": seconds,
+        "apis": rows,
+        "against_direct": _against_direct(rows),
     }
 
 
 def card(result: Json) -> str:
     rows = [
         [
-            row["way"],
+            row["api"],
             str(row["clients"]),
             f"{row['requests_per_second']:,.0f}",
             f"{row['p50_milliseconds']:.2f}",
             f"{row['p99_milliseconds']:.1f}",
         ]
-        for row in result["ways"]
+        for row in result["apis"]
     ]
     compared = [
-        [row["way"], str(row["clients"]), f"{row['of_direct']:.2f}", f"{row['added_p50_milliseconds']:+.2f}"]
+        [row["api"], str(row["clients"]), f"{row['of_direct']:.2f}", f"{row['added_p50_milliseconds']:+.2f}"]
         for row in result["against_direct"]
     ]
     return "\n".join(
         [
             f"Gateway: one query of 30 tokens and one document of 80 to base64, {result['dtype']}; rounds of "
             f"{result['seconds']:g} s, interleaved: {result['rounds']}",
-            table(["way", "clients", "req/s", "p50 ms", "p99 ms"], rows),
+            table(["API", "clients", "req/s", "p50 ms", "p99 ms"], rows),
             "  against the Cog server itself, ratio of medians and difference of p50:",
-            table(["way", "clients", "req/s", "p50 ms"], compared),
+            table(["API", "clients", "req/s", "p50 ms"], compared),
         ]
     )
 
 
-async def _load(url: str, way: Way, pairs: Sequence[Pair], model: str, clients: int, seconds: float) -> Spell:
-    turns = itertools.cycle(pairs)
+async def _load(url: str, api: Api, pairs: Sequence[Pair], model: str, clients: int, seconds: float) -> LoadRun:
+    next_pair = itertools.cycle(pairs)
     async with Client.connect(url) as client:
 
-        async def ask() -> Reply:
-            reply = await client.send("POST", way.path, way.body(next(turns), model), retry=True, **way.headers)
-            if reply.http_status != way.status:
-                raise RuntimeError(f"{way.name} answered {reply.http_status}: {reply.content[:300]!r}")
+        async def send() -> Reply:
+            reply = await client.send("POST", api.path, api.body(next(next_pair), model), retry=True, **api.headers)
+            if reply.http_status != api.status:
+                raise RuntimeError(f"{api.name} answered {reply.http_status}: {reply.content[:300]!r}")
             return reply
 
-        return await keep_busy(ask, clients, seconds)
+        return await sustain_load(send, clients, seconds)
 
 
 def _against_direct(rows: Sequence[Json]) -> list[Json]:
-    direct = {row["clients"]: row for row in rows if row["way"] == DIRECT}
+    direct = {row["clients"]: row for row in rows if row["api"] == DIRECT}
     return [
         {
-            "way": row["way"],
+            "api": row["api"],
             "clients": row["clients"],
             "of_direct": row["requests_per_second"] / direct[row["clients"]]["requests_per_second"],
             "added_p50_milliseconds": row["p50_milliseconds"] - direct[row["clients"]]["p50_milliseconds"],
         }
         for row in rows
-        if row["way"] != DIRECT
+        if row["api"] != DIRECT
     ]

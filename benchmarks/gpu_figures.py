@@ -1,4 +1,4 @@
-"""The figures of a run on a GPU against the goals that were set for it: a line each, from the sections' JSON."""
+"""One line per figure of a GPU run, compared with its goal, from the sections' JSON."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -6,74 +6,72 @@ from typing import Any
 from benchmarks.report import Json
 
 OURS, RIVAL = "this package", "sentence-transformers"
-GOALS = {
-    "share": 0.75,
-    "rival": 1.6,
-    "float8": 1.5,
-    "limit": 1.3,
-    "cold_bytes": 1.2,
-    "cold_seconds": 3.0,
-    "peak": 1.15,
-    "capture_seconds": 5.0,
-    "capture_bytes": 1e9,
-}
-"""Share of the matrix peak at least; × sentence-transformers at least; float8 × float16 at least; × the memory-read
-limit at most; a cold start in × bytes / bandwidth, and seconds on top; device memory at its peak in × the weights; what
-capturing graphs may cost."""
+MIN_SHARE_OF_LIMIT = 0.75
+"""Of the matrix rate."""
+MIN_RATIO_TO_RIVAL = 1.6
+MIN_FLOAT8_RATIO = 1.5
+"""Against float16."""
+MAX_LATENCY_RATIO = 1.3
+"""To the time of reading the weights once."""
+MAX_LOAD_RATIO, MAX_LOAD_SECONDS = 1.2, 3.0
+"""A load may take this multiple of bytes / bandwidth, plus the seconds."""
+MAX_PEAK_RATIO = 1.15
+"""Peak device memory, to the weights."""
+MAX_CAPTURE_SECONDS, MAX_CAPTURE_BYTES = 5.0, 1e9
+"""For CUDA graphs."""
 
 
-def machine(result: Json) -> str:
-    """What a figure must be quoted with: figures of other cards, drivers or CUDA builds are other figures."""
-    found = result["machine"]
-    commit = f", commit {found['commit']}" if found["commit"] else ""
+def machine_line(result: Json) -> str:
+    """Card, driver, CUDA build and commit, without which no figure may be quoted."""
+    machine = result["machine"]
+    commit = f", commit {machine['commit']}" if machine["commit"] else ""
     return (
-        f"{found['gpu'] or 'no GPU'}, driver {found['driver'] or 'none'}, CUDA build {found['cuda_build'] or 'none'}, "
-        f"torch {found['packages']['torch']}{commit}"
+        f"{machine['gpu'] or 'no GPU'}, driver {machine['driver'] or 'none'}, "
+        f"CUDA build {machine['cuda_build'] or 'none'}, torch {machine['packages']['torch']}{commit}"
     )
 
 
-def lines(results: Mapping[str, Json]) -> list[str]:
-    """From step → its JSON line; what is not there has no line, and what cannot be read says so."""
-    parts: dict[str, Callable[[Any], Iterator[str]]] = {
-        "ceilings": _ceilings,
+def figure_lines(results: Mapping[str, Json]) -> list[str]:
+    """`results`: step → its JSON line. A section that was skipped or has no figures gets a line that says so."""
+    sections: dict[str, Callable[[Any], Iterator[str]]] = {
+        "roofline": _roofline,
         "throughput": _throughput,
         "latency": _latency,
-        "levers": _levers,
-        "equality": _equality,
-        "merge": _equality,
+        "ablations": _ablations,
+        "parity": _parity,
         "profile": _profile,
-        "elementwise": _elementwise,
+        "fused_ops": _fused_ops,
         "setup": _setup,
         "loading": _loading,
         "serve": _serve,
     }
-    found = []
+    lines = []
     for step, result in results.items():
-        found += [f"  {step}: {name} are OFF, see its log" for name, on in result.get("gpu", {}).items() if not on]
-        for section, figures in parts.items():
-            if section in result:
+        lines += [f"  {step}: {name} are OFF, see its log" for name, on in result.get("gpu", {}).items() if not on]
+        for name, figures in sections.items():
+            if name in result:
                 try:
-                    found += [f"  {step}: {line}" for line in figures(result[section])]
-                except (KeyError, TypeError, ValueError) as error:  # a section that was skipped has other keys
-                    found.append(f"  {step}: {result[section].get('skipped', f'no figure, {error!r}')}")
-    return found
+                    lines += [f"  {step}: {line}" for line in figures(result[name])]
+                except (KeyError, TypeError, ValueError) as error:  # a skipped section has other keys
+                    lines.append(f"  {step}: {result[name].get('skipped', f'no figure, {error!r}')}")
+    return lines
 
 
-def _verdict(good: bool) -> str:
-    return "reached" if good else "MISSED"
+def _verdict(reached: bool) -> str:
+    return "reached" if reached else "MISSED"
 
 
-def _ceilings(section: Json) -> Iterator[str]:
+def _roofline(section: Json) -> Iterator[str]:
     yield (
         f"{section['flop_per_second'] / 1e12:.0f} TFLOP/s, {section['copy_bytes_per_second'] / 1e12:.2f} TB/s copy, "
         f"{section['read_bytes_per_second'] / 1e12:.2f} read; "
         f"limits {section['limit_tokens_per_second']:,.0f} tokens/s, {section['limit_read_milliseconds']:.2f} ms"
     )
     for kind in dict.fromkeys(row["kind"] for row in section["products"]):
-        most = max(row["tokens"] for row in section["products"])
-        rows = [row for row in section["products"] if row["kind"] == kind and row["tokens"] == most]
+        max_tokens = max(row["tokens"] for row in section["products"])
+        rows = [row for row in section["products"] if row["kind"] == kind and row["tokens"] == max_tokens]
         rates = ", ".join(f"{row['layer']} {row['flop_per_second'] / 1e12:.0f}" for row in rows)
-        yield f"{kind} at {most:,} tokens, TFLOP/s: {rates}"
+        yield f"{kind} at {max_tokens:,} tokens, TFLOP/s: {rates}"
     for kind, reason in section["skipped"].items():
         yield f"{kind}: {reason[:100]}"
 
@@ -81,47 +79,48 @@ def _ceilings(section: Json) -> Iterator[str]:
 def _throughput(section: Json) -> Iterator[str]:
     for row in section["engines"]:
         if row["engine"] == OURS:
-            goal = _verdict(row["share_of_limit"] >= GOALS["share"])
+            verdict = _verdict(row["share_of_limit"] >= MIN_SHARE_OF_LIMIT)
             yield (
                 f"{row['dtype']} {row['tokens_per_second']:,.0f} tokens/s = {row['share_of_limit']:.2f} of the peak "
-                f"(goal ≥ {GOALS['share']}: {goal})"
+                f"(goal ≥ {MIN_SHARE_OF_LIMIT}: {verdict})"
             )
     for row in section["ratios"]:
         if row["to"].startswith(RIVAL) and row["of"].split()[-1] == row["to"].split()[-1]:
-            goal = _verdict(row["ratio"] >= GOALS["rival"])
-            yield f"{row['of']} / {row['to']} {row['ratio']:.2f} (goal ≥ {GOALS['rival']}: {goal})"
+            verdict = _verdict(row["ratio"] >= MIN_RATIO_TO_RIVAL)
+            yield f"{row['of']} / {row['to']} {row['ratio']:.2f} (goal ≥ {MIN_RATIO_TO_RIVAL}: {verdict})"
 
 
 def _latency(section: Json) -> Iterator[str]:
-    for row in section["engine_alone"]:
-        goal = _verdict(row["ratio_to_limit"] <= GOALS["limit"])
+    for row in section["forward"]:
+        verdict = _verdict(row["ratio_to_limit"] <= MAX_LATENCY_RATIO)
         yield (
             f"{row['engine']}, {row['dtype']}: p50 {row['p50_milliseconds']:.2f} ms = {row['ratio_to_limit']:.2f} × "
-            f"the limit of {row['limit_milliseconds']:.2f} (goal ≤ {GOALS['limit']}: {goal})"
+            f"the limit of {row['limit_milliseconds']:.2f} (goal ≤ {MAX_LATENCY_RATIO}: {verdict})"
         )
     for row in section["ratios"]:
         yield f"{row['of']} / {row['to']} {row['ratio']:.2f}"
     for dtype, cost in section["graphs"].items():
         if cost:
-            good = cost["seconds"] <= GOALS["capture_seconds"] and cost["bytes"] <= GOALS["capture_bytes"]
+            reached = cost["seconds"] <= MAX_CAPTURE_SECONDS and cost["bytes"] <= MAX_CAPTURE_BYTES
             yield (
                 f"graphs in {dtype}: {cost['seconds']:.2f} s, {cost['bytes'] / 1e9:.2f} GB "
-                f"(goal ≤ {GOALS['capture_seconds']:.0f} s and 1 GB: {_verdict(good)})"
+                f"(goal ≤ {MAX_CAPTURE_SECONDS:.0f} s and 1 GB: {_verdict(reached)})"
             )
 
 
-def _levers(section: Json) -> Iterator[str]:
-    yield ", ".join(f"{row['lever']} {row['ratio']:.2f}" for row in section["levers"])
-    for row in section["levers"]:
-        if row["lever"] == "float8":
-            goal = _verdict(row["ratio"] >= GOALS["float8"])
-            yield f"float8 / {section['dtype']} {row['ratio']:.2f} (goal ≥ {GOALS['float8']}: {goal})"
-    yield "a pair, ms: " + ", ".join(f"{row['lever']} {row['p50_milliseconds']:.2f}" for row in section["pair_levers"])
+def _ablations(section: Json) -> Iterator[str]:
+    yield ", ".join(f"{row['ablation']} {row['ratio']:.2f}" for row in section["ablations"])
+    for row in section["ablations"]:
+        if row["ablation"] == "float8":
+            verdict = _verdict(row["ratio"] >= MIN_FLOAT8_RATIO)
+            yield f"float8 / {section['dtype']} {row['ratio']:.2f} (goal ≥ {MIN_FLOAT8_RATIO}: {verdict})"
+    pairs = [f"{row['ablation']} {row['p50_milliseconds']:.2f}" for row in section["pair_ablations"]]
+    yield f"a pair, ms: {', '.join(pairs)}"
     for name, reason in section["skipped"].items():
         yield f"{name}: not measured, {reason[:100]}"
 
 
-def _equality(section: Json) -> Iterator[str]:
+def _parity(section: Json) -> Iterator[str]:
     for row in section["rows"]:
         if "failed" in row:
             yield f"{row['dtype']}: failed, {row['failed'][:100]}"
@@ -141,19 +140,22 @@ def _equality(section: Json) -> Iterator[str]:
 
 
 def _profile(section: Json) -> Iterator[str]:
-    for one in section["passes"]:
-        most = one["top"][0]["name"][:60] if one["top"] else "none"
-        yield f"{one['pass']}: {one['milliseconds']:.2f} ms in {one['launches']:,} kernels, most in {most}"
+    for profiled in section["passes"]:
+        slowest = profiled["top"][0]["name"][:60] if profiled["top"] else "none"
+        yield (
+            f"{profiled['pass']}: {profiled['milliseconds']:.2f} ms in {profiled['launches']:,} kernels, "
+            f"most in {slowest}"
+        )
 
 
-def _elementwise(section: Json) -> Iterator[str]:
+def _fused_ops(section: Json) -> Iterator[str]:
     for row in section["rows"]:
         yield (
-            f"{row['step']}, {row['tokens']:,} tokens, {row['way']}: {row['microseconds']:,.1f} µs, "
-            f"{100 * row['share_of_floor']:.0f} % of it the floor"
+            f"{row['step']}, {row['tokens']:,} tokens, {row['implementation']}: {row['microseconds']:,.1f} µs, "
+            f"floor / time {100 * row['share_of_floor']:.0f} %"
         )
-    for way, reason in section["skipped"].items():
-        yield f"{way}: not measured, {reason[:100]}"
+    for implementation, reason in section["skipped"].items():
+        yield f"{implementation}: not measured, {reason[:100]}"
 
 
 def _setup(section: Json) -> Iterator[str]:
@@ -164,17 +166,17 @@ def _setup(section: Json) -> Iterator[str]:
 def _loading(section: Json) -> Iterator[str]:
     for row in section["loads"]:
         for state in ("cold", "warm"):
-            taken, limit = row[f"{state}_seconds"], row[f"{state}_limit_seconds"]
-            if taken is not None and limit is not None:
-                allowed = GOALS["cold_bytes"] * limit + GOALS["cold_seconds"]
+            seconds, limit = row[f"{state}_seconds"], row[f"{state}_limit_seconds"]
+            if seconds is not None and limit is not None:
+                goal = MAX_LOAD_RATIO * limit + MAX_LOAD_SECONDS
                 yield (
-                    f"{row['source']}, {state}: {taken:.1f} s, reading alone {limit:.1f} "
-                    f"(goal ≤ {allowed:.1f}: {_verdict(taken <= allowed)})"
+                    f"{row['source']}, {state}: {seconds:.1f} s, reading alone {limit:.1f} "
+                    f"(goal ≤ {goal:.1f}: {_verdict(seconds <= goal)})"
                 )
         peak = row["peak_to_weights_ratio"]
         if peak is not None:
-            goal = _verdict(peak <= GOALS["peak"])
-            yield f"{row['source']}: peak {peak:.2f} × weights (goal ≤ {GOALS['peak']}: {goal})"
+            verdict = _verdict(peak <= MAX_PEAK_RATIO)
+            yield f"{row['source']}: peak {peak:.2f} × weights (goal ≤ {MAX_PEAK_RATIO}: {verdict})"
     for row in section["loaders"]:
         times = [f"{row[f'{state}_seconds']:.1f} s {state}" for state in ("cold", "warm") if row[f"{state}_seconds"]]
         yield f"{row['loader']}: {', '.join(times)}"
@@ -188,5 +190,6 @@ def _serve(section: Json) -> Iterator[str]:
                 f"p50 {row['p50_milliseconds']:.1f} ms, p99 {row['p99_milliseconds']:.1f} ms"
             )
     shares = {row["clients"]: row["of_engine"] for row in section["shares"]}
-    most = max(shares)
-    yield f"{most} clients: {shares[most]:.2f} of the engine's {section['engine_requests_per_second']:,.0f} pairs/s"
+    clients = max(shares)
+    engine_rate = section["engine_requests_per_second"]
+    yield f"{clients} clients: {shares[clients]:.2f} of the engine's {engine_rate:,.0f} pairs/s"

@@ -1,7 +1,7 @@
-"""Latency: milliseconds from one query and one document to their score, beside the model card's loop.
+"""Latency: milliseconds from one query and one document to their score, compared with the model card's loop.
 
-Beside these ends, the engine by itself: from token ids that are ready to vectors on the host, which is what the limit
-speaks of, the time in which the device can read the linear layers' weights once.
+Also times this package's forward pass from token IDs to vectors on the host, which is what the limit describes: the
+time in which the device can read the linear layers' weights once.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,17 @@ from sentence_transformers import SentenceTransformer
 
 from benchmarks import variants
 from benchmarks.counts import Counts
-from benchmarks.engines import CARD, OURS, RIVAL, Card, Engines, pair_texts, score_ours, score_rival
+from benchmarks.engines import (
+    MODEL_CARD,
+    OURS,
+    RIVAL,
+    EngineKey,
+    Engines,
+    ModelCardLoop,
+    pair_texts,
+    score_ours,
+    score_rival,
+)
 from benchmarks.report import (
     Json,
     Keep,
@@ -25,36 +35,33 @@ from benchmarks.report import (
     seconds,
     table,
 )
-from benchmarks.texts import Pair, Texts
+from benchmarks.texts import Pair, RandomTexts
 from e5 import DEFAULT_TASK
 from e5.embedder import Embedder
 from e5.tokens import TokenIds
 
 WARM_UP = 3
-"""Pairs that are not counted."""
+"""Pairs, not counted."""
 
-ENGINE, EAGER = "engine alone", "engine, no graphs"
-"""This package's forward pass with the copy back; and the same with every kernel launched by itself."""
-
-Name = tuple[str, str]
-"""Engine and dtype."""
+FORWARD, EAGER = "forward pass", "forward pass, no graphs"
+"""This package's forward pass with the copy to the host; and the same with each kernel launched from Python."""
 
 
 def measure(
-    engines: Engines, texts: Texts, count: int, counts: Counts, bytes_per_second: float, keep: Keep = discard
+    engines: Engines, texts: RandomTexts, count: int, counts: Counts, bytes_per_second: float, keep: Keep = discard
 ) -> Json:
-    """`count` different pairs, each through every engine: tokenise, forward, score.
+    """Score `count` different pairs with every engine: tokenise, forward, score.
 
-    `bytes_per_second`: how fast the device reads, and `counts` what it has to.
+    `bytes_per_second`: the device's memory bandwidth; `counts`: the weights that it has to read.
     """
     model = engines.default.model
     pairs = texts.pairs(WARM_UP + count)
     prompted = [pair_texts(model, pair) for pair in pairs]
     log(f"latency: {WARM_UP} + {count} pairs …")
-    actions: dict[Name, Callable[[int], float]] = {}
+    actions: dict[EngineKey, Callable[[int], float]] = {}
     for dtype in engines.dtypes:
         if dtype in engines.rivals:
-            actions[CARD, dtype] = _card(Card(engines.rivals[dtype], model), prompted)
+            actions[MODEL_CARD, dtype] = _model_card(ModelCardLoop(engines.rivals[dtype], model), prompted)
             actions[RIVAL, dtype] = _rival(engines.rivals[dtype], prompted)
         actions[OURS, dtype] = _ours(engines.ours[dtype], pairs)
     ids = [engines.default.tokenize([pair.query], [pair.document], DEFAULT_TASK).ids for pair in pairs]
@@ -68,32 +75,32 @@ def measure(
         "ratios": [],
         "graphs": {dtype: capture_cost(engines.ours[dtype]) for dtype in engines.dtypes},
     }
-    alone = interleaved(_engine_actions(engines, ids), count, WARM_UP)
-    result["engine_alone"] = [_engine_row(name, alone[name], limits[name[1]]) for name in alone]
+    forward = interleaved(_forward_actions(engines, ids), count, WARM_UP)
+    result["forward"] = [_forward_row(key, forward[key], limits[key[1]]) for key in forward]
     keep(result)
     samples = interleaved(actions, count, WARM_UP)
-    truth = [sample.value for sample in samples[CARD, engines.reference]]
-    result["engines"] = [_row(name, samples[name], truth) for name in actions]
+    reference = [sample.value for sample in samples[MODEL_CARD, engines.reference]]
+    result["engines"] = [_row(key, samples[key], reference) for key in actions]
     p50 = {(row["engine"], row["dtype"]): row["p50_milliseconds"] for row in result["engines"]}
     result["ratios"] = ratios(
-        p50, [((other, dtype), (OURS, dtype)) for dtype in engines.shared_dtypes for other in (CARD, RIVAL)]
+        p50, [((other, dtype), (OURS, dtype)) for dtype in engines.shared_dtypes for other in (MODEL_CARD, RIVAL)]
     )
     return result
 
 
 def weight_bytes(dtype: str) -> int:
-    """Bytes of one weight of a linear layer."""
+    """Bytes per weight of a linear layer."""
     return {"float32": 4, variants.FLOAT8: 1}.get(dtype, 2)
 
 
 def capture_cost(embedder: Embedder) -> Json | None:
-    """What the engine's graphs have cost so far; None where it has none."""
+    """Seconds and bytes spent on capturing CUDA graphs; None if the engine has none."""
     graphs = variants.graphs(embedder)
     return None if graphs is None else {"seconds": graphs.seconds, "bytes": graphs.bytes}
 
 
-def engine(embedder: Embedder, ids: Sequence[list[TokenIds]], graphs: bool = True) -> Callable[[int], float]:
-    """One packed pass over the ids of a pair, until its vectors are on the host."""
+def forward_action(embedder: Embedder, ids: Sequence[list[TokenIds]], graphs: bool = True) -> Callable[[int], float]:
+    """One packed forward pass over a pair's token IDs, including the copy of its vectors to the host."""
     switch = variants.as_it_is if graphs else variants.without_graphs
 
     def forward(index: int) -> float:
@@ -103,20 +110,20 @@ def engine(embedder: Embedder, ids: Sequence[list[TokenIds]], graphs: bool = Tru
     return forward
 
 
-def _engine_actions(engines: Engines, ids: list[list[TokenIds]]) -> dict[Name, Callable[[int], float]]:
-    actions: dict[Name, Callable[[int], float]] = {}
+def _forward_actions(engines: Engines, ids: list[list[TokenIds]]) -> dict[EngineKey, Callable[[int], float]]:
+    actions: dict[EngineKey, Callable[[int], float]] = {}
     for dtype, embedder in engines.ours.items():
-        actions[ENGINE, dtype] = engine(embedder, ids)
+        actions[FORWARD, dtype] = forward_action(embedder, ids)
         if variants.graphs(embedder) is not None:
-            actions[EAGER, dtype] = engine(embedder, ids, graphs=False)
+            actions[EAGER, dtype] = forward_action(embedder, ids, graphs=False)
     return actions
 
 
-def _engine_row(name: Name, samples: Sequence[Sample[float]], limit: float) -> Json:
+def _forward_row(key: EngineKey, samples: Sequence[Sample[float]], limit: float) -> Json:
     p50 = percentile(seconds(samples), 50) * 1e3
     return {
-        "engine": name[0],
-        "dtype": name[1],
+        "engine": key[0],
+        "dtype": key[1],
         "p50_milliseconds": p50,
         "p90_milliseconds": percentile(seconds(samples), 90) * 1e3,
         "limit_milliseconds": limit,
@@ -124,7 +131,7 @@ def _engine_row(name: Name, samples: Sequence[Sample[float]], limit: float) -> J
     }
 
 
-def _card(loop: Card, prompted: list[list[str]]) -> Callable[[int], float]:
+def _model_card(loop: ModelCardLoop, prompted: list[list[str]]) -> Callable[[int], float]:
     return lambda index: loop.score(prompted[index])
 
 
@@ -136,11 +143,11 @@ def _ours(embedder: Embedder, pairs: list[Pair]) -> Callable[[int], float]:
     return lambda index: score_ours(embedder, pairs[index])
 
 
-def _row(name: Name, samples: Sequence[Sample[float]], truth: Sequence[float]) -> Json:
-    differences = [abs(sample.value - score) for sample, score in zip(samples, truth, strict=True)]
+def _row(key: EngineKey, samples: Sequence[Sample[float]], reference: Sequence[float]) -> Json:
+    differences = [abs(sample.value - score) for sample, score in zip(samples, reference, strict=True)]
     return {
-        "engine": name[0],
-        "dtype": name[1],
+        "engine": key[0],
+        "dtype": key[1],
         "p50_milliseconds": percentile(seconds(samples), 50) * 1e3,
         "p90_milliseconds": percentile(seconds(samples), 90) * 1e3,
         "max_score_difference": max(differences),
@@ -158,7 +165,7 @@ def card(result: Json) -> str:
         ]
         for row in result["engines"]
     ]
-    alone = [
+    forward = [
         [
             row["engine"],
             row["dtype"],
@@ -167,7 +174,7 @@ def card(result: Json) -> str:
             f"{row['limit_milliseconds']:.2f}",
             f"{row['ratio_to_limit']:.2f}",
         ]
-        for row in result["engine_alone"]
+        for row in result["forward"]
     ]
     return "\n".join(
         [
@@ -176,9 +183,9 @@ def card(result: Json) -> str:
             table(["engine", "dtype", "p50 ms", "p90 ms", "max |Δ score|"], rows, text_columns=2),
             "  ratio of p50:",
             *ratio_lines(result["ratios"]),
-            f"  The score's difference is to the {CARD}'s loop in {result['reference']}, which scores in that dtype.",
-            "  Token ids to vectors on the host; limit: the linear layers' weights read once at measured bandwidth.",
-            table(["", "dtype", "p50 ms", "p90 ms", "limit ms", "p50 / limit"], alone, text_columns=2),
+            f"  Score differences are to the {MODEL_CARD}'s loop in {result['reference']}, which scores in that dtype.",
+            "  Token IDs to vectors on the host; limit: the linear layers' weights read once at measured bandwidth.",
+            table(["", "dtype", "p50 ms", "p90 ms", "limit ms", "p50 / limit"], forward, text_columns=2),
             *(
                 f"  Graphs in {dtype}: {cost['seconds']:.2f} s and {megabytes(cost['bytes'])} to capture them"
                 for dtype, cost in result["graphs"].items()

@@ -1,4 +1,4 @@
-"""Profile: where the device's time goes, by operator or kernel: one packed batch of the budget, and one short pair."""
+"""Profile: device time by kernel (on a CPU: by operator) of one full packed batch and of one short pair."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,18 +7,18 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.report import Json, log, table
-from benchmarks.texts import Texts
+from benchmarks.texts import RandomTexts
 from benchmarks.timing import synchronize
 from e5 import DEFAULT_TASK
 from e5.network import batches
 
-MOST = 15
+MAX_KERNELS = 15
 NAME_CHARACTERS = 90
 TEXTS = 256
 
 
-def measure(texts: Texts) -> Json:
-    """One call of each under torch's profiler, after warm-up."""
+def measure(texts: RandomTexts) -> Json:
+    """Profile one forward pass of each, after warm-up."""
     embedder = texts.embedder
     ids = embedder.tokenize([], texts.mixed(TEXTS), "").ids
     batch = max(
@@ -26,39 +26,39 @@ def measure(texts: Texts) -> Json:
         key=lambda part: sum(map(len, part)),
     )
     pair = texts.pairs(1)[0]
-    short = embedder.tokenize([pair.query], [pair.document], DEFAULT_TASK).ids
+    pair_ids = embedder.tokenize([pair.query], [pair.document], DEFAULT_TASK).ids
     device = embedder.packed.device
     return {
         "device": embedder.device,
         "dtype": embedder.dtype,
         "passes": [
-            _profiled(f"one batch of {sum(map(len, batch)):,} tokens", lambda: embedder.forward(batch), device),
-            _profiled(f"one pair of {sum(map(len, short))} tokens", lambda: embedder.forward(short), device),
+            _profile(f"one batch of {sum(map(len, batch)):,} tokens", lambda: embedder.forward(batch), device),
+            _profile(f"one pair of {sum(map(len, pair_ids))} tokens", lambda: embedder.forward(pair_ids), device),
         ],
     }
 
 
-def _profiled(name: str, forward: Callable[[], Any], device: torch.device) -> Json:
+def _profile(name: str, forward: Callable[[], Any], device: torch.device) -> Json:
     log(f"profile: {name} …")
     for _ in range(3):
         forward()
     synchronize(device)
     cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as recorded:
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
         forward()
         synchronize(device)
-    averages: Any = recorded.key_averages()
-    times = "self_device_time_total" if cuda else "self_cpu_time_total"
-    # On CUDA the kernels alone: torch also gives their time to the calls that launched them.
-    events = [event for event in averages if getattr(event, times) > 0 and (not cuda or _is_kernel(event))]
-    events.sort(key=lambda event: -getattr(event, times))
+    averages: Any = profiler.key_averages()
+    time_attribute = "self_device_time_total" if cuda else "self_cpu_time_total"
+    # On CUDA keep only kernels: torch also attributes their time to the calls that launched them.
+    events = [event for event in averages if getattr(event, time_attribute) > 0 and (not cuda or _is_kernel(event))]
+    events.sort(key=lambda event: -getattr(event, time_attribute))
     return {
         "pass": name,
-        "milliseconds": sum(getattr(event, times) for event in events) / 1e3,
+        "milliseconds": sum(getattr(event, time_attribute) for event in events) / 1e3,
         "launches": sum(event.count for event in events),
         "top": [
-            {"name": event.key, "calls": event.count, "milliseconds": getattr(event, times) / 1e3}
-            for event in events[:MOST]
+            {"name": event.key, "calls": event.count, "milliseconds": getattr(event, time_attribute) / 1e3}
+            for event in events[:MAX_KERNELS]
         ],
     }
 
@@ -68,9 +68,9 @@ def _is_kernel(event: Any) -> bool:
 
 
 def card(result: Json) -> str:
-    lines = [f"Profile: {result['dtype']} on {result['device']}, by kernel (on a CPU: by operator), the top {MOST}"]
-    for one in result["passes"]:
-        total = one["milliseconds"]
+    lines = [f"Profile: {result['dtype']} on {result['device']}, by kernel (on a CPU: by operator), top {MAX_KERNELS}"]
+    for profiled in result["passes"]:
+        total = profiled["milliseconds"]
         rows = [
             [
                 row["name"][:NAME_CHARACTERS],
@@ -78,10 +78,10 @@ def card(result: Json) -> str:
                 f"{row['milliseconds']:.3f}",
                 f"{100 * row['milliseconds'] / total if total else 0:.1f}",
             ]
-            for row in one["top"]
+            for row in profiled["top"]
         ]
         lines += [
-            f"  {one['pass']}: {total:.2f} ms in all, {one['launches']:,} calls",
+            f"  {profiled['pass']}: {total:.2f} ms in total, {profiled['launches']:,} calls",
             table(["", "calls", "ms", "%"], rows),
         ]
     return "\n".join(lines)

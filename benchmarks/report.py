@@ -1,6 +1,6 @@
-"""What the benchmark's sections share: interleaved rounds, medians, aligned tables, and which machine this is.
+"""Shared by the benchmark's sections: interleaved rounds, medians, aligned tables, and facts about the machine.
 
-Light to import: torch is loaded when a function needs it, so that a measured process pays for it where it is measured.
+Imports torch only inside functions, because the setup benchmark measures that import.
 """
 
 import importlib.metadata
@@ -21,28 +21,28 @@ from e5_cog.repository import ROOT
 T = TypeVar("T")
 K = TypeVar("K")
 Json = dict[str, Any]
-"""A section's numbers. Each key that holds a number of a unit names it: seconds, milliseconds, bytes, …"""
+"""A section's numbers. Keys name the unit: seconds, milliseconds, bytes, …"""
 Keep = Callable[[Json], None]
-"""Takes a section's numbers as far as they are known, in case the rest is never measured."""
+"""Receives a section's numbers so far, so that they survive if the section is cut off."""
 
 PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "cog")
 
 
 def log(text: str) -> None:
-    """Say how far the benchmark is; standard output is the card's alone."""
+    """Print progress to standard error; standard output is reserved for the card."""
     print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
 class Sample(Generic[T]):
-    """One call: how long it took, and what it gave."""
+    """One call: its duration and its result."""
 
     seconds: float
     value: T
 
 
 def discard(_: object) -> None:
-    """Keep nothing: for callers that do not want results before the end."""
+    """A callback that ignores partial results."""
 
 
 def interleaved(
@@ -51,11 +51,10 @@ def interleaved(
     warm_up: int = 1,
     after_round: Callable[[dict[K, list[Sample[T]]]], None] = discard,
 ) -> dict[K, list[Sample[T]]]:
-    """Call every action once in each round, with the round's number; the first `warm_up` rounds are not kept.
+    """Call every action once per round with the round's number, and discard the first `warm_up` rounds.
 
-    The order within a round is shuffled (the same in every run). So what changes while the benchmark runs – heat, a
-    busy neighbour, what the call before left in the caches – falls on all of them alike. `after_round` gets the samples
-    of every round so far.
+    Each round shuffles the order, the same way in every run, so that heat, other load and cache contents affect all
+    actions alike. `after_round` receives the samples of all rounds so far.
     """
     samples: dict[K, list[Sample[T]]] = {name: [] for name in actions}
     for number in range(warm_up + rounds):
@@ -77,17 +76,25 @@ def seconds(samples: Sequence[Sample[Any]]) -> list[float]:
 
 
 def ratios(values: Mapping[K, float], pairs: Sequence[tuple[K, K]]) -> list[Json]:
-    """value of the first ÷ value of the second, for each pair of (engine, dtype)."""
-    return [{"of": _label(one), "to": _label(other), "ratio": values[one] / values[other]} for one, other in pairs]
+    """value of the first ÷ value of the second, for each pair of keys."""
+    return [
+        {"of": _label(numerator), "to": _label(denominator), "ratio": values[numerator] / values[denominator]}
+        for numerator, denominator in pairs
+    ]
 
 
-def ratio_lines(found: Sequence[Json]) -> list[str]:
-    width = max(len(f"{row['of']} / {row['to']}") for row in found)
-    return [f"  {row['of'] + ' / ' + row['to']:<{width}}  {row['ratio']:.2f}" for row in found]
+def ratio_lines(rows: Sequence[Json]) -> list[str]:
+    width = max(len(f"{row['of']} / {row['to']}") for row in rows)
+    return [f"  {row['of'] + ' / ' + row['to']:<{width}}  {row['ratio']:.2f}" for row in rows]
 
 
-def _label(name: object) -> str:
-    return " ".join(name) if isinstance(name, tuple) else str(name)
+def first_line(error: Exception) -> str:
+    """The error's type and the first line of its message."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _label(key: object) -> str:
+    return " ".join(key) if isinstance(key, tuple) else str(key)
 
 
 def median(values: Sequence[float]) -> float:
@@ -95,13 +102,13 @@ def median(values: Sequence[float]) -> float:
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """The nearest-rank percentile: a value that was measured, never one in between."""
+    """Nearest-rank percentile: always a measured value, never an interpolated one."""
     ordered = sorted(values)
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    """Aligned columns: the first `text_columns` to the left, numbers to the right."""
+    """Align columns: the first `text_columns` to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -115,12 +122,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int 
 
 
 def megabytes(count: int | None) -> str:
-    """Bytes as MB (10⁶ bytes); an em dash where nothing was measured."""
+    """Format bytes as MB (10⁶ bytes), or a dash for None."""
     return "–" if count is None else f"{count / 1e6:,.1f} MB"
 
 
 def machine() -> Json:
-    """Where the numbers come from: processor, GPU, packages, threads, and how busy it was before."""
+    """Facts that figures depend on: processor, GPU, packages, threads, and the load before the run."""
     import torch
 
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
@@ -132,8 +139,10 @@ def machine() -> Json:
         "gpu": gpu.name if gpu else None,
         "gpu_bytes": gpu.total_memory if gpu else None,
         "cuda_build": torch.version.cuda,
-        "driver": _printed("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else None,
-        "commit": _printed("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
+        "driver": _first_output_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        if gpu
+        else None,
+        "commit": _first_output_line("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
         "threads": torch.get_num_threads(),
         "spin": f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', '')} "
         f"GOMP_SPINCOUNT={os.environ.get('GOMP_SPINCOUNT', '')}",
@@ -143,19 +152,19 @@ def machine() -> Json:
     }
 
 
-def machine_card(found: Json) -> str:
+def machine_card(facts: Json) -> str:
     gpu = "no GPU"
-    if found["gpu"]:
+    if facts["gpu"]:
         gpu = (
-            f"{found['gpu']}, {found['gpu_bytes'] / 2**30:.0f} GiB (CUDA build {found['cuda_build']}, "
-            f"driver {found['driver']})"
+            f"{facts['gpu']}, {facts['gpu_bytes'] / 2**30:.0f} GiB (CUDA build {facts['cuda_build']}, "
+            f"driver {facts['driver']})"
         )
-    packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items() if version)
+    packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items() if version)
     return (
-        f"Machine   {found['cpu']}, {found['usable_cores']} of {found['cores']} cores, {gpu}; {found['system']}\n"
-        f"          {found['threads']} threads, {found['spin']}, "
-        f"load average before: {found['load_before']}\n"
-        f"Software  Python {found['python']}, {packages}"
+        f"Machine   {facts['cpu']}, {facts['usable_cores']} of {facts['cores']} cores, {gpu}; {facts['system']}\n"
+        f"          {facts['threads']} threads, {facts['spin']}, "
+        f"load average before: {facts['load_before']}\n"
+        f"Software  Python {facts['python']}, {packages}"
     )
 
 
@@ -168,8 +177,8 @@ def _cpu() -> str:
     return names[0] if names else platform.machine()
 
 
-def _printed(*command: str) -> str | None:
-    """The first line that a command prints; None where it is missing or fails."""
+def _first_output_line(*command: str) -> str | None:
+    """The first line that a command prints; None if it is missing or fails."""
     try:
         lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):

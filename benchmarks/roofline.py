@@ -1,8 +1,7 @@
-"""Ceilings: what this machine can do at most, and so the least that the model's linear layers can take.
+"""Roofline: the device's matrix rate and memory bandwidth, and how close the model's linear layers come to them.
 
-Two numbers are measured before anything is judged: how fast the matrix units multiply (random data: zeros run faster),
-and how fast memory is read. Then each linear layer of the model at several numbers of tokens, as a share of the larger
-of its two floors, operations over the peak and bytes over the bandwidth.
+Measures the matrix rate (on random data: zeros run faster) and the bandwidth first. Then times each linear layer at
+several numbers of tokens and compares it with its floor: the larger of FLOPs / matrix rate and bytes / bandwidth.
 """
 
 from collections.abc import Callable
@@ -10,26 +9,25 @@ from dataclasses import asdict, dataclass, fields
 from typing import Self
 
 import torch
-from torch import Tensor
-from torch.nn.functional import linear as product
 
-from benchmarks.counts import Counts, Linear
+from benchmarks.counts import Counts, LinearLayer
+from benchmarks.products import KINDS, SIXTEEN_BIT, Build
 from benchmarks.report import Json, log, median, table
-from benchmarks.timing import Action, free, seconds_each, times
+from benchmarks.timing import free, seconds_each, times
 
 TOKENS = (1, 16, 64, 128, 256, 512, 1024, 4096, 16384)
 CPU_TOKENS, QUICK_TOKENS = (1, 16, 128, 1024), (1, 64)
 SIDE = {"cuda": 8192, "cpu": 1024}
-"""Of the square matrices: large enough that nothing but the matrix units counts."""
+"""Side of the square matrices: large enough that only the matrix units limit the product."""
 COPY_BYTES = {"cuda": 4 << 30, "cpu": 256 << 20}
 ROTATED_BYTES = {"cuda": 512 << 20, "cpu": 32 << 20}
-"""Weights are read from several copies in turn, of so many bytes together: 60 MB would stay in an H200's cache."""
-MOST_COPIES = 64
+"""Total size of the weight copies that are read in rotation: a single one of 60 MB would stay in an H200's cache."""
+MAX_COPIES = 64
 
 
 @dataclass(frozen=True)
-class Ceilings:
-    """Of one device: operations a second in `dtype`, and bytes a second."""
+class Roofline:
+    """Limits of one device: FLOP/s in `dtype`, and bytes/s."""
 
     device: str
     dtype: str
@@ -39,27 +37,23 @@ class Ceilings:
 
     @property
     def bytes_per_second(self) -> float:
-        """The faster of the two ways to move bytes: the memory can do at least that."""
+        """The faster of the two measurements: both are lower bounds on the bandwidth."""
         return max(self.copy_bytes_per_second, self.read_bytes_per_second)
 
     @classmethod
     def of(cls, result: Json) -> Self:
-        """From what `measure` gave."""
+        """Restore from the result of `measure`."""
         return cls(**{field.name: result[field.name] for field in fields(cls)})
 
 
-def ceilings(device: torch.device, dtype: torch.dtype, quick: bool = False) -> Ceilings:
-    """Measure both, in about a second on a GPU."""
+def measure_device(device: torch.device, dtype: torch.dtype, quick: bool = False) -> Roofline:
+    """Measure matrix rate and bandwidth. Takes about a second on a GPU."""
     log("measuring the device's matrix rate and bandwidth …")
     rounds = 5 if quick or device.type == "cpu" else 500
-    found = Ceilings(
-        str(device),
-        str(dtype).removeprefix("torch."),
-        _matrix_rate(device, dtype, SIDE[device.type] // (4 if quick else 1), rounds),
-        *_bandwidths(device, COPY_BYTES[device.type] // (16 if quick else 1), max(5, rounds // 10)),
-    )
+    flop_per_second = _matrix_rate(device, dtype, SIDE[device.type] // (4 if quick else 1), rounds)
+    copy, read = _bandwidths(device, COPY_BYTES[device.type] // (16 if quick else 1), max(5, rounds // 10))
     free(device)
-    return found
+    return Roofline(str(device), str(dtype).removeprefix("torch."), flop_per_second, copy, read)
 
 
 def _matrix_rate(device: torch.device, dtype: torch.dtype, side: int, rounds: int) -> float:
@@ -69,7 +63,7 @@ def _matrix_rate(device: torch.device, dtype: torch.dtype, side: int, rounds: in
 
 
 def _bandwidths(device: torch.device, size: int, rounds: int) -> tuple[float, float]:
-    """Bytes read and written by a copy, and bytes read by a sum, a second."""
+    """Bytes per second of a copy (reads and writes) and of a sum (reads)."""
     source = torch.randn(size // 4, device=device)
     target = torch.empty_like(source)
     copy = median(times(lambda: target.copy_(source), device, rounds))
@@ -78,139 +72,88 @@ def _bandwidths(device: torch.device, size: int, rounds: int) -> tuple[float, fl
 
 
 def measure(counts: Counts, device: torch.device, dtype: torch.dtype, quick: bool) -> Json:
-    """The device's ceilings, the model's limits, and each of its linear layers in 16 bits and in float8."""
-    found = ceilings(device, dtype, quick)
+    """The device's roofline, the model's limits under it, and each linear layer in 16 bits and in float8."""
+    roofline = measure_device(device, dtype, quick)
     sizes = QUICK_TOKENS if quick else TOKENS if device.type == "cuda" else CPU_TOKENS
     rows: list[Json] = []
     skipped: dict[str, str] = {}
-    for one in counts.linears:
+    for layer in counts.linears:
         for kind, build in KINDS.items():
-            if kind != "16 bit" and device.type != "cuda":
+            if kind != SIXTEEN_BIT and device.type != "cuda":
                 skipped[kind] = "needs a GPU"
-            if kind in skipped:
                 continue
-            log(f"products: {one.name}, {kind} …")
-            for row in _layer(one, kind, build, sizes, found, dtype):
-                # An older GPU or torch refuses a kind or a size: the first reason is part of the result.
+            log(f"roofline: {layer.name}, {kind} …")
+            for row in _time_layer(layer, kind, build, sizes, roofline, dtype):
+                # Older GPUs and torch releases reject some kinds or sizes. Report the first reason.
                 if "failed" in row:
-                    skipped.setdefault(f"{kind}, some", f"{one.name}, {row['tokens']} tokens: {row['failed']}")
+                    skipped.setdefault(f"{kind}, some", f"{layer.name}, {row['tokens']} tokens: {row['failed']}")
                 else:
                     rows.append(row)
             free(device)
     return {
-        **asdict(found),
+        **asdict(roofline),
         **counts.facts(),
-        **limits(counts, found),
+        **limits(counts, roofline),
         "products": rows,
         "skipped": skipped,
     }
 
 
-def limits(counts: Counts, found: Ceilings) -> Json:
-    """The two times under which nothing that computes this model in 16 bits can stay."""
+def limits(counts: Counts, roofline: Roofline) -> Json:
+    """Bounds on any 16-bit implementation of the model: maximum throughput, and minimum latency of a pass."""
     return {
-        "limit_tokens_per_second": counts.tokens_per_second(found.flop_per_second),
-        "limit_read_milliseconds": counts.read_milliseconds(found.bytes_per_second),
+        "limit_tokens_per_second": counts.tokens_per_second(roofline.flop_per_second),
+        "limit_read_milliseconds": counts.read_milliseconds(roofline.bytes_per_second),
     }
 
 
-def _layer(
-    one: Linear, kind: str, build: "Build", sizes: tuple[int, ...], found: Ceilings, dtype: torch.dtype
+def _time_layer(
+    layer: LinearLayer, kind: str, build: Build, sizes: tuple[int, ...], roofline: Roofline, dtype: torch.dtype
 ) -> list[Json]:
-    device = torch.device(found.device)
-    weight_bytes = dtype.itemsize if kind == "16 bit" else 1
-    copies = max(1, min(MOST_COPIES, ROTATED_BYTES[device.type] // (weight_bytes * one.weights)))
-    multiply = build(one, copies, device, dtype)
+    device = torch.device(roofline.device)
+    weight_bytes = dtype.itemsize if kind == SIXTEEN_BIT else 1
+    copies = max(1, min(MAX_COPIES, ROTATED_BYTES[device.type] // (weight_bytes * layer.weights)))
+    actions = build(layer, copies, device, dtype)
     rows: list[Json] = []
     for tokens in sizes:
         rounds = 5 if device.type == "cpu" else 10 if tokens * copies > 16384 else 20
         try:
-            seconds = seconds_each(multiply(tokens), device, rounds)
+            seconds = seconds_each(actions(tokens), device, rounds)
         except (RuntimeError, AttributeError) as error:
             rows.append({"tokens": tokens, "failed": (str(error).splitlines() or [""])[0]})
             continue
-        arithmetic = one.flop(tokens) / found.flop_per_second
-        memory = one.bytes(tokens, weight_bytes, weight_bytes) / found.bytes_per_second
+        compute = layer.flop(tokens) / roofline.flop_per_second
+        memory = layer.bytes(tokens, weight_bytes, weight_bytes) / roofline.bytes_per_second
         rows.append(
             {
-                "layer": one.name,
+                "layer": layer.name,
                 "kind": kind,
                 "tokens": tokens,
                 "microseconds": seconds * 1e6,
-                "flop_per_second": one.flop(tokens) / seconds,
-                "floor_microseconds": max(arithmetic, memory) * 1e6,
-                "share_of_floor": max(arithmetic, memory) / seconds,
+                "flop_per_second": layer.flop(tokens) / seconds,
+                "floor_microseconds": max(compute, memory) * 1e6,
+                "share_of_floor": max(compute, memory) / seconds,
             }
         )
     return rows
 
 
-Build = Callable[[Linear, int, torch.device, torch.dtype], Callable[[int], list[Action]]]
-"""A layer and the number of its copies → for a number of tokens, one product with each copy."""
-
-
-def _dense(one: Linear, copies: int, device: torch.device, dtype: torch.dtype) -> Callable[[int], list[Action]]:
-    weights = [torch.randn(one.outputs, one.inputs, device=device, dtype=dtype) for _ in range(copies)]
-
-    def actions(tokens: int) -> list[Action]:
-        rows = torch.randn(tokens, one.inputs, device=device, dtype=dtype)
-        return [lambda weight=weight: product(rows, weight) for weight in weights]  # type: ignore[misc]
-
-    return actions
-
-
-def _float8(by_row: bool, out: torch.dtype) -> Build:
-    """Products of float8, with a scale for each row of both sides or with one for all of them."""
-
-    def build(one: Linear, copies: int, device: torch.device, _: torch.dtype) -> Callable[[int], list[Action]]:
-        def draw(rows: int) -> Tensor:
-            return torch.randn(rows, one.inputs, device=device).to(torch.float8_e4m3fn)
-
-        def scale(*shape: int) -> Tensor:
-            return torch.ones(shape if by_row else (), device=device)
-
-        weights = [draw(one.outputs) for _ in range(copies)]
-
-        def actions(tokens: int) -> list[Action]:
-            rows, scales = draw(tokens), (scale(tokens, 1), scale(1, one.outputs))
-
-            def multiply(weight: Tensor) -> Tensor:
-                return torch._scaled_mm(
-                    rows, weight.T, scale_a=scales[0], scale_b=scales[1], out_dtype=out, use_fast_accum=True
-                )
-
-            return [lambda weight=weight: multiply(weight) for weight in weights]  # type: ignore[misc]
-
-        return actions
-
-    return build
-
-
-KINDS: dict[str, Build] = {
-    "16 bit": _dense,
-    "float8 rows, float16": _float8(True, torch.float16),
-    "float8 rows, bfloat16": _float8(True, torch.bfloat16),
-    "float8 one scale": _float8(False, torch.float16),
-}
-"""float8: whether row-wise products give float16 depends on torch's release, so both are asked for."""
-
-
 def card(result: Json) -> str:
     sizes = list(dict.fromkeys(row["tokens"] for row in result["products"]))
-    names = list(dict.fromkeys((row["layer"], row["kind"]) for row in result["products"]))
-    cells = {(row["layer"], row["kind"], row["tokens"]): row for row in result["products"]}
+    layers = list(dict.fromkeys((row["layer"], row["kind"]) for row in result["products"]))
+    products = {(row["layer"], row["kind"], row["tokens"]): row for row in result["products"]}
 
     def rows(text: Callable[[Json], str]) -> list[list[str]]:
         return [
-            [*name, *(text(cells[(*name, size)]) if (*name, size) in cells else "–" for size in sizes)]
-            for name in names
+            [*layer, *(text(products[(*layer, size)]) if (*layer, size) in products else "–" for size in sizes)]
+            for layer in layers
         ]
 
     head = ["layer", "kind", *(f"{size:,}" for size in sizes)]
     return "\n".join(
         [
-            f"Ceilings: {result['flop_per_second'] / 1e12:,.3g} TFLOP/s in {result['dtype']}; "
-            f"{result['copy_bytes_per_second'] / 1e12:.3g} TB/s by a copy (read and written), "
+            f"Roofline: {result['flop_per_second'] / 1e12:,.3g} TFLOP/s in {result['dtype']}; "
+            f"{result['copy_bytes_per_second'] / 1e12:.3g} TB/s by a copy (reads and writes), "
             f"{result['read_bytes_per_second'] / 1e12:.3g} TB/s by a sum",
             f"  linear layers: {result['flop_per_token'] / 1e9:.4g} GFLOP a token → at most "
             f"{result['limit_tokens_per_second']:,.0f} tokens/s; "
@@ -218,8 +161,8 @@ def card(result: Json) -> str:
             f"{result['limit_read_milliseconds']:.3g} ms a pass",
             "  µs of one product, by tokens:",
             table(head, rows(lambda row: f"{row['microseconds']:,.1f}"), text_columns=2),
-            "  its floor's share of that, % (floor: the larger of operations / peak and bytes / bandwidth;",
-            "  above 100 % in float8, whose peak is higher):",
+            "  floor / time in % (floor: the larger of FLOPs / matrix rate and bytes / bandwidth;",
+            "  float8 may exceed 100 %, because its matrix rate is higher):",
             table(head, rows(lambda row: f"{100 * row['share_of_floor']:.0f}"), text_columns=2),
             *(f"  {kind}: skipped, {reason}" for kind, reason in result["skipped"].items()),
         ]

@@ -1,17 +1,17 @@
-"""Scaling: whether the time for each token stays the same as the work list grows."""
+"""Scaling: checks that the time per token stays constant as the number of texts grows."""
 
 from collections.abc import Callable
 
 from benchmarks.report import Json, interleaved, log, median, seconds, table
-from benchmarks.texts import Texts
+from benchmarks.texts import RandomTexts
 from e5.embedder import Embedder
 from e5.vectors import Vectors
 
 SIZES, QUICK_SIZES = (1_000, 10_000, 100_000), (300, 1_000, 3_000)
 
 
-def measure(embedder: Embedder, texts: Texts, sizes: tuple[int, ...], rounds: int) -> Json:
-    """Short documents, tokenising included. The largest list is embedded once, smaller ones up to `rounds` times."""
+def measure(embedder: Embedder, texts: RandomTexts, sizes: tuple[int, ...], rounds: int) -> Json:
+    """Embed short documents, tokenising included: the largest list once, smaller lists up to `rounds` times."""
     documents = texts.short(max(sizes))
     embedder.embed_documents(documents[: min(sizes)], progress=False)
     rows = []
@@ -19,16 +19,16 @@ def measure(embedder: Embedder, texts: Texts, sizes: tuple[int, ...], rounds: in
         log(f"scaling: {size} texts …")
         part = documents[:size]
         tokens = embedder.tokenize([], part, "").total
-        times = max(1, min(rounds, max(sizes) // size))
-        samples = interleaved({size: _embed(embedder, part)}, times, warm_up=0)
-        middle = median(seconds(samples[size]))
+        repeats = max(1, min(rounds, max(sizes) // size))
+        samples = interleaved({size: _embed(embedder, part)}, repeats, warm_up=0)
+        median_seconds = median(seconds(samples[size]))
         rows.append(
             {
                 "texts": size,
                 "tokens": tokens,
-                "rounds": times,
-                "median_seconds": middle,
-                "microseconds_per_token": middle / tokens * 1e6,
+                "rounds": repeats,
+                "median_seconds": median_seconds,
+                "microseconds_per_token": median_seconds / tokens * 1e6,
             }
         )
     growth = rows[-1]["microseconds_per_token"] / rows[0]["microseconds_per_token"]

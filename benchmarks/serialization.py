@@ -1,6 +1,6 @@
-"""The cost of an answer: request to response through the real Cog server, model time zero, two vectors of 4,096 floats.
+"""Serialization: milliseconds to return two vectors of 4,096 floats through the real Cog server, with no model time.
 
-The client is the standard library's, on one kept connection; the response is read to its end, and parsed outside the
+The client is http.client on one keep-alive connection. It reads the whole response and parses it outside of the
 measured time.
 """
 
@@ -22,10 +22,10 @@ import numpy as np
 from benchmarks.report import Json, interleaved, log, percentile, ratio_lines, ratios, seconds, table
 from e5_cog import openapi, static_schema
 from e5_cog.repository import ROOT
-from e5_cog.server import free_port, python_path
+from e5_cog.server import free_port, python_path, stop
 
-PREDICTOR = ROOT / "scripts" / "bench_answer_predictor.py"
-WAYS = {
+PREDICTOR = ROOT / "benchmarks" / "serialization_predictor.py"
+ENCODINGS = {
     "list": "list of lists of float",
     "float": "this package, float",
     "base64": "this package, base64",
@@ -36,28 +36,28 @@ START_SECONDS = 60
 
 
 def measure(count: int) -> Json:
-    """`count` requests for each way."""
-    log(f"answer: {WARM_UP} + {count} requests each …")
+    """Send `count` requests per encoding."""
+    log(f"serialization: {WARM_UP} + {count} requests each …")
     with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as port:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        samples = interleaved({way: _request(connection, way) for way in WAYS}, count, WARM_UP)
+        samples = interleaved({encoding: _request(connection, encoding) for encoding in ENCODINGS}, count, WARM_UP)
         connection.close()
-    shape = _same_vectors({way: samples[way][-1].value for way in WAYS})
+    vectors, dimensions = _check_same_vectors({encoding: samples[encoding][-1].value for encoding in ENCODINGS})
     rows: list[Json] = [
         {
-            "way": way,
-            "p50_milliseconds": percentile(seconds(samples[way]), 50) * 1e3,
-            "p90_milliseconds": percentile(seconds(samples[way]), 90) * 1e3,
-            "response_bytes": len(samples[way][-1].value),
+            "encoding": encoding,
+            "p50_milliseconds": percentile(seconds(samples[encoding]), 50) * 1e3,
+            "p90_milliseconds": percentile(seconds(samples[encoding]), 90) * 1e3,
+            "response_bytes": len(samples[encoding][-1].value),
         }
-        for way in WAYS
+        for encoding in ENCODINGS
     ]
-    p50: dict[str, float] = {row["way"]: row["p50_milliseconds"] for row in rows}
+    p50: dict[str, float] = {row["encoding"]: row["p50_milliseconds"] for row in rows}
     return {
-        "vectors": shape[0],
-        "dimensions": shape[1],
+        "vectors": vectors,
+        "dimensions": dimensions,
         "requests": count,
-        "ways": rows,
+        "encodings": rows,
         "ratios": ratios(p50, [("list", "float"), ("list", "base64")]),
     }
 
@@ -65,16 +65,16 @@ def measure(count: int) -> Json:
 def card(result: Json) -> str:
     rows = [
         [
-            WAYS[row["way"]],
+            ENCODINGS[row["encoding"]],
             f"{row['p50_milliseconds']:.2f}",
             f"{row['p90_milliseconds']:.2f}",
             f"{row['response_bytes'] / 1e3:.1f}",
         ]
-        for row in result["ways"]
+        for row in result["encodings"]
     ]
     return "\n".join(
         [
-            f"Answer: request to response through Cog's server, model time 0, {result['vectors']} vectors of "
+            f"Serialization: request to response through Cog's server, model time 0, {result['vectors']} vectors of "
             f"{result['dimensions']:,}, {result['requests']} requests each, interleaved",
             table(["what predict() returns", "p50 ms", "p90 ms", "kB"], rows),
             "  ratio of p50:",
@@ -85,7 +85,7 @@ def card(result: Json) -> str:
 
 @contextmanager
 def running(folder: Path) -> Iterator[int]:
-    """Cog's server on a free port of 127.0.0.1, serving the benchmark's predictor out of `folder`. Yields the port."""
+    """Run Cog's server with the benchmark's predictor from `folder`, on a free port of 127.0.0.1. Yields the port."""
     shutil.copy(PREDICTOR, folder)
     signature = static_schema.read(PREDICTOR)
     openapi.write_atomically(folder / ".cog" / openapi.SCHEMA.name, json.dumps(openapi.openapi(signature)))
@@ -99,22 +99,17 @@ def running(folder: Path) -> Iterator[int]:
             stderr=subprocess.STDOUT,
         )
     try:
-        _wait(port, process, log_file)
+        _wait_until_ready(port, process, log_file)
         yield port
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process)
 
 
 def _environment(port: int, concurrency: int) -> dict[str, str]:
-    """As scripts/serve.py sets it: the server starts its worker with the `python` that PATH finds first.
+    """The variables that scripts/serve.py sets. The server starts its worker with the first `python` on PATH.
 
-    With a concurrency of 1 the server (coglet 0.23.1) now and then refuses the next request of a client that waits
-    for each answer (409): it sends the answer before it frees the slot.
+    With a concurrency of 1 the server (coglet 0.23.1) sometimes rejects the next request of a sequential client with
+    409: it sends the response before it frees the slot.
     """
     return os.environ | {
         "COG_PREDICT_TYPE_STUB": f"{PREDICTOR.name}:Predictor",
@@ -125,25 +120,25 @@ def _environment(port: int, concurrency: int) -> dict[str, str]:
     }
 
 
-def _wait(port: int, process: subprocess.Popen[bytes], log_file: Path) -> None:
-    """Until the server is ready. Raises RuntimeError with the end of its log when it will not be."""
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
+def _wait_until_ready(port: int, process: subprocess.Popen[bytes], log_file: Path) -> None:
+    """Raise RuntimeError with the end of the log if the server exits or is not ready after 60 s."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
             connection.request("GET", "/health-check")
             if json.loads(connection.getresponse().read())["status"] == "READY":
                 return
         except OSError:
-            pass  # it does not listen yet
+            pass  # not listening yet
         finally:
             connection.close()
         time.sleep(0.1)
     raise RuntimeError(f"Cog's server did not start; its log ends with:\n{log_file.read_text('utf-8')[-2000:]}")
 
 
-def _request(connection: http.client.HTTPConnection, way: str) -> Callable[[int], bytes]:
-    body = json.dumps({"input": {"way": way}})
+def _request(connection: http.client.HTTPConnection, encoding: str) -> Callable[[int], bytes]:
+    body = json.dumps({"input": {"encoding": encoding}})
 
     def send(_: int) -> bytes:
         connection.request("POST", "/predictions", body, {"Content-Type": "application/json"})
@@ -156,12 +151,12 @@ def _request(connection: http.client.HTTPConnection, way: str) -> Callable[[int]
     return send
 
 
-def _same_vectors(responses: dict[str, bytes]) -> tuple[int, int]:
-    """How many vectors of how many dimensions came; every way must bring the same ones. Raises RuntimeError."""
-    outputs = {way: json.loads(content)["output"] for way, content in responses.items()}
+def _check_same_vectors(responses: dict[str, bytes]) -> tuple[int, int]:
+    """Return the number of vectors and their dimensions. Raises RuntimeError if encodings return different vectors."""
+    outputs = {encoding: json.loads(content)["output"] for encoding, content in responses.items()}
     rows = [np.frombuffer(base64.b64decode(text), "<f4") for text in outputs["base64"]["embeddings_base64"]]
     vectors = np.stack(rows)
-    for way in ("list", "float"):
-        if not np.array_equal(np.array(outputs[way]["embeddings"], dtype=np.float32), vectors):
-            raise RuntimeError(f"the way {way!r} brings other vectors than base64: this is a bug")
+    for encoding in ("list", "float"):
+        if not np.array_equal(np.array(outputs[encoding]["embeddings"], dtype=np.float32), vectors):
+            raise RuntimeError(f"encoding {encoding!r} returns other vectors than base64: this is a bug")
     return vectors.shape[0], vectors.shape[1]

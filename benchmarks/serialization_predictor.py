@@ -1,6 +1,6 @@
-"""The predictor of the benchmark's section on answers: no model, the same two vectors, returned in the way asked for.
+"""Predictor of the serialization benchmark: returns the same two vectors, without a model, in the requested encoding.
 
-It runs in Cog's server, started by benchmarks/serialization.py, and is asynchronous and concurrent as predict.py is.
+benchmarks/serialization.py starts it in Cog's server. Like predict.py it is asynchronous and concurrent.
 """
 
 import cog
@@ -12,7 +12,7 @@ from e5.serving import serialize
 COUNT, DIMENSIONS = 2, 4096
 
 
-class Output(BaseModel):  # type: ignore[misc]  # mypy is told not to read cog
+class Output(BaseModel):  # type: ignore[misc]  # mypy skips cog
     """Vectors as numbers, or as base64 of their float32 bytes."""
 
     embeddings: list[list[float]] | None
@@ -20,7 +20,7 @@ class Output(BaseModel):  # type: ignore[misc]  # mypy is told not to read cog
 
 
 class Predictor(BasePredictor):  # type: ignore[misc]
-    """Its model time is zero; what is measured is the way of an answer through the server."""
+    """Spends no time in a model, so that a request measures only serialization and the server."""
 
     async def setup(self) -> None:
         self.vectors = np.random.default_rng(0).standard_normal((COUNT, DIMENSIONS), dtype=np.float32)
@@ -28,15 +28,15 @@ class Predictor(BasePredictor):  # type: ignore[misc]
     @cog.concurrent(max=64)  # type: ignore[untyped-decorator]
     async def predict(
         self,
-        way: str = Input(description="How to return them.", choices=["list", "float", "base64", "nothing"]),
-        dimensions: int = Input(description="Numbers of each vector.", default=4096),
+        encoding: str = Input(description="Encoding of the vectors.", choices=["list", "float", "base64", "nothing"]),
+        dimensions: int = Input(description="Numbers per vector.", default=4096),
     ) -> Output:
-        """`list`: plain lists of floats; `float` and `base64`: what e5.serving.serialize returns."""
+        """`list`: plain lists of floats; `float` and `base64`: the output of e5.serving.serialize."""
         vectors = self.vectors[:, :dimensions]
-        if way == "list":
+        if encoding == "list":
             return Output(embeddings=vectors.tolist(), embeddings_base64=None)
-        if way == "float":
+        if encoding == "float":
             return Output(embeddings=serialize.json_rows(vectors), embeddings_base64=None)
-        if way == "base64":
+        if encoding == "base64":
             return Output(embeddings=None, embeddings_base64=serialize.base64_rows(vectors))
         return Output(embeddings=None, embeddings_base64=None)

@@ -1,4 +1,4 @@
-"""What predict.py would be without shared batches: the same server, one prediction at a time on the device."""
+"""predict.py without shared batches: the same server computes one prediction at a time."""
 
 import asyncio
 
@@ -9,15 +9,15 @@ from predict import Output as Output
 
 
 class Predictor(predict.Predictor):
-    """Others wait for the one that is computed."""
+    """Serialises predictions with a lock."""
 
     async def setup(self) -> None:
-        """As predict.py's, with a lock around the device."""
+        """Set up predict.py's predictor and put a lock around the device."""
         await super().setup()
         lock, embed = asyncio.Lock(), self.service.batcher.embed
 
-        async def alone(tokens: Tokens) -> Embedded:
+        async def embed_one_at_a_time(tokens: Tokens) -> Embedded:
             async with lock:
                 return await embed(tokens)
 
-        self.service.batcher.embed = alone  # type: ignore[method-assign]
+        self.service.batcher.embed = embed_one_at_a_time  # type: ignore[method-assign]

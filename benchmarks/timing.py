@@ -1,4 +1,4 @@
-"""Timing on a device: by its own events on CUDA, by the wall clock elsewhere."""
+"""Timing on a device: CUDA events on a GPU, the wall clock elsewhere."""
 
 import gc
 import itertools
@@ -14,61 +14,61 @@ Action = Callable[[], object]
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was asked for."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def free(device: torch.device) -> None:
-    """Give back what nothing holds any more, so that the next one finds the device's memory."""
+    """Release unreferenced memory on the host and the device."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def times(action: Action, device: torch.device, rounds: int, warm_up: int = 3) -> list[float]:
-    """Seconds of each of `rounds` calls, back to back."""
+    """Seconds of each of `rounds` back-to-back calls."""
     for _ in range(warm_up):
         action()
     if device.type != "cuda":
-        found = []
+        durations = []
         for _ in range(rounds):
             started = time.perf_counter()
             action()
-            found.append(time.perf_counter() - started)
-        return found
-    # An event between neighbours: nothing waits, so that a launch never counts where the device is the slower one.
+            durations.append(time.perf_counter() - started)
+        return durations
+    # One event between calls, without synchronising: launch time counts only where the host is slower than the device.
     events: list[Any] = [_event() for _ in range(rounds + 1)]
     events[0].record()
     for event in events[1:]:
         action()
         event.record()
     events[-1].synchronize()
-    return [one.elapsed_time(other) / 1e3 for one, other in itertools.pairwise(events)]
+    return [start.elapsed_time(end) / 1e3 for start, end in itertools.pairwise(events)]
 
 
 def seconds_each(actions: Sequence[Action], device: torch.device, rounds: int) -> float:
-    """Median seconds of one action, when all of them run one after the other, `rounds` times.
+    """Median seconds per action when all of them run in sequence, `rounds` times.
 
-    On CUDA as one graph: a product of a few rows takes 8 µs, about what its launch from Python takes.
+    On CUDA they run as one graph: a product of a few rows takes 8 µs, about as long as its launch from Python.
     """
 
-    def everything() -> None:
+    def run_all() -> None:
         for action in actions:
             action()
 
-    run: Action = everything
+    timed: Action = run_all
     if device.type == "cuda":
-        everything()
+        run_all()
         torch.cuda.synchronize(device)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                everything()
-            run = graph.replay
+                run_all()
+            timed = graph.replay
         except RuntimeError as error:
-            log(f"no graph of these products ({error}): timed with their launches")
-    return median(times(run, device, rounds)) / len(actions)
+            log(f"cannot record a graph ({error}): the times include kernel launches")
+    return median(times(timed, device, rounds)) / len(actions)
 
 
 def _event() -> Any:

@@ -1,7 +1,7 @@
-"""A client of the running server for many requests at once: the load test's and the benchmark's. One event loop.
+"""Asynchronous client of the Cog server for many concurrent requests, used by the load test and the benchmark.
 
-Every request brings its own id, because ids that the server gives can collide (two of one clock tick). At capacity the
-server answers 409; a request that was refused so asks again after a short wait, as a client of a server should.
+Every request carries its own ID, because IDs that the server generates can collide (two in one clock tick). At capacity
+the server answers 409; the client then retries after a short wait.
 """
 
 import asyncio
@@ -23,20 +23,20 @@ from e5.vectors import Vectors
 
 Json = dict[str, Any]
 JSON = {"Content-Type": "application/json"}
-WAIT_SECONDS = 0.01
-"""After a 409. The server frees a slot a moment after its answer has left."""
+RETRY_SECONDS = 0.01
+"""Wait after a 409. The server frees a slot a moment after it has sent the response."""
 
 _numbers = itertools.count()
 
 
 def new_id() -> str:
-    """An id that no other request of this machine has."""
+    """A request ID that is unique on this machine."""
     return f"load-{os.getpid()}-{next(_numbers)}"
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back, how long it took from first sending to last byte, and how often a 409 came before."""
+    """A response, the seconds from the first attempt to the last byte, and the number of 409s before it."""
 
     http_status: int
     content: bytes
@@ -50,12 +50,12 @@ class Reply:
 
     @property
     def status(self) -> str:
-        """The prediction's status; empty where the answer is no prediction's (422, 400)."""
+        """The prediction's status; empty if the response holds no prediction (422, 400)."""
         return str(self.body.get("status", "")) if self.http_status in (200, 202) else ""
 
 
 class Client:
-    """Connections to one server, kept alive, as many as there are requests."""
+    """Keep-alive connections to one server, without a limit on their number."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self.url = url
@@ -64,69 +64,69 @@ class Client:
     @classmethod
     @asynccontextmanager
     async def connect(cls, url: str, timeout: float = 300) -> AsyncIterator[Self]:
-        """`timeout`: seconds for each request; what takes longer raises TimeoutError."""
-        connections = aiohttp.TCPConnector(limit=0, force_close=False)
-        limit = aiohttp.ClientTimeout(total=timeout)
-        async with aiohttp.ClientSession(connector=connections, timeout=limit) as session:
+        """`timeout`: seconds per request; a slower one raises TimeoutError."""
+        connector = aiohttp.TCPConnector(limit=0, force_close=False)
+        client_timeout = aiohttp.ClientTimeout(total=timeout)
+        async with aiohttp.ClientSession(connector=connector, timeout=client_timeout) as session:
             yield cls(url, session)
 
     async def predict(self, inputs: Json, name: str | None = None, *, put: bool = False, retry: bool = True) -> Reply:
-        """POST /predictions, or PUT /predictions/{name}; sent again while the server is at capacity, if `retry`."""
+        """POST /predictions, or PUT /predictions/{name}. With `retry`, repeat it while the server is at capacity."""
         name = name or new_id()
         body = json.dumps({"id": name, "input": inputs}).encode()
         path = f"/predictions/{name}" if put else "/predictions"
         return await self.send("PUT" if put else "POST", path, body, retry=retry)
 
     async def send(self, method: str, path: str, body: bytes = b"", *, retry: bool = False, **headers: str) -> Reply:
-        """One request as it is."""
+        """Send one request with a raw body. With `retry`, repeat it while the server answers 409."""
         started = time.perf_counter()
         for refused in itertools.count():
             async with self.session.request(method, self.url + path, data=body, headers=JSON | headers) as response:
                 content = await response.read()
             if response.status != 409 or not retry:
                 return Reply(response.status, content, time.perf_counter() - started, refused)
-            await asyncio.sleep(WAIT_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
         raise AssertionError("unreachable")
 
     async def health(self) -> str:
-        """What /health-check says."""
+        """The status that /health-check reports."""
         return str((await self.send("GET", "/health-check")).body["status"])
 
 
 def vectors(output: Json) -> Vectors:
-    """float32 [N, D] out of an answer's output, in either format."""
+    """Decode a prediction's output, in either format: float32 [N, D]."""
     if output["embeddings_base64"] is None:
         return np.array(output["embeddings"], dtype=np.float32)
     return np.stack([np.frombuffer(base64.b64decode(text), "<f4") for text in output["embeddings_base64"]])
 
 
 @dataclass(frozen=True)
-class Spell:
-    """Answers to clients that ask again as soon as they are answered, and the seconds that it went on."""
+class LoadRun:
+    """Replies to clients that each send the next request as soon as the last is answered, and the run's seconds."""
 
     replies: list[Reply]
     seconds: float
 
 
-async def keep_busy(ask: Callable[[], Awaitable[Reply]], clients: int, seconds: float) -> Spell:
-    """So many clients for so long; after one request each, which does not count. What `ask` raises ends it."""
+async def sustain_load(send: Callable[[], Awaitable[Reply]], clients: int, seconds: float) -> LoadRun:
+    """Keep `clients` requests in flight for `seconds`, after one warm-up request each. Errors of `send` propagate."""
     replies: list[Reply] = []
-    await asyncio.gather(*(ask() for _ in range(clients)))
+    await asyncio.gather(*(send() for _ in range(clients)))
     started = time.perf_counter()
 
-    async def work() -> None:
+    async def client() -> None:
         while time.perf_counter() - started < seconds:
-            replies.append(await ask())
+            replies.append(await send())
 
-    await asyncio.gather(*(work() for _ in range(clients)))
-    return Spell(replies, time.perf_counter() - started)
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return LoadRun(replies, time.perf_counter() - started)
 
 
-def rate_and_waits(spells: Sequence[Spell]) -> Json:
-    """Requests a second, the median of the spells; and percentiles of all waits."""
-    waits = [reply.seconds for spell in spells for reply in spell.replies]
+def rate_and_latency(runs: Sequence[LoadRun]) -> Json:
+    """Requests per second (median of the runs) and latency percentiles over all replies."""
+    latencies = [reply.seconds for run in runs for reply in run.replies]
     return {
-        "requests_per_second": median([len(spell.replies) / spell.seconds for spell in spells]),
-        "p50_milliseconds": percentile(waits, 50) * 1e3,
-        "p99_milliseconds": percentile(waits, 99) * 1e3,
+        "requests_per_second": median([len(run.replies) / run.seconds for run in runs]),
+        "p50_milliseconds": percentile(latencies, 50) * 1e3,
+        "p99_milliseconds": percentile(latencies, 99) * 1e3,
     }

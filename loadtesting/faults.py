@@ -1,7 +1,4 @@
-"""The load test's faults: what may befall a server that works, and what its clients then see.
-
-Each scenario returns what was seen in words, and whether that is what should be.
-"""
+"""The load test's faults: overload, webhooks, slow clients and killed processes, as seen by the server's clients."""
 
 import asyncio
 import json
@@ -20,40 +17,42 @@ from e5_cog.server import Server
 from loadtesting.cog_client import Client, Json, Reply, new_id, vectors
 
 GRACE_SECONDS = 10
-"""What `docker stop` and many schedulers give a process between SIGTERM and SIGKILL."""
+"""Time that `docker stop` and many schedulers leave a process between SIGTERM and SIGKILL."""
 SLOTS = 64
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A scenario, what was seen, and whether it is as it should be."""
+class FaultResult:
+    """A scenario, a description of what happened, and whether it was correct."""
 
     name: str
-    what: str
-    good: bool
+    description: str
+    passed: bool
 
 
-def work(number: int, texts: int) -> Json:
-    """Inputs of `texts` documents that no other number has."""
+def unique_documents(number: int, texts: int) -> Json:
+    """Inputs of `texts` documents that no other number gets."""
     documents = [f"document {index} of request {number}, with some words more" for index in range(texts)]
     return {"documents": documents, "encoding_format": "base64"}
 
 
-async def beyond_the_slots(client: Client) -> Seen:
-    """A hundred requests at once, none sent again; then one that must be taken."""
-    requests = [client.predict(work(number, 40), retry=False) for number in range(100)]
+async def beyond_the_slots(client: Client) -> FaultResult:
+    """Send a hundred requests at once without retries; the next request must be accepted."""
+    requests = [client.predict(unique_documents(number, 40), retry=False) for number in range(100)]
     replies = await asyncio.gather(*requests)
     statuses = Counter(reply.http_status for reply in replies)
     started = time.perf_counter()
     after = await client.predict({"query": "after"})
     waited = time.perf_counter() - started
-    good = statuses == {200: SLOTS, 409: 100 - SLOTS} and after.status == "succeeded"
-    what = f"100 at once: {statuses[200]} answered, {statuses[409]} refused (409); the next one after {waited:.3f} s"
-    return Seen("beyond the concurrency limit", what, good)
+    passed = statuses == {200: SLOTS, 409: 100 - SLOTS} and after.status == "succeeded"
+    description = (
+        f"100 at once: {statuses[200]} answered, {statuses[409]} refused (409); the next one after {waited:.3f} s"
+    )
+    return FaultResult("beyond the concurrency limit", description, passed)
 
 
-async def webhooks(client: Client) -> Seen:
-    """Prefer: respond-async, with a receiver: one good and one invalid prediction."""
+async def webhooks(client: Client) -> FaultResult:
+    """Send one valid and one invalid prediction with Prefer: respond-async, and receive their webhooks."""
     events: list[Json] = []
     done = asyncio.Event()
 
@@ -78,78 +77,83 @@ async def webhooks(client: Client) -> Seen:
             await done.wait()
     finally:
         await runner.cleanup()
-    good_id, bad_id = (reply.body["id"] for reply in replies)
-    last = {event["id"]: event for event in events}
-    good = (
+    valid_id, invalid_id = (reply.body["id"] for reply in replies)
+    last_event = {event["id"]: event for event in events}
+    passed = (
         [reply.http_status for reply in replies] == [202, 202]
-        and last[good_id]["status"] == "succeeded"
-        and vectors(last[good_id]["output"]).shape[0] == 2
-        and last[bad_id]["status"] == "failed"
-        and "`query` is only white space" in last[bad_id]["error"]
+        and last_event[valid_id]["status"] == "succeeded"
+        and vectors(last_event[valid_id]["output"]).shape[0] == 2
+        and last_event[invalid_id]["status"] == "failed"
+        and "`query` is only white space" in last_event[invalid_id]["error"]
     )
-    seen = [f"{event['status']}" for event in events]
-    return Seen("respond-async with a webhook", f"202 at once; the receiver got {', '.join(seen)}", good)
+    statuses = ", ".join(event["status"] for event in events)
+    return FaultResult("respond-async with a webhook", f"202 at once; the receiver got {statuses}", passed)
 
 
-async def slow_reader(client: Client, texts: int = 1500) -> Seen:
-    """A client that takes its answer of megabytes in drops, while others ask."""
+async def slow_reader(client: Client, texts: int = 1500) -> FaultResult:
+    """Read a response of megabytes in small pieces while other clients send requests."""
     host, port = client.url.removeprefix("http://").split(":")
-    body = json.dumps({"id": new_id(), "input": {"documents": work(0, texts)["documents"]}}).encode()
+    body = json.dumps({"id": new_id(), "input": {"documents": unique_documents(0, texts)["documents"]}}).encode()
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"POST /predictions HTTP/1.0\r\nContent-Type: application/json\r\n")
     writer.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
     await writer.drain()
-    got = await reader.read(1000)  # the answer has begun
-    others: list[float] = []
+    received = await reader.read(1000)  # the response has begun
+    latencies: list[float] = []
     for _ in range(20):
         reply = await client.predict({"query": "meanwhile"})
         assert reply.status == "succeeded", reply.content[:300]
-        others.append(reply.seconds)
-        got += await reader.read(1000)
+        latencies.append(reply.seconds)
+        received += await reader.read(1000)
         await asyncio.sleep(0.05)
-    got += await reader.read()
+    received += await reader.read()
     writer.close()
-    answer = json.loads(got.partition(b"\r\n\r\n")[2])
-    whole = answer["status"] == "succeeded" and len(answer["output"]["embeddings"]) == texts
-    what = f"{len(got) / 1e6:.1f} MB arrived whole; meanwhile others had a median of {_ms(others)}"
-    return Seen("a client that reads slowly", what, whole)
+    prediction = json.loads(received.partition(b"\r\n\r\n")[2])
+    complete = prediction["status"] == "succeeded" and len(prediction["output"]["embeddings"]) == texts
+    description = (
+        f"{len(received) / 1e6:.1f} MB arrived complete; meanwhile other clients had a median of {_ms(latencies)}"
+    )
+    return FaultResult("a client that reads slowly", description, complete)
 
 
-async def overload(client: Client, queued_tokens: int) -> Seen:
-    """More tokens than the queue may hold: some are refused in words, all others answered."""
-    replies = await asyncio.gather(*(client.predict(work(number, 100)) for number in range(SLOTS)))
+async def overload(client: Client, queued_tokens: int) -> FaultResult:
+    """Send more tokens than the queue may hold: it refuses some requests with an error and answers all others."""
+    replies = await asyncio.gather(*(client.predict(unique_documents(number, 100)) for number in range(SLOTS)))
     statuses = Counter(reply.status for reply in replies)
-    refused = [reply.body["error"] for reply in replies if reply.status == "failed"]
-    named = all(f"the {queued_tokens:,} of E5_MAX_QUEUED_TOKENS: try again later" in error for error in refused)
+    errors = [reply.body["error"] for reply in replies if reply.status == "failed"]
+    explained = all(f"the {queued_tokens:,} of E5_MAX_QUEUED_TOKENS: try again later" in error for error in errors)
     after = await client.predict({"query": "after"})
-    good = named and bool(refused) and set(statuses) == {"succeeded", "failed"} and after.status == "succeeded"
-    what = f"{statuses['succeeded']} answered, {statuses['failed']} told that the queue is full; then it takes again"
-    return Seen(f"a queue of {queued_tokens:,} tokens at most", what, good)
+    passed = explained and bool(errors) and set(statuses) == {"succeeded", "failed"} and after.status == "succeeded"
+    description = (
+        f"{statuses['succeeded']} answered, {statuses['failed']} refused because the queue is full; "
+        "the next one answered"
+    )
+    return FaultResult(f"a queue of at most {queued_tokens:,} tokens", description, passed)
 
 
-async def terminated(client: Client, server: Server) -> Seen:
-    """SIGTERM with requests in flight. A 409 in the beginning, as Cog gives one in some runs, is sent again."""
-    inputs = [work(number, 100) for number in range(30)]
-    requests = [asyncio.create_task(client.predict(one)) for one in inputs]
+async def terminated(client: Client, server: Server) -> FaultResult:
+    """Send SIGTERM with requests in flight. Retries a 409 at the beginning, which Cog sends in some runs."""
+    requests = [asyncio.create_task(client.predict(unique_documents(number, 100))) for number in range(30)]
     await asyncio.sleep(0.5)
-    open_ = sum(not request.done() for request in requests)
+    in_flight = sum(not request.done() for request in requests)
     started = time.perf_counter()
     server.process.send_signal(signal.SIGTERM)
     replies = await asyncio.gather(*requests, return_exceptions=True)
     while server.process.poll() is None and time.perf_counter() - started < 3 * GRACE_SECONDS:
         await asyncio.sleep(0.02)
     seconds = time.perf_counter() - started
-    told = Counter(_told(reply) for reply in replies)
-    good = set(told) <= {"succeeded", "failed"} and server.process.poll() == 0 and seconds < GRACE_SECONDS and open_ > 0
-    what = f"{open_} of 30 in flight: {_counts(told)}; exit status {server.process.poll()} after {seconds:.1f} s"
-    return Seen("SIGTERM", what, good)
+    endings = Counter(_ending(reply) for reply in replies)
+    exit_status = server.process.poll()
+    passed = set(endings) <= {"succeeded", "failed"} and exit_status == 0 and seconds < GRACE_SECONDS and in_flight > 0
+    description = f"{in_flight} of 30 in flight: {_counts(endings)}; exit status {exit_status} after {seconds:.1f} s"
+    return FaultResult("SIGTERM", description, passed)
 
 
-async def worker_killed(client: Client, server: Server) -> Seen:
-    """SIGKILL of the process that has the model."""
-    requests = [asyncio.create_task(client.predict(work(number, 100), retry=False)) for number in range(30)]
+async def worker_killed(client: Client, server: Server) -> FaultResult:
+    """Send SIGKILL to the process that holds the model."""
+    requests = [asyncio.create_task(client.predict(unique_documents(number, 100), retry=False)) for number in range(30)]
     await asyncio.sleep(0.5)
-    open_ = sum(not request.done() for request in requests)
+    in_flight = sum(not request.done() for request in requests)
     (worker,) = psutil.Process(server.process.pid).children(recursive=True)
     started = time.perf_counter()
     worker.kill()
@@ -158,24 +162,24 @@ async def worker_killed(client: Client, server: Server) -> Seen:
         await asyncio.sleep(0.02)
         health = await client.health()
     unhealthy = time.perf_counter() - started
-    told = Counter(_told(reply) for reply in await asyncio.gather(*requests, return_exceptions=True))
+    endings = Counter(_ending(reply) for reply in await asyncio.gather(*requests, return_exceptions=True))
     answered = time.perf_counter() - started
     later = await client.predict({"query": "later"}, retry=False)
-    still = await client.health()
-    good = (
-        health == still == "UNHEALTHY"
-        and set(told) <= {"succeeded", "failed", "HTTP 409"}
-        and told["failed"] > 0
-        and _told(later) in ("failed", "HTTP 409", "HTTP 503")
+    final_health = await client.health()
+    passed = (
+        health == final_health == "UNHEALTHY"
+        and set(endings) <= {"succeeded", "failed", "HTTP 409"}
+        and endings["failed"] > 0
+        and _ending(later) in ("failed", "HTTP 409", "HTTP 503")
     )
-    what = (
-        f"{open_} of 30 in flight: {_counts(told)}, the last after {answered:.2f} s; /health-check says {health} after "
-        f"{unhealthy:.2f} s and stays so; a later request: {_told(later)}"
+    description = (
+        f"{in_flight} of 30 in flight: {_counts(endings)}, the last after {answered:.2f} s; "
+        f"/health-check says {health} after {unhealthy:.2f} s and stays so; a later request: {_ending(later)}"
     )
-    return Seen("SIGKILL of the worker", what, good)
+    return FaultResult("SIGKILL of the worker", description, passed)
 
 
-def _told(reply: Reply | BaseException) -> str:
+def _ending(reply: Reply | BaseException) -> str:
     if isinstance(reply, aiohttp.ClientError | OSError):
         return "connection lost"
     if isinstance(reply, BaseException):

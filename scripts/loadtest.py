@@ -1,10 +1,10 @@
-"""Load and faults on the real server, every answer checked: a card for people, then one line of JSON.
+"""Load and fault test of the real server that checks every response: prints a card, then one line of JSON.
 
-    python scripts/loadtest.py            10,000 predictions by 64 clients, then the faults: some minutes
-    python scripts/loadtest.py --quick    300 predictions: what the suite runs
+    python scripts/loadtest.py            10,000 predictions by 64 clients, then the faults; takes a few minutes
+    python scripts/loadtest.py --quick    300 predictions, as in the test suite
 
-The servers are scripts/serve.py on the embedded model (or that of E5_MODEL), in float32, so that every vector can be
-compared tightly with that of its text alone. Exit status: 0 all is good; 1 something is not.
+Starts scripts/serve.py on the embedded model (or E5_MODEL) in float32, so that vectors from shared batches can be
+compared closely with those of separate calls. Exit status: 0 if everything passed, else 1.
 """
 
 import sys

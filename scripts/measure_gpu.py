@@ -1,14 +1,18 @@
-"""Everything that is to be known about the flagship on a GPU, in one command with a time limit; or in three.
+"""Measure the flagship on a GPU within a time limit, in one run or in three parts.
 
-    python scripts/measure_gpu.py --to out --part 1     ceilings, throughput, latency; and the tests that need CUDA
-    python scripts/measure_gpu.py --to out --part 2     what each part of the engine brings; equality at full size
-    python scripts/measure_gpu.py --to out --part 3     serving, a profile, setup, the merge, quality by dtype, loading
-    python scripts/measure_gpu.py --to out --dry-run    all of it on the embedded model, tiny, to see that it runs
+    python scripts/measure_gpu.py --to out --part 1     roofline, throughput, latency; tests that need CUDA
+    python scripts/measure_gpu.py --to out --part 2     ablations; parity at full size
+    python scripts/measure_gpu.py --to out --part 3     serving, profile, setup, merge, quality by dtype, loading
+    python scripts/measure_gpu.py --to out --dry-run    a trial of all steps on the embedded model, with tiny sizes
 
-Each step is a process of its own with its own time limit. A step that fails or is late does not stop the next one, and
-keeps the figures that it had until then. A step whose packages are not installed is left out. Standard output has a
-step's figures, beside their goals, as soon as it ends; `summary.txt` in the folder always has all of them so far, and
-the logs have what the steps print. With `--weights` the random weights are kept, and used again by the next command.
+On a bare GPU machine, without an installation, run it from the repository as
+
+    PYTHONPATH=. python scripts/measure_gpu.py --to out --part 1
+
+It needs torch, transformers and their dependencies; a step whose other packages are missing is left out. Each step is a
+process with its own time limit; one that fails or is late keeps its figures so far and does not stop the others.
+Prints each step's figures against their goals; the folder has them in `summary.txt`, beside the steps' logs.
+`--weights` keeps the random weights for the next run.
 """
 
 import sys

