@@ -31,7 +31,7 @@ class Lever:
     """One thing changed. `ready`: how many texts are tokenised before: none, all (measured), all (not measured)."""
 
     name: str
-    switch: Switch = variants.as_it_is
+    switch: Switch = variants.unchanged
     needs: str = ""
     ready: str = "none"
 

@@ -8,15 +8,14 @@ Each as a share of its floor, the bytes that one pass must move over the measure
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from benchmarks.report import Json, log, table
 from benchmarks.timing import Action, free, seconds_each
-from e5.network import fused_ops
+from e5.network import fused_ops, torch_ops
+from e5.network.fused_ops import FusedOps
 
 TOKENS = {"cuda": (128, 16384), "cpu": (128,)}
 CALLS = 20
@@ -34,9 +33,10 @@ def measure(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype,
     for tokens in TOKENS[device.type]:
         for way in ways:
             log(f"elementwise: {tokens} tokens, {way} …")
-            for name, (size, make) in _cases(config, tokens, device, dtype).items():
+            ops = fused_ops.for_device(device) if way == KERNELS else torch_ops
+            for name, (size, make) in _cases(config, tokens, device, dtype, ops).items():
                 try:
-                    with _switch(way), torch.inference_mode():
+                    with torch.inference_mode():
                         action = make({COMPILED: _compiled, LIGER: _liger}.get(way, _plain))
                         seconds = seconds_each([action] * CALLS, device, rounds=20 if device.type == "cuda" else 3)
                 except Exception as error:  # a compiler that is not there is a reason, not the end
@@ -73,22 +73,17 @@ def _liger(function: Callable[..., Any]) -> Callable[..., Any]:
     from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
     from liger_kernel.ops.swiglu import LigerFusedGateUpSiLUMulFunction
 
-    if function is fused_ops.gate:
-        gate: Callable[..., Any] = LigerFusedGateUpSiLUMulFunction.apply
-        return gate
-    if function is fused_ops.add_rms_norm:
-        return lambda hidden, change, weight, epsilon: LigerFusedAddRMSNormFunction.apply(
-            change, hidden, weight, epsilon, 0.0, "llama", False
+    if function is torch_ops.silu_and_mul:
+        return lambda gate_up, dtype: LigerFusedGateUpSiLUMulFunction.apply(gate_up)
+    if function is torch_ops.add_rms_norm:
+        return lambda hidden, residual, weight, eps, dtype: LigerFusedAddRMSNormFunction.apply(
+            residual, hidden, weight, eps, 0.0, "llama", False
         )
     raise NotImplementedError("its rotation takes queries and keys in another layout")
 
 
-def _switch(way: str) -> AbstractContextManager[object]:
-    return nullcontext() if way == KERNELS else patch.object(fused_ops, "use_kernels", False)
-
-
 def _cases(
-    config: Mapping[str, Any], tokens: int, device: torch.device, dtype: torch.dtype
+    config: Mapping[str, Any], tokens: int, device: torch.device, dtype: torch.dtype, ops: FusedOps
 ) -> dict[str, tuple[int, Callable[[Wrap], Action]]]:
     """Step → the bytes that it must move, and what makes its call with a function plain or compiled."""
     width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
@@ -98,20 +93,20 @@ def _cases(
         return torch.randn(shape, device=device).to(dtype)
 
     def norm(wrap: Wrap) -> Action:
-        function, hidden, weight = wrap(fused_ops.add_rms_norm), draw(tokens, width), draw(width)
-        change = draw(tokens, width).mul_(1e-3)  # added in place a hundred times
-        return lambda: function(hidden, change, weight, 1e-5)
+        function, hidden, weight = wrap(ops.add_rms_norm), draw(tokens, width), draw(width)
+        residual = draw(tokens, width).mul_(1e-3)  # added in place a hundred times
+        return lambda: function(hidden, residual, weight, 1e-5, dtype)
 
     def rotate(wrap: Wrap) -> Action:
-        function, qkv = wrap(fused_ops.rotate), draw(tokens, heads + 2 * keys, head)
+        function, qkv = wrap(ops.apply_rope), draw(tokens, heads + 2 * keys, head)
         angles = torch.rand(tokens, head // 2, device=device)
         positions = torch.arange(tokens, device=device)
-        turn = fused_ops.rotation(torch.cat([angles.cos(), angles.sin()], dim=1), positions, dtype)
-        return lambda: function(qkv[:, : heads + keys], turn)
+        cos_sin = ops.gather_cos_sin(torch.cat([angles.cos(), angles.sin()], dim=1), positions, dtype)
+        return lambda: function(qkv[:, : heads + keys], cos_sin)
 
     def gate(wrap: Wrap) -> Action:
-        function, gate_up = wrap(fused_ops.gate), draw(tokens, 2 * inner)
-        return lambda: function(gate_up)
+        function, gate_up = wrap(ops.silu_and_mul), draw(tokens, 2 * inner)
+        return lambda: function(gate_up, dtype)
 
     row = tokens * dtype.itemsize
     return {

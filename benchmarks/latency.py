@@ -93,7 +93,7 @@ def capture_cost(embedder: Embedder) -> Json | None:
 
 def engine(embedder: Embedder, ids: Sequence[list[list[int]]], graphs: bool = True) -> Callable[[int], float]:
     """One packed pass over the ids of a pair, until its vectors are on the host."""
-    switch = variants.as_it_is if graphs else variants.without_graphs
+    switch = variants.unchanged if graphs else variants.without_graphs
 
     def forward(index: int) -> float:
         with switch(embedder):

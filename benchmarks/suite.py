@@ -264,9 +264,9 @@ class Bench:
         loaded = self.engines.default if "engines" in vars(self) else vars(self).get("texts") and self.texts.embedder
         if not loaded or self.device.type != "cuda" or self.model.architecture != "mistral":
             return {}
-        from e5.network import fused_ops
+        from benchmarks import variants
 
-        return {"fused kernels": fused_ops.use_kernels, "graphs": loaded.packed.graphs is not None}
+        return {"fused kernels": variants.uses_kernels(loaded), "graphs": loaded.packed.graphs is not None}
 
     def _keep_as(self, section: str) -> Keep:
         return lambda numbers: self.keep({section: numbers})

@@ -175,7 +175,7 @@ class Embedder:
 
         A GPU may still be computing it on return. Longest texts first is fastest: equal lengths should be neighbours.
         """
-        return self.packed.embed(batches.pack(ids, self.packed.padding_id, self.packed.bucketed))
+        return self.packed.embed(batches.pack(ids, self.packed.padding_idx, self.packed.bucketed))
 
     def launch(self, ids: Sequence[Sequence[int] | NDArray[np.int32]]) -> PendingResult:
         """`forward`, and the copy of its vectors to the host, which the caller waits for when it needs them."""

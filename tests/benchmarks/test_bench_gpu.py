@@ -30,7 +30,8 @@ from benchmarks import (
 from benchmarks.counts import Counts, Linear
 from benchmarks.gpu_run import Step
 from e5 import Embedder, catalog
-from e5.network import fused_ops
+from e5.network import torch_ops
+from e5.network.decoder import Decoder
 from e5.network.graphs import Graphs
 from e5.tokens import Tokens
 from e5.weights.files import LocalWeights, in_folder
@@ -163,6 +164,7 @@ def test_random_weights_come_merged_as_well(tmp_path: Path) -> None:
 
 
 def test_switches_are_put_back(library: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(library.packed.network, Decoder)
     graphs: Any = object()
     cudnn_enabled: Any = torch.backends.cuda.cudnn_sdp_enabled
     monkeypatch.setattr(library.packed, "graphs", graphs)
@@ -174,9 +176,11 @@ def test_switches_are_put_back(library: Embedder, monkeypatch: pytest.MonkeyPatc
         assert cudnn_enabled()
         assert variants.graphs(library) is graphs
     monkeypatch.setattr(library.packed, "graphs", None)
+    kernels: Any = object()
+    monkeypatch.setattr(library.packed.network, "ops", kernels)
     with variants.without_kernels(library):
-        inside = fused_ops.use_kernels
-    assert (inside, fused_ops.use_kernels) == (False, True)
+        inside = library.packed.network.ops
+    assert (inside, library.packed.network.ops) == (torch_ops, kernels)
     tokens = library.max_batch_tokens
     with variants.budget(library, 7):
         assert library.max_batch_tokens == 7
@@ -200,8 +204,8 @@ def test_graphs_are_recorded_anew_where_other_kernels_multiply(
         recorded.append(flags.allow_fp16_reduced_precision_reduction)
         packed.graphs = object()
 
-    monkeypatch.setattr(variants, "_recorded", {})
-    monkeypatch.setattr(type(library.packed), "record_graphs", record)
+    monkeypatch.setattr(variants, "_captured", {})
+    monkeypatch.setattr(type(library.packed), "capture_graphs", record)
     monkeypatch.setattr(library.packed, "graphs", own)
     found = []
     for _ in range(2):
@@ -217,7 +221,7 @@ def test_graphs_are_compared_with_direct_passes(monkeypatch: pytest.MonkeyPatch,
     embedder.packed.bucketed = False  # as on a GPU
     flash.install(monkeypatch)
     with torch.inference_mode():
-        graphs = Graphs(embedder.packed.network.forward, torch.device("cpu"), recompute, ladder=(32, 64))
+        graphs = Graphs(embedder.packed.network.embed, torch.device("cpu"), recompute, sizes=(32, 64))
     embedder.packed.graphs = graphs
     ids = embedder.tokenize([], ["one text", "another text that is longer", "word " * 90], "").ids
     found = locate(embedder.model)

@@ -78,7 +78,7 @@ def test_a_model_asked_for_by_name_does_not_inherit_another_ones_weights(tmp_pat
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"E5_DEVICE=cuda:63: there is no such device here; there are: cpu"):
+    with pytest.raises(SettingsError, match=r"E5_DEVICE=cuda:63: no such device; this machine has: cpu"):
         choose_device("cuda:63")
 
 
