@@ -48,7 +48,7 @@ class Ablation:
     """
 
     name: str
-    switch: Switch = variants.as_it_is
+    switch: Switch = variants.unchanged
     requires: str = ""
     tokenize: Literal["overlapped", "first", "untimed"] = "overlapped"
 

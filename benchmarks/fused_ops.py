@@ -7,15 +7,14 @@ do on a GPU, may beat the floor. Times are device times, recorded in a CUDA grap
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from benchmarks.report import Json, first_line, log, table
 from benchmarks.timing import Action, free, seconds_each
-from e5.network import fused_ops
+from e5.network import fused_ops, torch_ops
+from e5.network.fused_ops import FusedOps
 
 TOKENS = {"cuda": (128, 16384), "cpu": (128,)}
 CALLS = 20
@@ -39,9 +38,10 @@ def measure(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype,
     for tokens in TOKENS[device.type]:
         for implementation in implementations:
             log(f"fused ops: {tokens} tokens, {implementation} …")
-            for step, (size, make_action) in _cases(config, tokens, device, dtype).items():
+            ops = fused_ops.for_device(device) if implementation == KERNELS else torch_ops
+            for step, (size, make_action) in _cases(config, tokens, device, dtype, ops).items():
                 try:
-                    with _kernels_switched(implementation), torch.inference_mode():
+                    with torch.inference_mode():
                         action = make_action({COMPILED: _compiled, LIGER: _liger}.get(implementation, _unchanged))
                         seconds = seconds_each([action] * CALLS, device, rounds=20 if device.type == "cuda" else 3)
                 except Exception as error:  # such as a missing compiler: measure the rest
@@ -75,21 +75,18 @@ def _liger(function: Function) -> Function:
     from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
     from liger_kernel.ops.swiglu import LigerFusedGateUpSiLUMulFunction
 
-    if function is fused_ops.gate:
-        gate: Function = LigerFusedGateUpSiLUMulFunction.apply
-        return gate
-    if function is fused_ops.add_rms_norm:
-        return lambda hidden, residual, weight, eps: LigerFusedAddRMSNormFunction.apply(
+    if function is torch_ops.silu_and_mul:
+        return lambda gate_up, dtype: LigerFusedGateUpSiLUMulFunction.apply(gate_up)
+    if function is torch_ops.add_rms_norm:
+        return lambda hidden, residual, weight, eps, dtype: LigerFusedAddRMSNormFunction.apply(
             residual, hidden, weight, eps, 0.0, "llama", False
         )
     raise NotImplementedError("liger-kernel's RoPE takes queries and keys in another layout")
 
 
-def _kernels_switched(implementation: str) -> AbstractContextManager[object]:
-    return nullcontext() if implementation == KERNELS else patch.object(fused_ops, "use_kernels", False)
-
-
-def _cases(config: Mapping[str, Any], tokens: int, device: torch.device, dtype: torch.dtype) -> dict[str, Case]:
+def _cases(
+    config: Mapping[str, Any], tokens: int, device: torch.device, dtype: torch.dtype, ops: FusedOps
+) -> dict[str, Case]:
     hidden_size, num_attention_heads = config["hidden_size"], config["num_attention_heads"]
     intermediate_size, num_key_value_heads = config["intermediate_size"], config["num_key_value_heads"]
     head_dim = config.get("head_dim") or hidden_size // num_attention_heads
@@ -99,20 +96,20 @@ def _cases(config: Mapping[str, Any], tokens: int, device: torch.device, dtype: 
         return torch.randn(shape, device=device).to(dtype)
 
     def norm(wrap: Wrap) -> Action:
-        function, hidden, weight = wrap(fused_ops.add_rms_norm), draw(tokens, hidden_size), draw(hidden_size)
+        function, hidden, weight = wrap(ops.add_rms_norm), draw(tokens, hidden_size), draw(hidden_size)
         residual = draw(tokens, hidden_size).mul_(1e-3)  # small, because it is added in place about a hundred times
-        return lambda: function(hidden, residual, weight, 1e-5)
+        return lambda: function(hidden, residual, weight, 1e-5, dtype)
 
     def rope(wrap: Wrap) -> Action:
-        function, qkv = wrap(fused_ops.rotate), draw(tokens, rotated_heads + num_key_value_heads, head_dim)
+        function, qkv = wrap(ops.apply_rope), draw(tokens, rotated_heads + num_key_value_heads, head_dim)
         angles = torch.rand(tokens, head_dim // 2, device=device)
         position_ids = torch.arange(tokens, device=device)
-        cos_sin = fused_ops.rotation(torch.cat([angles.cos(), angles.sin()], dim=1), position_ids, dtype)
+        cos_sin = ops.gather_cos_sin(torch.cat([angles.cos(), angles.sin()], dim=1), position_ids, dtype)
         return lambda: function(qkv[:, :rotated_heads], cos_sin)
 
     def gate(wrap: Wrap) -> Action:
-        function, gate_up = wrap(fused_ops.gate), draw(tokens, 2 * intermediate_size)
-        return lambda: function(gate_up)
+        function, gate_up = wrap(ops.silu_and_mul), draw(tokens, 2 * intermediate_size)
+        return lambda: function(gate_up, dtype)
 
     column_bytes = tokens * dtype.itemsize
     return {

@@ -101,7 +101,7 @@ def capture_cost(embedder: Embedder) -> Json | None:
 
 def forward_action(embedder: Embedder, ids: Sequence[list[TokenIds]], graphs: bool = True) -> Callable[[int], float]:
     """One packed forward pass over a pair's token IDs, including the copy of its vectors to the host."""
-    switch = variants.as_it_is if graphs else variants.without_graphs
+    switch = variants.unchanged if graphs else variants.without_graphs
 
     def forward(index: int) -> float:
         with switch(embedder):

@@ -180,9 +180,9 @@ class Suite:
         embedder = self._loaded_embedder()
         if embedder is None or self.device.type != "cuda" or self.model.architecture != "mistral":
             return {}
-        from e5.network import fused_ops
+        from benchmarks import variants
 
-        return {"fused kernels": fused_ops.use_kernels, "graphs": embedder.packed.graphs is not None}
+        return {"fused kernels": variants.uses_kernels(embedder), "graphs": embedder.packed.graphs is not None}
 
     @cached_property
     def engines(self) -> "Engines":

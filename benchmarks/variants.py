@@ -1,6 +1,6 @@
-"""The engine with one thing switched off. The only module of the benchmark that knows where the switches are.
+"""The engine with one feature switched off. No other benchmark module reaches into the engine's internals.
 
-Each switch is a context manager; `missing` says why one changes nothing here.
+Each switch is a context manager; `missing` lists those without effect on this device, model or build.
 """
 
 from collections.abc import Iterator
@@ -13,8 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from e5 import catalog
 from e5.embedder import Embedder
-from e5.network import attention, fused_ops
+from e5.network import attention, torch_ops
 from e5.network.batches import PackedBatch
+from e5.network.decoder import Decoder
 from e5.network.graphs import Graphs
 
 FLOAT8 = "float8"
@@ -26,51 +27,58 @@ def has_float8(model: catalog.Model) -> bool:
 
 
 def graphs(embedder: Embedder) -> Graphs | None:
-    """The engine's CUDA graphs, with `seconds` and `bytes` of capturing them; None where it has none."""
+    """The engine's CUDA graphs, with the `seconds` and `bytes` that capture took; None if it has none."""
     return embedder.packed.graphs
 
 
+def uses_kernels(embedder: Embedder) -> bool:
+    """Whether Triton kernels compute what lies between the matrix products."""
+    network = embedder.packed.network
+    return isinstance(network, Decoder) and network.ops is not torch_ops
+
+
 def missing(embedder: Embedder) -> dict[str, str]:
-    """Switch → why it is none here."""
-    found = {}
+    """Switch → why it has no effect."""
+    reasons = {}
     if graphs(embedder) is None:
-        found["graphs"] = "there are none"
+        reasons["graphs"] = "there are none"
     if not embedder.device.startswith("cuda"):
-        found |= {"kernels": "they run on CUDA only", "attention": "it runs on CUDA only"}
-        found |= {"synchronised": "a CPU computes nothing beside", "products": "cuBLAS is for CUDA"}
-    elif not fused_ops.use_kernels:
-        found["kernels"] = "they could not be compiled: the log says why"
+        reasons |= {"kernels": "they run on CUDA only", "attention": "it runs on CUDA only"}
+        reasons |= {"synchronised": "a CPU does not work asynchronously", "products": "cuBLAS is for CUDA"}
+    elif not uses_kernels(embedder):
+        decoder = isinstance(embedder.packed.network, Decoder)
+        reasons["kernels"] = "they could not be compiled: see the log" if decoder else "they are for Mistral models"
     if not has_float8(embedder.model):
-        found[FLOAT8] = "it is for Mistral models"
-    return found
+        reasons[FLOAT8] = "it is for Mistral models"
+    return reasons
 
 
 @contextmanager
-def as_it_is(_: Embedder) -> Iterator[None]:
+def unchanged(_: Embedder) -> Iterator[None]:
     """Nothing switched off."""
     yield
 
 
 @contextmanager
 def without_graphs(embedder: Embedder) -> Iterator[None]:
-    """Every operator launched by itself."""
+    """Each operator is launched from Python."""
     with patch.object(embedder.packed, "graphs", None):
         yield
 
 
 @contextmanager
 def without_kernels(embedder: Embedder) -> Iterator[None]:
-    """torch's own operators between the products. Graphs hold kernels, so they are off as well."""
-    with without_graphs(embedder), patch.object(fused_ops, "use_kernels", False):
+    """torch's own operators between the matrix products. Graphs contain the kernels, so they are off, too."""
+    with without_graphs(embedder), patch.object(embedder.packed.network, "ops", torch_ops):
         yield
 
 
 @contextmanager
 def dense_attention(embedder: Embedder) -> Iterator[None]:
-    """Attention over runs of equally long texts, as where there is no variable-length kernel.
+    """Dense attention over runs of equally long texts, as without the variable-length kernel.
 
-    Without cuDNN, which torch 2.11 prefers on Hopper: it builds a plan for each new shape, .4 s each (FunASR#3704), and
-    the runs of 384 texts have some 500 shapes.
+    cuDNN is off: torch 2.11 prefers it on Hopper, but it takes .4 s to plan each new shape (FunASR#3704), and the runs
+    of 384 texts have some 500 shapes.
     """
     backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     without_kernel = patch.object(attention, "_has_kernel", lambda *_: False)
@@ -83,29 +91,29 @@ def synchronised(embedder: Embedder) -> Iterator[None]:
     """The host waits for each batch before it prepares the next."""
     embed = embedder.packed.embed
 
-    def and_wait(batch: PackedBatch) -> Tensor:
+    def embed_and_wait(batch: PackedBatch) -> Tensor:
         vectors = embed(batch)
         torch.cuda.synchronize()
         return vectors
 
-    with patch.object(embedder.packed, "embed", and_wait):
+    with patch.object(embedder.packed, "embed", embed_and_wait):
         yield
 
 
 @contextmanager
 def budget(embedder: Embedder, tokens: int) -> Iterator[None]:
-    """Another number of tokens at most in one pass."""
+    """Another limit of tokens per pass."""
     with patch.object(embedder, "max_batch_tokens", tokens):
         yield
 
 
 @contextmanager
 def cublaslt(embedder: Embedder) -> Iterator[None]:
-    """Products by cuBLASLt, which chooses its kernels by other rules than cuBLAS."""
+    """Matrix products by cuBLASLt, which selects kernels by other heuristics than cuBLAS."""
     before = torch.backends.cuda.preferred_blas_library()
     torch.backends.cuda.preferred_blas_library("cublaslt")
     try:
-        with _recorded_anew(embedder, "cublaslt"):
+        with _recaptured(embedder, "cublaslt"):
             yield
     finally:
         torch.backends.cuda.preferred_blas_library(before)
@@ -113,30 +121,30 @@ def cublaslt(embedder: Embedder) -> Iterator[None]:
 
 @contextmanager
 def sums_in_float32(embedder: Embedder) -> Iterator[None]:
-    """Parts of a float16 product are added up in float32, which torch does not insist on by itself."""
+    """Partial sums of float16 products are reduced in float32; torch's default allows float16."""
     flags = torch.backends.cuda.matmul
     before = flags.allow_fp16_reduced_precision_reduction
     flags.allow_fp16_reduced_precision_reduction = False
     try:
-        with _recorded_anew(embedder, "float32"):
+        with _recaptured(embedder, "float32"):
             yield
     finally:
         flags.allow_fp16_reduced_precision_reduction = before
 
 
-_recorded: dict[tuple[int, str], Graphs | None] = {}
+_captured: dict[tuple[int, str], Graphs | None] = {}
 
 
 @contextmanager
-def _recorded_anew(embedder: Embedder, key: str) -> Iterator[None]:
-    """With graphs of their own: the engine's have recorded which kernel multiplies. Made once."""
+def _recaptured(embedder: Embedder, key: str) -> Iterator[None]:
+    """Graphs of its own for the variant, captured once: the engine's graphs contain the default matmul kernels."""
     if embedder.packed.graphs is None:
         yield
         return
-    known = (id(embedder), key)
+    cached = (id(embedder), key)
     with patch.object(embedder.packed, "graphs", None):
-        if known not in _recorded:
-            embedder.packed.record_graphs()
-            _recorded[known] = embedder.packed.graphs
-        embedder.packed.graphs = _recorded[known]
+        if cached not in _captured:
+            embedder.packed.capture_graphs()
+            _captured[cached] = embedder.packed.graphs
+        embedder.packed.graphs = _captured[cached]
         yield

@@ -173,7 +173,7 @@ class Embedder:
 
         A GPU may still be computing the result on return. Texts sorted by length are fastest.
         """
-        return self.packed.embed(batches.pack(ids, self.packed.padding_id, self.packed.bucketed))
+        return self.packed.embed(batches.pack(ids, self.packed.padding_idx, self.packed.bucketed))
 
     def launch(self, ids: Sequence[TokenIds]) -> PendingResult:
         """Start `forward` and the copy of its vectors to the host. `PendingResult.vectors()` waits for them."""

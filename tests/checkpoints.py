@@ -1,6 +1,7 @@
-"""Tiny random-weight checkpoints with the file layout of the real ones, written by transformers and peft.
+"""Tiny random checkpoints with the file layout of the real ones, written by transformers and peft.
 
-Weights are drawn wide (std .2 to .4) so that attention is far from uniform and each part moves the result.
+Weights have a large standard deviation (.2 to .4), so that attention is far from uniform and each part affects the
+result.
 """
 
 import json
@@ -58,7 +59,7 @@ def mistral(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, 
 
 
 def adapter(folder: Path, base: torch.nn.Module, *, seed: int = 1, **overrides: object) -> Path:
-    """A LoRA adapter for `base`, saved by peft; unlike a fresh one its B matrices are not zero."""
+    """A LoRA adapter for `base`, saved by peft, with random instead of zero B matrices."""
     settings: dict[str, object] = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR, "task_type": "FEATURE_EXTRACTION"}
     torch.manual_seed(seed)
     model = get_peft_model(base, LoraConfig(**{**settings, **overrides}))
@@ -70,7 +71,7 @@ def adapter(folder: Path, base: torch.nn.Module, *, seed: int = 1, **overrides: 
 
 
 def decoder(folder: Path, *, base_options: dict[str, object] | None = None, **adapter_options: object) -> Path:
-    """base/ and adapter/ as the flagship has them."""
+    """base/ and adapter/, as for the flagship."""
     mistral(folder / "base", **(base_options or {}))  # type: ignore[arg-type]
     base = MistralModel.from_pretrained(folder / "base", dtype=torch.float32)
     adapter(folder / "adapter", base, **adapter_options)  # type: ignore[arg-type]
@@ -78,7 +79,7 @@ def decoder(folder: Path, *, base_options: dict[str, object] | None = None, **ad
 
 
 def bert(folder: Path, seed: int = 0) -> Path:
-    """A BertModel with a lower-casing WordPiece tokenizer, as e5-small has them."""
+    """A BertModel with a lower-casing WordPiece tokenizer, as in e5-small."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -93,7 +94,7 @@ def bert(folder: Path, seed: int = 0) -> Path:
 
 
 def xlm_roberta(folder: Path, seed: int = 0) -> Path:
-    """An XLMRobertaModel with a Unigram tokenizer and positions from padding_idx + 1, as multilingual E5 has them."""
+    """An XLMRobertaModel with a Unigram tokenizer and positions from padding_idx + 1, as in multilingual E5."""
     config = XLMRobertaConfig(
         vocab_size=300,
         **SMALL,
@@ -110,7 +111,7 @@ def xlm_roberta(folder: Path, seed: int = 0) -> Path:
 
 
 def multilingual_bert(folder: Path, seed: int = 0) -> Path:
-    """A BertModel (two token types, padding_idx 0) with a Unigram tokenizer, as multilingual-e5-small has them."""
+    """A BertModel (two token types, padding_idx 0) with a Unigram tokenizer, as in multilingual-e5-small."""
     config = BertConfig(vocab_size=300, max_position_embeddings=512, **SMALL)
     torch.manual_seed(seed)
     BertModel(config).save_pretrained(folder)

@@ -1,6 +1,7 @@
-"""torch's variable-length attention operator, computed by the textbook on the CPU: it runs on GPUs alone.
+"""A stand-in for torch's variable-length attention operator, which runs on GPUs only: the textbook formula on the CPU.
 
-What the operator leaves undefined, the rows of no text, is NaN here, so that a test sees who reads it.
+The operator leaves rows that belong to no text undefined. Here they are NaN, so that a test notices code that reads
+them.
 """
 
 import math
@@ -15,7 +16,7 @@ from e5.network import attention
 
 
 def install(patch: pytest.MonkeyPatch) -> list[int]:
-    """Make packed attention call the operator on the CPU, too. The list gets the queries' rows of each call."""
+    """Make packed attention call the operator on the CPU. The returned list gets the number of queries of each call."""
     calls: list[int] = []
 
     def operator(query: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, None, None, None, None]:
@@ -43,10 +44,10 @@ def flash_attention_forward(
     window_size_left: int,
     window_size_right: int,
 ) -> Tensor:
-    """query [T, H, D], key and value [S, K, D] → [T, H, D]. The arguments' names are those of the operator's schema.
+    """query [T, H, D], key and value [S, K, D] → [T, H, D]. The argument names are those of the operator's schema.
 
-    A query sees `window_size_left` keys before its own and `window_size_right` after it (-1: all), where the last
-    query's own is the last key.
+    A query sees `window_size_left` keys before its own position and `window_size_right` after it (-1: all). The last
+    query is at the last key's position.
     """
     assert cum_seq_q.dtype == cum_seq_k.dtype == torch.int32 and not dropout_p and not return_debug_mask
     assert is_causal == ((window_size_left, window_size_right) == (-1, 0))
@@ -56,10 +57,10 @@ def flash_attention_forward(
     out = torch.full_like(query, math.nan)
     group = query.shape[1] // key.shape[1]
     for text in range(len(cum_seq_q) - 1):
-        rows = slice(int(cum_seq_q[text]), int(cum_seq_q[text + 1]))
+        queries = slice(int(cum_seq_q[text]), int(cum_seq_q[text + 1]))
         keys = slice(int(cum_seq_k[text]), int(cum_seq_k[text + 1]))
-        q = query[rows].double().transpose(0, 1)
-        k, v = (one[keys].double().repeat_interleave(group, dim=1).transpose(0, 1) for one in (key, value))
+        q = query[queries].double().transpose(0, 1)
+        k, v = (rows[keys].double().repeat_interleave(group, dim=1).transpose(0, 1) for rows in (key, value))
         distance = torch.arange(k.shape[1])[None, :] - torch.arange(k.shape[1] - q.shape[1], k.shape[1])[:, None]
         seen = torch.ones_like(distance, dtype=torch.bool)
         if window_size_left >= 0:
@@ -67,5 +68,5 @@ def flash_attention_forward(
         if window_size_right >= 0:
             seen &= distance <= window_size_right
         weights = (q @ k.transpose(1, 2) * scale).masked_fill(~seen, -math.inf).softmax(-1)
-        out[rows] = (weights @ v).transpose(0, 1).to(out.dtype)
+        out[queries] = (weights @ v).transpose(0, 1).to(out.dtype)
     return out

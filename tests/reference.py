@@ -1,8 +1,8 @@
-"""The model cards' procedure, one text at a time: the oracle that shares no code with the package.
+"""The model cards' procedure, one text at a time: an oracle that shares no code with the package.
 
-Stock transformers with its own eager attention, no packing, no padding. Token ids of the decoder come from the
-SentencePiece model of Mistral-7B-v0.1 (in the package mistral-common), with `<s>` and `</s>` put around them as the
-card's code does; the encoders use the folder's own tokenizer through transformers.
+It uses stock transformers with eager attention, without packing or padding. The decoder's token ids come from
+Mistral-7B-v0.1's SentencePiece model (in the package mistral-common), between `<s>` and `</s>` as in the card's code.
+The encoders use the folder's tokenizer through transformers.
 """
 
 from functools import cache
@@ -27,11 +27,11 @@ def sentencepiece_model() -> sentencepiece.SentencePieceProcessor:
 
 
 def decoder_ids(text: str, max_tokens: int) -> list[int]:
-    """Card: tokenise with max_length - 1 (BOS counted), then append EOS."""
+    """As in the card: tokenise with max_length - 1 (including BOS), then append EOS."""
     return [*[BOS, *sentencepiece_model().encode(text)][: max_tokens - 1], EOS]
 
 
-@cache  # a file of 250,000 pieces takes half a second to read
+@cache  # reading a file of 250,000 pieces takes half a second
 def stock_tokenizer(folder: Path) -> Any:
     return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
 
@@ -42,7 +42,7 @@ def encoder_ids(folder: Path, text: str, max_tokens: int) -> list[int]:
 
 
 class Reference:
-    """A float32 model and the card's pooling. `model` is a stock transformers model, e.g. one that peft merged."""
+    """A stock transformers model in float32, e.g. one that peft merged, with the card's pooling."""
 
     def __init__(self, model: torch.nn.Module, folder: Path, max_tokens: int) -> None:
         self.model, self.folder, self.max_tokens = model.float().eval(), folder, max_tokens
@@ -57,10 +57,10 @@ class Reference:
 
     def embed(self, texts: list[str]) -> Vectors:
         """Prompted texts → float32 [N, D], not normalised."""
-        return np.stack([self._one(text) for text in texts])
+        return np.stack([self._embed_text(text) for text in texts])
 
     @torch.no_grad()
-    def _one(self, text: str) -> Vectors:
+    def _embed_text(self, text: str) -> Vectors:
         if self.decoder:
             hidden = self._hidden(decoder_ids(text, self.max_tokens))
             return hidden[-1].numpy()
@@ -74,17 +74,17 @@ class Reference:
 
 
 def with_peft(folder: Path) -> torch.nn.Module:
-    """The base with peft's adapter beside it, not merged."""
+    """The base model with peft's adapter, not merged."""
     base = AutoModel.from_pretrained(folder / "base", dtype=torch.float32, attn_implementation="eager")
     return PeftModel.from_pretrained(base, folder / "adapter").eval()  # type: ignore[no-any-return]
 
 
 def relative_l2(got: Vectors, want: Vectors) -> float:
-    """The largest ‖got − want‖ / ‖want‖ of any row."""
+    """The largest ‖got − want‖ / ‖want‖ of all rows."""
     return float(np.max(np.linalg.norm(got - want, axis=1) / np.linalg.norm(want, axis=1)))
 
 
 def centred_cosine(got: Vectors, want: Vectors) -> float:
-    """The smallest cosine of any row after the mean of `want` is taken off: dominating dimensions hide nothing."""
+    """The smallest cosine of all rows, with the mean of `want` subtracted so that dominant dimensions hide nothing."""
     a, b = got - want.mean(axis=0), want - want.mean(axis=0)
     return float(np.min((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)))

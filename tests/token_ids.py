@@ -18,6 +18,6 @@ def lists(texts: Iterable[TokenIds]) -> list[list[int]]:
     return [ids.tolist() for ids in texts]
 
 
-def pack(texts: Iterable[Sequence[int]], padding_id: int | None = None, bucketed: bool = False) -> batches.PackedBatch:
+def pack(texts: Iterable[Sequence[int]], padding_idx: int | None = None, bucketed: bool = False) -> batches.PackedBatch:
     """`e5.network.batches.pack` for lists of ids."""
-    return batches.pack(arrays(texts), padding_id, bucketed)
+    return batches.pack(arrays(texts), padding_idx, bucketed)

@@ -1,8 +1,8 @@
-"""Token ids → packed batches under a token budget, longest first; and results back to the caller's order.
+"""Token ids → packed batches under a token budget, longest texts first.
 
-A packed batch is one row of tokens without padding: the texts follow one another, positions restart with each text,
-and the cumulative lengths say where each begins. Sorting by length makes runs of equally long texts, which the
-attention of devices without a variable-length kernel computes as one dense block each.
+A packed batch is one row of tokens without padding. The texts follow one another, positions restart with each text,
+and the cumulative lengths mark where each begins. Sorting by length makes runs of equally long texts: without a
+variable-length kernel, attention computes each run as one dense block.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from e5.tokens import TokenIds
 
 @dataclass(frozen=True)
 class Run:
-    """`count` neighbouring texts of `length` tokens each; the first token of the first one is at `start`."""
+    """`count` consecutive texts of `length` tokens each; the first one's first token is at `start`."""
 
     start: int
     count: int
@@ -29,10 +29,10 @@ class Run:
 class PackedBatch:
     """N texts of T tokens in one row.
 
-    input_ids, position_ids: int64 [T]; cu_seqlens: int32 [N + 1], from 0 to T; runs: the lengths, run-length coded;
-    max_seqlen: the longest text's tokens. The tensors are on one device; the rest stays on the host.
+    input_ids, position_ids: int64 [T]; cu_seqlens: int32 [N + 1], from 0 to T; runs: the lengths, run-length encoded;
+    max_seqlen: tokens of the longest text. The tensors are on one device; the rest stays on the host.
 
-    With `bucketed` the row may be longer than its texts, by filler that belongs to none: `bucket_size` says why.
+    If `bucketed`, filler that belongs to no text may follow the texts, up to a `bucket_size`.
     """
 
     input_ids: Tensor
@@ -44,12 +44,12 @@ class PackedBatch:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the texts, without filler."""
+        """T without filler."""
         last = self.runs[-1]
         return last.start + last.count * last.length
 
     def to(self, device: torch.device) -> "PackedBatch":
-        """The same batch with its tensors on `device`; to a GPU through pinned memory, without waiting for it."""
+        """The batch with its tensors on `device`. Copies to a GPU go through pinned memory and are asynchronous."""
         if device.type == "cpu":
             return self
 
@@ -65,7 +65,7 @@ class PackedBatch:
 
 
 def plan(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices of the texts of each batch: longest first, at most `max_tokens` a batch (a longer text goes alone)."""
+    """Each batch's text indices, longest texts first, at most `max_tokens` a batch; a longer text is its own batch."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batches: list[list[int]] = []
     room = 0
@@ -79,22 +79,22 @@ def plan(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def bucket_size(count: int) -> int:
-    """The next larger of few sizes, at most an eighth more from 256 on: 32, 64, 96, … 512, 576, … 1024, 1152, …
+    """Round up to one of a few sizes, from 256 on by at most an eighth: 32, 64, 96, … 512, 576, … 1024, 1152, …
 
-    CPUs multiply 16-bit matrices with code that oneDNN generates for each shape anew: 2 ms and up to 2 MB for a linear
-    layer of the embedded model. Batches of ever new sizes took twice their time for it, and gigabytes. In float32 the
-    memory of equal sizes is reused, and a text's vector is the same to the last bit whatever shares its batch.
+    On CPUs, oneDNN generates 16-bit matrix code for each new shape: 2 ms and up to 2 MB per linear layer of the
+    embedded model. Without buckets, varying batch sizes doubled the time and took gigabytes. In float32, equal sizes
+    reuse memory, and a text's vector is the same to the last bit in any batch.
     """
     step = max(32, 1 << max(0, (count - 1).bit_length() - 4))
     return -(-count // step) * step
 
 
-def pack(ids: Sequence[TokenIds], padding_id: int | None = None, bucketed: bool = False) -> PackedBatch:
-    """One row from the ids of some texts, in the order given; with `bucketed` filled up to a size of `bucket_size`.
+def pack(ids: Sequence[TokenIds], padding_idx: int | None = None, bucketed: bool = False) -> PackedBatch:
+    """Pack texts in the given order; if `bucketed`, add filler up to a `bucket_size`.
 
-    Positions count each text's tokens from 0. With XLM-R's `padding_id` they count from padding_id + 1, and a padding
-    token, which a text that spells `<pad>` has, stays at padding_id and is not counted: `create_position_ids_from_
-    input_ids` of transformers, and fairseq before it.
+    Positions of each text count from 0, or with XLM-R's `padding_idx` from padding_idx + 1. A padding token, as in a
+    text that spells `<pad>`, has position padding_idx and is not counted, as in fairseq and in transformers'
+    create_position_ids_from_input_ids.
     """
     lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
     ends = np.cumsum(lengths)
@@ -102,10 +102,10 @@ def pack(ids: Sequence[TokenIds], padding_id: int | None = None, bucketed: bool 
     tokens = int(ends[-1])
     input_ids = np.concatenate(ids, dtype=np.int64)
     position_ids = np.arange(tokens) - np.repeat(starts, lengths)
-    if padding_id is not None:
-        counts = input_ids != padding_id
+    if padding_idx is not None:
+        counts = input_ids != padding_idx
         seen = np.concatenate(([0], np.cumsum(counts)))
-        position_ids = (seen[1:] - np.repeat(seen[starts], lengths)) * counts + padding_id
+        position_ids = (seen[1:] - np.repeat(seen[starts], lengths)) * counts + padding_idx
     if bucketed:
         filler = bucket_size(tokens) - tokens
         input_ids, position_ids = (np.pad(row, (0, filler), mode="edge") for row in (input_ids, position_ids))

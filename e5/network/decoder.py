@@ -1,12 +1,12 @@
-"""Mistral's decoder as one loop over its layers: the token ids of N texts → the hidden state of each one's last token.
+"""Mistral's decoder: the token ids of N texts → the hidden state of each text's last token.
 
-The arithmetic is that of transformers' MistralModel, to which the tests hold it. What differs is how it is laid out:
-query, key and value are one matrix, gate and up another, so a layer is four products and five passes in between; and
-the last layer is computed for each text's last token alone, the only one that pooling reads. Keys and values are still
-needed of every token there; the rest is 86 % of a layer's multiplications: 29 % of all in the three layers of the
-embedded model, 3 % in the 32 of the flagship.
+The arithmetic is that of transformers' MistralModel; the tests compare the two. There are two differences in layout.
+Query, key and value are one matrix, and so are gate and up: a layer is four matrix products and five fused operations.
+The last layer computes only the last token of each text, the one that pooling reads, and keys and values for all
+tokens. That saves 86 % of the layer's multiplications: 29 % of the total for the embedded model's three layers, 3 %
+for the flagship's 32.
 
-No part of transformers is imported: that alone would take 2.5 s of every start.
+This module does not import transformers, which would add 2.5 s to every start.
 """
 
 import logging
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from e5.errors import WeightsError
-from e5.network import fused_ops, linear
+from e5.network import fused_ops, linear, torch_ops
 from e5.network.attention import last_token_attention, packed_attention
 from e5.network.batches import PackedBatch, bucket_size
-from e5.network.linear import Dense, Destination, Float8, Rows
+from e5.network.linear import Activations, Destination, Linear
 from e5.weights import checkpoint, reading
 
 log = logging.getLogger(__name__)
@@ -30,51 +30,51 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Config:
-    """What a config.json says about a Mistral decoder. `window`: how many tokens a token sees, itself included."""
+    """A Mistral decoder's config.json. `sliding_window`: how many tokens a token sees, itself included."""
 
-    vocabulary: int
-    width: int
-    inner: int
-    layers: int
-    heads: int
-    key_heads: int
-    head_width: int
-    positions: int
-    window: int | None
-    theta: float
-    epsilon: float
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    sliding_window: int | None
+    rope_theta: float
+    rms_norm_eps: float
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """From config.json as transformers writes it, release 4 or 5. Raises WeightsError for what is not covered.
+        """Read config.json as transformers 4 or 5 writes it; defaults are those of transformers' MistralConfig.
 
-        What a file leaves out is as in transformers' MistralConfig.
+        Raises WeightsError for an unreadable file and for features that this decoder does not compute.
         """
-        said, path = checkpoint.config(folder), folder / "config.json"
-        rope: Mapping[str, Any] = said.get("rope_parameters") or said.get("rope_scaling") or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        for name, value, right in (
-            ("hidden_act", said.get("hidden_act", "silu"), "silu"),
-            ("rope_type", kind, "default"),
-            ("quantization_config", said.get("quantization_config"), None),
+        config, path = checkpoint.config(folder), folder / "config.json"
+        rope: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        for name, value, supported in (
+            ("hidden_act", config.get("hidden_act", "silu"), "silu"),
+            ("rope_type", rope_type, "default"),
+            ("quantization_config", config.get("quantization_config"), None),
         ):
-            if value != right:
-                raise WeightsError(f"{path} asks for {name}={value!r}, which is not computed here: pass other weights")
+            if value != supported:
+                raise WeightsError(f"{path} asks for {name}={value!r}, which is not supported: use other weights")
         try:
-            width, heads = int(said.get("hidden_size", 4096)), int(said.get("num_attention_heads", 32))
-            window = said.get("sliding_window", 4096)
+            hidden_size, heads = int(config.get("hidden_size", 4096)), int(config.get("num_attention_heads", 32))
+            sliding_window = config.get("sliding_window", 4096)
             return cls(
-                vocabulary=int(said.get("vocab_size", 32000)),
-                width=width,
-                inner=int(said.get("intermediate_size", 14336)),
-                layers=int(said.get("num_hidden_layers", 32)),
-                heads=heads,
-                key_heads=int(said.get("num_key_value_heads", 8)),
-                head_width=int(said.get("head_dim") or width // heads),
-                positions=int(said.get("max_position_embeddings", 131072)),
-                window=None if window is None else int(window),
-                theta=float(rope.get("rope_theta") or said.get("rope_theta") or 10000.0),
-                epsilon=float(said.get("rms_norm_eps", 1e-6)),
+                vocab_size=int(config.get("vocab_size", 32000)),
+                hidden_size=hidden_size,
+                intermediate_size=int(config.get("intermediate_size", 14336)),
+                num_hidden_layers=int(config.get("num_hidden_layers", 32)),
+                num_attention_heads=heads,
+                num_key_value_heads=int(config.get("num_key_value_heads", 8)),
+                head_dim=int(config.get("head_dim") or hidden_size // heads),
+                max_position_embeddings=int(config.get("max_position_embeddings", 131072)),
+                sliding_window=None if sliding_window is None else int(sliding_window),
+                rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+                rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
             )
         except (TypeError, ValueError) as error:
             raise reading.unreadable(path, error) from error
@@ -82,144 +82,165 @@ class Config:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's weights: norms [D], `qkv` [(H + 2K) · d, D], `out` [D, H · d], `gate_up` [2F, D], `down` [D, F]."""
+    """One layer's weights, with D = hidden_size, H query heads and K key heads of size d, F = intermediate_size."""
 
-    attention_norm: Tensor
-    qkv: Dense | Float8
-    out: Dense | Float8
-    mlp_norm: Tensor
-    gate_up: Dense | Float8
-    down: Dense | Float8
+    input_layernorm: Tensor  # [D]
+    qkv_proj: Linear  # [(H + 2K) · d, D]
+    o_proj: Linear  # [D, H · d]
+    post_attention_layernorm: Tensor  # [D]
+    gate_up_proj: Linear  # [2F, D]
+    down_proj: Linear  # [D, F]
 
 
 class Decoder:
-    """The weights of one model, empty until `destinations()` are filled, and its forward pass."""
+    """One model's weights, uninitialised until `destinations()` are filled, and its forward pass."""
 
-    pools_last_token = True
+    capturable = True
 
     def __init__(self, config: Config, device: torch.device, dtype: torch.dtype, float8: bool = False) -> None:
-        """`dtype`: of activations, embedding and norms, and of the linear layers unless they are float8."""
-        self.config, self.device, self.dtype, self.float8 = config, device, dtype, float8
-        self.dimensions = config.width
-        self.max_positions = config.positions
-        self.position_padding: int | None = None
-        self._scale = config.head_width**-0.5
-        self._queries = config.heads * config.head_width
-        self._keys = config.key_heads * config.head_width
+        """`dtype`: of activations, embedding and norms; also of the linear layers unless they are float8."""
+        self.config, self.device, self.dtype = config, device, dtype
+        self.dimensions, self.max_positions = config.hidden_size, config.max_position_embeddings
+        self.padding_idx: int | None = None
+        self.ops = fused_ops.for_device(device)
+        self._scale = config.head_dim**-0.5
+        self._query_size = config.num_attention_heads * config.head_dim
+        self._key_size = config.num_key_value_heads * config.head_dim
 
-        def vector() -> Tensor:
-            return torch.empty(config.width, device=device, dtype=dtype)
+        def norm() -> Tensor:
+            return torch.empty(config.hidden_size, device=device, dtype=dtype)
 
-        def matrix(outputs: int, inputs: int) -> Dense | Float8:
-            return linear.empty(outputs, inputs, device, dtype, float8)
+        def matrix(out_features: int, in_features: int) -> Linear:
+            return linear.empty(out_features, in_features, device, dtype, float8)
 
-        self.embedding = torch.empty(config.vocabulary, config.width, device=device, dtype=dtype)
+        self.embed_tokens = torch.empty(config.vocab_size, config.hidden_size, device=device, dtype=dtype)
         self.layers = [
             Layer(
-                attention_norm=vector(),
-                qkv=matrix(self._queries + 2 * self._keys, config.width),
-                out=matrix(config.width, self._queries),
-                mlp_norm=vector(),
-                gate_up=matrix(2 * config.inner, config.width),
-                down=matrix(config.width, config.inner),
+                input_layernorm=norm(),
+                qkv_proj=matrix(self._query_size + 2 * self._key_size, config.hidden_size),
+                o_proj=matrix(config.hidden_size, self._query_size),
+                post_attention_layernorm=norm(),
+                gate_up_proj=matrix(2 * config.intermediate_size, config.hidden_size),
+                down_proj=matrix(config.hidden_size, config.intermediate_size),
             )
-            for _ in range(config.layers)
+            for _ in range(config.num_hidden_layers)
         ]
-        self.norm = vector()
-        self._angles = _angles(config).to(device)
+        self.norm = norm()
+        self._cos_sin_cache = _cos_sin_cache(config).to(device)
 
     def destinations(self) -> dict[str, Destination]:
-        """Where each tensor of a checkpoint goes, by its name in the bare stock model."""
-        queries, keys, inner, width = self._queries, self._keys, self.config.inner, self.config.width
-        destinations: dict[str, Destination] = {"embed_tokens.weight": self.embedding, "norm.weight": self.norm}
+        """Where each tensor of a checkpoint goes, by its name in transformers' MistralModel."""
+        hidden, intermediate = self.config.hidden_size, self.config.intermediate_size
+        key = self._query_size
+        value = key + self._key_size
+        destinations: dict[str, Destination] = {"embed_tokens.weight": self.embed_tokens, "norm.weight": self.norm}
         for index, layer in enumerate(self.layers):
             parts: dict[str, Destination] = {
-                "input_layernorm": layer.attention_norm,
-                "self_attn.q_proj": layer.qkv.destination(0, queries),
-                "self_attn.k_proj": layer.qkv.destination(queries, queries + keys),
-                "self_attn.v_proj": layer.qkv.destination(queries + keys, queries + 2 * keys),
-                "self_attn.o_proj": layer.out.destination(0, width),
-                "post_attention_layernorm": layer.mlp_norm,
-                "mlp.gate_proj": layer.gate_up.destination(0, inner),
-                "mlp.up_proj": layer.gate_up.destination(inner, 2 * inner),
-                "mlp.down_proj": layer.down.destination(0, width),
+                "input_layernorm": layer.input_layernorm,
+                "self_attn.q_proj": layer.qkv_proj.destination(0, key),
+                "self_attn.k_proj": layer.qkv_proj.destination(key, value),
+                "self_attn.v_proj": layer.qkv_proj.destination(value, value + self._key_size),
+                "self_attn.o_proj": layer.o_proj.destination(0, hidden),
+                "post_attention_layernorm": layer.post_attention_layernorm,
+                "mlp.gate_proj": layer.gate_up_proj.destination(0, intermediate),
+                "mlp.up_proj": layer.gate_up_proj.destination(intermediate, 2 * intermediate),
+                "mlp.down_proj": layer.down_proj.destination(0, hidden),
             }
             destinations |= {f"layers.{index}.{name}.weight": destination for name, destination in parts.items()}
         return destinations
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """T tokens of N texts → [N, D] in `dtype`; where the batch has filler, rows of filler follow.
-
-        Tokens whose hidden states nothing reads are left out of the last layer.
-        """
-        hidden = torch.nn.functional.embedding(batch.input_ids, self.embedding)
-        turn = fused_ops.rotation(self._angles, batch.position_ids, self.dtype)
-        change: Tensor | None = None
+    def embed(self, batch: PackedBatch) -> Tensor:
+        """T tokens of N texts → the last tokens' hidden states [N, D] in `dtype`."""
+        hidden = torch.nn.functional.embedding(batch.input_ids, self.embed_tokens)  # [T, D]
+        cos_sin = self.ops.gather_cos_sin(self._cos_sin_cache, batch.position_ids, self.dtype)  # [T, d]
+        residual: Tensor | None = None
         for layer in self.layers[:-1]:
-            rows = self._normed(hidden, change, layer.attention_norm)
-            change = self._attend(layer, rows, turn, batch)
-            rows = self._normed(hidden, change, layer.mlp_norm)
-            change = layer.down(fused_ops.gate(layer.gate_up(rows), self.float8))
-        return self._last_layer(hidden, change, turn, batch)
+            normed = self._add_rms_norm(hidden, residual, layer.input_layernorm, layer.qkv_proj)
+            residual = self._attention(layer, normed, cos_sin, batch)
+            normed = self._add_rms_norm(hidden, residual, layer.post_attention_layernorm, layer.gate_up_proj)
+            residual = self._mlp(layer, normed)
+        return self._last_layer(hidden, residual, cos_sin, batch)
 
     def compile_kernels(self) -> None:
-        """Compile what is launched between the products, where that is compiled at its first use: half a second each.
+        """Call each kernel once, as the layers do: Triton compiles at the first call, half a second each.
 
-        Where it cannot be (no Triton, no C compiler for its launchers), torch's operators do it, and the log says so.
+        If that fails (no C compiler for the launchers, say), log a warning and use torch's operators instead.
         """
-        config = self.config
-        rows = torch.zeros(2, config.width, device=self.device, dtype=self.dtype)
+        config, eps, layer = self.config, self.config.rms_norm_eps, self.layers[0]
+        rows = torch.zeros(2, config.hidden_size, device=self.device, dtype=self.dtype)
+        heads = rows.new_zeros(2, config.num_attention_heads, config.head_dim)
+        gate_up = rows.new_zeros(2, 2 * config.intermediate_size)
         try:
-            for change in (None, rows):
-                for float8 in {False, self.float8}:
-                    fused_ops.add_rms_norm(rows, change, rows[0], config.epsilon, float8)
-            heads = torch.zeros(2, config.heads, config.head_width, device=self.device, dtype=self.dtype)
-            fused_ops.rotate(heads, torch.zeros(2, config.head_width, device=self.device))
-            fused_ops.gate(torch.zeros(2, 2 * config.inner, device=self.device, dtype=self.dtype), self.float8)
-            fused_ops.rows(heads.flatten(1), self.float8)
-        except Exception as error:  # Triton raises what its compilers, the C compiler and the driver raise
-            fused_ops.use_kernels = False
-            log.warning("layers run without fused kernels, which could not be compiled (%s): they are slower", error)
+            for residual in (None, rows):
+                for dtype in {self.dtype, layer.qkv_proj.input_dtype}:
+                    self.ops.add_rms_norm(rows, residual, rows[0], eps, dtype)
+            self.ops.apply_rope(heads, torch.zeros(2, config.head_dim, device=self.device))
+            self.ops.silu_and_mul(gate_up, layer.down_proj.input_dtype)
+            self.ops.cast(heads.flatten(1), layer.o_proj.input_dtype)
+        except Exception as error:  # Triton passes on errors of its compilers, the C compiler and the driver
+            self.ops = torch_ops
+            log.warning("fused kernels could not be compiled (%s): using torch's operators, which are slower", error)
 
-    def _attend(self, layer: Layer, rows: Rows, turn: Tensor, batch: PackedBatch) -> Tensor:
-        """rows [T, D] → [T, D]."""
-        qkv = self._heads(layer.qkv(rows))
-        heads, key_heads = self.config.heads, self.config.key_heads
-        fused_ops.rotate(qkv[:, : heads + key_heads], turn)
+    def _add_rms_norm(self, hidden: Tensor, residual: Tensor | None, weight: Tensor, layer: Linear) -> Activations:
+        """hidden [T, D] += residual, in place; → its norm [T, D] as input of `layer`."""
+        return self.ops.add_rms_norm(hidden, residual, weight, self.config.rms_norm_eps, layer.input_dtype)
+
+    def _attention(self, layer: Layer, normed: Activations, cos_sin: Tensor, batch: PackedBatch) -> Tensor:
+        """[T, D] → [T, D]."""
+        config = self.config
+        heads, key_heads = config.num_attention_heads, config.num_key_value_heads
+        qkv = self._split_heads(layer.qkv_proj(normed))  # [T, H + 2K, d]
+        self.ops.apply_rope(qkv[:, : heads + key_heads], cos_sin)
         query, key, value = torch.split(qkv, [heads, key_heads, key_heads], dim=1)
-        attended = packed_attention(query, key, value, batch, causal=True, scale=self._scale, window=self.config.window)
-        return layer.out(fused_ops.rows(attended.flatten(1), self.float8))
+        attended = packed_attention(
+            query, key, value, batch, causal=True, scale=self._scale, sliding_window=config.sliding_window
+        )  # [T, H, d]
+        return self._output(layer, attended)
 
-    def _last_layer(self, hidden: Tensor, change: Tensor | None, turn: Tensor, batch: PackedBatch) -> Tensor:
+    def _output(self, layer: Layer, attended: Tensor) -> Tensor:
+        """[T, H, d] → [T, D]."""
+        return layer.o_proj(self.ops.cast(attended.flatten(1), layer.o_proj.input_dtype))
+
+    def _mlp(self, layer: Layer, normed: Activations) -> Tensor:
+        """[T, D] → [T, D]."""
+        return layer.down_proj(self.ops.silu_and_mul(layer.gate_up_proj(normed), layer.down_proj.input_dtype))
+
+    def _last_layer(self, hidden: Tensor, residual: Tensor | None, cos_sin: Tensor, batch: PackedBatch) -> Tensor:
+        """[T, D] → [N, D], the last tokens' hidden states after the final norm."""
         layer = self.layers[-1]
-        last = batch.cu_seqlens[1:].long() - 1
+        texts = len(batch.cu_seqlens) - 1
+        last = batch.cu_seqlens[1:].long() - 1  # [N]; on CPUs [M ≥ N], so that products have few shapes
         if batch.bucketed:
-            last = torch.nn.functional.pad(last, (0, bucket_size(len(last)) - len(last)))
-        rows = self._normed(hidden, change, layer.attention_norm)
-        query = self._heads(layer.qkv.part(0, self._queries)(linear.select(rows, last)))
-        both = self._heads(layer.qkv.part(self._queries, self._queries + 2 * self._keys)(rows))
-        key, value = torch.split(both, self.config.key_heads, dim=1)
-        fused_ops.rotate(query, turn.index_select(0, last))
-        fused_ops.rotate(key, turn)
-        attended = last_token_attention(query, key, value, batch, scale=self._scale, window=self.config.window)
-        hidden = hidden.index_select(0, last)
-        change = layer.out(fused_ops.rows(attended.flatten(1), self.float8))
-        rows = self._normed(hidden, change, layer.mlp_norm)
-        change = layer.down(fused_ops.gate(layer.gate_up(rows), self.float8))
-        normed = fused_ops.add_rms_norm(hidden, change, self.norm, self.config.epsilon)
-        assert isinstance(normed, Tensor)
-        return normed
+            last = torch.nn.functional.pad(last, (0, bucket_size(texts) - texts))
+        normed = self._add_rms_norm(hidden, residual, layer.input_layernorm, layer.qkv_proj)  # [T, D]
+        q_proj = layer.qkv_proj.part(0, self._query_size)
+        kv_proj = layer.qkv_proj.part(self._query_size, self._query_size + 2 * self._key_size)
+        query = self._split_heads(q_proj(linear.select(normed, last)))  # [M, H, d]
+        key_value = self._split_heads(kv_proj(normed))  # [T, 2K, d]
+        key, value = torch.split(key_value, self.config.num_key_value_heads, dim=1)
+        self.ops.apply_rope(query, cos_sin.index_select(0, last))
+        self.ops.apply_rope(key, cos_sin)
+        attended = last_token_attention(
+            query, key, value, batch, scale=self._scale, sliding_window=self.config.sliding_window
+        )  # [M, H, d]
+        hidden = hidden.index_select(0, last)  # [M, D]
+        residual = self._output(layer, attended)
+        normed = self._add_rms_norm(hidden, residual, layer.post_attention_layernorm, layer.gate_up_proj)
+        residual = self._mlp(layer, normed)
+        normed = self.ops.add_rms_norm(hidden, residual, self.norm, self.config.rms_norm_eps, self.dtype)
+        return normed.values[:texts]
 
-    def _normed(self, hidden: Tensor, change: Tensor | None, weight: Tensor) -> Rows:
-        return fused_ops.add_rms_norm(hidden, change, weight, self.config.epsilon, self.float8)
-
-    def _heads(self, projected: Tensor) -> Tensor:
+    def _split_heads(self, rows: Tensor) -> Tensor:
         """[T, heads · d] → [T, heads, d]."""
-        return projected.view(len(projected), -1, self.config.head_width)
+        return rows.view(len(rows), -1, self.config.head_dim)
 
 
-def _angles(config: Config) -> Tensor:
-    """float32 [P, d]: the cosines, then the sines, of each position's angles. Made on the CPU: alike on all devices."""
-    steps = torch.arange(0, config.head_width, 2).float() / config.head_width
-    angles = torch.outer(torch.arange(config.positions).float(), 1.0 / config.theta**steps)
+def _cos_sin_cache(config: Config) -> Tensor:
+    """float32 [P, d]: each position's cosines, then its sines. Computed on the CPU, so that all devices have the same.
+
+    The angle of position p and pair i is p · theta^(−2i/d).
+    """
+    exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim
+    positions = torch.arange(config.max_position_embeddings).float()
+    angles = torch.outer(positions, 1.0 / config.rope_theta**exponents)
     return torch.cat((angles.cos(), angles.sin()), dim=1)

@@ -1,8 +1,8 @@
-"""The family's encoders, BERT and XLM-R: stock modules of transformers, given packed attention.
+"""The family's encoders, BERT and XLM-R: transformers' own modules with packed attention.
 
-`register()` makes it known to transformers as the attention implementation `e5_packed`. The modules hand their forward
-keyword arguments on to it, so the batch's layout arrives as `packed=PackedBatch`; the mask function gives no mask,
-because the layout says it all.
+`register()` registers the attention implementation `e5_packed` with transformers. The modules pass forward's keyword
+arguments on to it, so it receives the batch as `packed=PackedBatch`. The mask function returns no mask: the batch's
+lengths already separate the texts.
 """
 
 from pathlib import Path
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModel
 from transformers.initialization import no_init_weights
 
+from e5.catalog import Pooling
+from e5.network import pooling
 from e5.network.attention import packed_attention
 from e5.network.batches import PackedBatch
 from e5.network.linear import Destination
@@ -21,53 +23,52 @@ NAME = "e5_packed"
 
 
 class Encoder:
-    """An encoder, empty until `destinations()` are filled, and its forward pass."""
+    """One encoder's weights, uninitialised until `destinations()` are filled, its forward pass and its pooling."""
 
-    pools_last_token = False
+    capturable = False  # pooling slices by the token count on the host, which a graph would freeze
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-        """`folder`: with the config.json."""
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, kind: Pooling) -> None:
+        """`folder`: the one with config.json."""
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
         register()
         with no_init_weights(), device:
             module = AutoModel.from_config(config, dtype=dtype, attn_implementation=NAME, add_pooling_layer=False)
         self.module = module.eval().requires_grad_(False)
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.pooling = device, dtype, kind
         self.dimensions = int(config.hidden_size)
-        self.position_padding = position_padding(config)
+        self.padding_idx = padding_idx(config)
         self.max_positions = max_positions(config)
 
     def destinations(self) -> dict[str, Destination]:
-        """Where each tensor of a checkpoint goes."""
+        """Where each tensor of a checkpoint goes, by its name in transformers' module."""
         return dict(self.module.named_parameters())
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """[T, D] in `dtype`, with rows of filler where the batch has filler."""
-        row = batch.input_ids.unsqueeze(0)
-        # Given no token types, the modules look them up by position, which costs a gather a pass.
+    def embed(self, batch: PackedBatch) -> Tensor:
+        """T tokens of N texts → pooled vectors float32 [N, D]."""
+        input_ids = batch.input_ids.unsqueeze(0)
         output = self.module(
-            input_ids=row,
+            input_ids=input_ids,
             position_ids=batch.position_ids.unsqueeze(0),
-            token_type_ids=torch.zeros_like(row),
+            token_type_ids=torch.zeros_like(input_ids),  # the default costs a gather by position in each pass
             packed=batch,
         )
-        hidden: Tensor = output.last_hidden_state
-        return hidden[0]
+        hidden: Tensor = output.last_hidden_state[0]  # [T, D], then rows of filler if the batch has any
+        return pooling.pool(self.pooling, hidden[: batch.tokens], batch.cu_seqlens)
 
 
-def position_padding(config: Any) -> int | None:
-    """XLM-R's padding token, after which its positions begin; None for models whose positions begin at 0."""
+def padding_idx(config: Any) -> int | None:
+    """XLM-R's padding token, whose positions begin at padding_idx + 1; None for models whose positions begin at 0."""
     return int(config.pad_token_id) if config.model_type == "xlm-roberta" else None
 
 
 def max_positions(config: Any) -> int:
-    """How many tokens, special ones included, the checkpoint has positions for."""
-    padding_id = position_padding(config)
-    return int(config.max_position_embeddings) - (0 if padding_id is None else padding_id + 1)
+    """The longest text, in tokens including special ones, that the checkpoint has positions for."""
+    padding = padding_idx(config)
+    return int(config.max_position_embeddings) - (0 if padding is None else padding + 1)
 
 
 def register() -> None:
-    """Make `attn_implementation="e5_packed"` known to transformers. Calling it again changes nothing."""
+    """Register `attn_implementation="e5_packed"` with transformers. Can be called more than once."""
     AttentionInterface.register(NAME, _attention_interface)
     AttentionMaskInterface.register(NAME, _no_mask)
 
@@ -82,9 +83,9 @@ def _attention_interface(
     packed: PackedBatch,
     scaling: float,
     sliding_window: int | None = None,
-    **_: Any,  # dropout, position_ids, …: what else transformers hands to every implementation
+    **_: Any,  # dropout, position_ids and others that transformers passes to every implementation
 ) -> tuple[Tensor, None]:
-    """transformers' side: query [1, H, T, D], key and value [1, K, T, D] → ([1, T, H, D], None)."""
+    """transformers' interface: query [1, H, T, D], key and value [1, K, T, D] → ([1, T, H, D], None)."""
     out = packed_attention(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
@@ -92,7 +93,7 @@ def _attention_interface(
         packed,
         causal=bool(module.is_causal),
         scale=scaling,
-        window=sliding_window,
+        sliding_window=sliding_window,
     )
     return out.unsqueeze(0), None
 

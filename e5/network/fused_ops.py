@@ -1,83 +1,53 @@
-"""What a decoder layer does between its matrix products: norm, rotation of heads, gate; and float8 rows for the next.
+"""The operations of a decoder layer between its matrix products: norm, rotary embedding, SwiGLU, cast to float8.
 
-On CUDA each is one pass over memory (`e5.network.kernels`); elsewhere, and without Triton, torch's operators. Both
-compute in float32 from 16-bit inputs and round once, except for the rotation and the gate by torch's operators, which
-round after each step, as stock transformers do.
+On CUDA each is one Triton kernel, one pass over memory (`e5.network.kernels`). Elsewhere, and without Triton, torch's
+operators compute them (`e5.network.torch_ops`). Both compute in float32 from 16-bit inputs and round once, except that
+torch's rotary embedding and SwiGLU round after each operation, as stock transformers do.
 """
 
-from functools import cache
-from types import ModuleType
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from e5.network.linear import Rows, quantize
-
-use_kernels = True
-"""False: torch's operators on CUDA, too. For measurements and comparisons."""
+from e5.network import torch_ops
+from e5.network.linear import Activations
 
 
-def add_rms_norm(hidden: Tensor, change: Tensor | None, weight: Tensor, epsilon: float, float8: bool = False) -> Rows:
-    """hidden [T, D] += change [T, D] in place; → hidden / √(mean of squares + ε) × weight [T, D]."""
-    if kernels := _kernels(hidden):
-        return kernels.add_rms_norm(hidden, change, weight, epsilon, float8)  # type: ignore[no-any-return]
-    if change is not None:
-        hidden.add_(change)
-    # One reduction: 0.3 ms for 4,096 × 256 numbers in float32, where torch's rms_norm takes 2.4 (two cores).
-    length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
-    scale = length.square_().div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
-    normed = (hidden * scale).mul_(weight).to(hidden.dtype)
-    return quantize(normed) if float8 else normed
+class FusedOps(Protocol):
+    """`dtype` of a result is the `input_dtype` of the linear layer that takes it; float8 rows get a scale each."""
+
+    def add_rms_norm(
+        self, hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
+    ) -> Activations:
+        """hidden [T, D] += residual [T, D] in place; → hidden / √(mean of squares + eps) × weight [T, D]."""
+
+    def gather_cos_sin(self, cache: Tensor, position_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """The rows [T, d] of the float32 cache [P, d] at each token's position, for `apply_rope` to heads in `dtype`.
+
+        Cosines in the first half of a row, sines in the second.
+        """
+
+    def apply_rope(self, heads: Tensor, cos_sin: Tensor) -> None:
+        """Rotate heads [T, H, d] in place by cos_sin [T, d]: (x, y) → (x cos − y sin, y cos + x sin).
+
+        x and y are the two halves of a head: the layout of weights published for transformers. `heads` may be a slice
+        of wider rows.
+        """
+
+    def silu_and_mul(self, gate_up: Tensor, dtype: torch.dtype) -> Activations:
+        """gate_up [T, 2F] → silu(first half) × second half, [T, F]."""
+
+    def cast(self, rows: Tensor, dtype: torch.dtype) -> Activations:
+        """rows [T, K] in `dtype`, either their own or float8."""
 
 
-def rotation(table: Tensor, position_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """The rows of table [P, d] for each token: [T, d], cosines in the first half, sines in the second."""
-    rows = table.index_select(0, position_ids)
-    return rows if _kernels(rows) else rows.to(dtype)
-
-
-def rotate(heads: Tensor, turn: Tensor) -> None:
-    """Turn heads [T, H, d] by the angles of `turn` [T, d], in place: (x, y) → (x cos − y sin, y cos + x sin).
-
-    x and y are the two halves of a head, as in the published weights' layout for transformers.
-    """
-    if kernels := _kernels(heads):
-        kernels.rotate(heads, turn)
-        return
-    x, y = heads.chunk(2, dim=-1)
-    cos, sin = turn.unsqueeze(1).chunk(2, dim=-1)
-    turned_x = (x * cos).sub_(y * sin)
-    turned_y = (y * cos).add_(x * sin)
-    x.copy_(turned_x)
-    y.copy_(turned_y)
-
-
-def gate(gate_up: Tensor, float8: bool = False) -> Rows:
-    """gate_up [T, 2F]: silu of the first half times the second → [T, F]."""
-    if kernels := _kernels(gate_up):
-        return kernels.gate(gate_up, float8)  # type: ignore[no-any-return]
-    left, right = gate_up.chunk(2, dim=-1)
-    gated = torch.nn.functional.silu(left).mul_(right)
-    return quantize(gated) if float8 else gated
-
-
-def rows(tensor: Tensor, float8: bool = False) -> Rows:
-    """[T, K] as the next linear layer wants it."""
-    if not float8:
-        return tensor
-    if kernels := _kernels(tensor):
-        return kernels.quantize(tensor)  # type: ignore[no-any-return]
-    return quantize(tensor)
-
-
-def _kernels(tensor: Tensor) -> ModuleType | None:
-    return _load_kernels() if tensor.is_cuda and use_kernels else None
-
-
-@cache
-def _load_kernels() -> ModuleType | None:
+def for_device(device: torch.device) -> FusedOps:
+    """The Triton kernels on CUDA, where Triton is installed; otherwise torch's operators."""
+    if device.type != "cuda":
+        return torch_ops
     try:
         from e5.network import kernels
-    except ImportError:  # Triton comes with torch's CUDA builds for Linux, and not with others
-        return None
+    except ImportError:  # Triton comes with torch's CUDA builds for Linux only
+        return torch_ops
     return kernels

@@ -1,11 +1,11 @@
-"""CUDA graphs for small batches: the whole forward pass as one launch, for a ladder of token counts.
+"""CUDA graphs for small batches: one graph per token count replays a whole forward pass as a single launch.
 
-A pass over a few hundred tokens takes the GPU less time than Python takes to launch its 300 kernels. A graph is the
-recorded launches, on buffers that stay where they are: a batch is copied into the smallest one that holds it, with
-filler after its texts, which belongs to none of them. Up to some 180 tokens the time is that of reading the weights,
-so filler costs nothing; above, with the tokens, of which a step has 31 more at most.
+For a few hundred tokens, launching a pass's 300 kernels from Python takes longer than computing them. A graph replays
+captured launches on fixed buffers. A batch is copied into the buffers of the smallest graph that holds it; filler
+tokens that belong to no text follow. Up to about 180 tokens, reading the weights dominates, so filler is free. Above
+that the time grows with the tokens, and a graph has at most 31 of filler.
 
-Recording is an optimisation: where it fails, it says so in the log and everything runs as without.
+Graphs are an optimisation: if capture fails, the model logs a warning and runs without them.
 """
 
 import logging
@@ -21,89 +21,90 @@ from e5.network.batches import PackedBatch, Run
 
 log = logging.getLogger(__name__)
 
-LADDER = tuple(range(32, 513, 32))
-"""Tokens. Above, launching takes less time than computing: some 4 ms against 12 for the flagship on an H200."""
-TOKENS_A_TEXT = 16
-"""A step has room for a text in every so many tokens; a batch of more and shorter texts takes a larger step."""
+CAPTURE_SIZES = tuple(range(32, 513, 32))
+"""In tokens. Above 512, launching is faster than computing: about 4 ms against 12 for the flagship on an H200."""
+TOKENS_PER_TEXT = 16
+"""A graph of T tokens holds T / 16 texts. A batch of more, shorter texts takes a larger graph."""
 
-Forward = Callable[[PackedBatch], Tensor]
+Embed = Callable[[PackedBatch], Tensor]
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], Tensor]], tuple[Tensor, Replay]]
-"""Runs a computation; gives where its result lies, and what computes it there anew."""
+"""Captures a computation → its output buffer, and a function that recomputes it in place."""
 
 
 @dataclass(frozen=True)
-class _Step:
-    """A recorded pass: `integers` holds the token ids, the positions and the cumulative lengths of `batch`."""
+class _Graph:
+    """A captured pass. `inputs`, int32, holds the batch's token ids, position ids and cumulative lengths."""
 
     tokens: int
     texts: int
-    integers: Tensor
+    inputs: Tensor
     output: Tensor
     replay: Replay
 
 
 class Graphs:
-    """Recorded forward passes of one model. `seconds` and `bytes` (of device memory): what recording took."""
+    """A model's captured passes. `seconds` and `bytes`: the time and device memory that capture took."""
 
     def __init__(
-        self, forward: Forward, device: torch.device, capture: Capture, ladder: tuple[int, ...] = LADDER
+        self, embed: Embed, device: torch.device, capture: Capture, sizes: tuple[int, ...] = CAPTURE_SIZES
     ) -> None:
-        """`forward` maps a batch on the device to at least a row for each text."""
+        """`embed` maps a batch on the device to one vector per text."""
         started, free = time.perf_counter(), _free_bytes(device)
-        # The largest first: the smaller ones then lie in its memory, since no two run at a time.
-        self._steps = [_record(forward, device, capture, tokens) for tokens in sorted(ladder, reverse=True)][::-1]
+        # Largest first: the smaller graphs then reuse its memory, since no two of them run at a time.
+        graphs = [_capture_size(embed, device, capture, tokens) for tokens in sorted(sizes, reverse=True)]
+        self._smallest_first = graphs[::-1]
         self.seconds = time.perf_counter() - started
         self.bytes = free - _free_bytes(device)
 
-    def run(self, batch: PackedBatch) -> Tensor | None:
-        """N texts → float32 [N, D] on the device; None for a batch that no step holds."""
+    def embed(self, batch: PackedBatch) -> Tensor | None:
+        """N texts on the host → float32 [N, D] on the device; None if no graph is large enough."""
         tokens, texts = batch.tokens, len(batch.cu_seqlens) - 1
-        step = next((one for one in self._steps if one.tokens >= tokens and one.texts >= texts), None)
-        if step is None:
+        graph = next((graph for graph in self._smallest_first if graph.tokens >= tokens and graph.texts >= texts), None)
+        if graph is None:
             return None
-        on_gpu = step.integers.is_cuda
-        host = torch.empty(step.integers.shape, dtype=torch.int32, pin_memory=on_gpu)
-        ids, positions, ends = _views(host, step.tokens)
-        ids[:tokens], ids[tokens:] = batch.input_ids[:tokens], 0
-        positions[:tokens], positions[tokens:] = batch.position_ids[:tokens], 0
-        # Texts that are not there end where the last one does: they have no tokens, and the filler has no text.
-        ends[: texts + 1], ends[texts + 1 :] = batch.cu_seqlens, tokens
-        step.integers.copy_(host, non_blocking=on_gpu)
-        step.replay()
-        # A copy: the next batch of this size is computed into the same place.
-        return step.output[:texts].to(torch.float32, copy=True)
+        on_gpu = graph.inputs.is_cuda
+        host = torch.empty(graph.inputs.shape, dtype=torch.int32, pin_memory=on_gpu)
+        input_ids, position_ids, cu_seqlens = _views(host, graph.tokens)
+        input_ids[:tokens], input_ids[tokens:] = batch.input_ids[:tokens], 0
+        position_ids[:tokens], position_ids[tokens:] = batch.position_ids[:tokens], 0
+        # The unused texts are empty: they end where the last text does, so filler belongs to no text.
+        cu_seqlens[: texts + 1], cu_seqlens[texts + 1 :] = batch.cu_seqlens, tokens
+        graph.inputs.copy_(host, non_blocking=on_gpu)
+        graph.replay()
+        # A copy: the next batch of this size overwrites the output buffer.
+        return graph.output[:texts].to(torch.float32, copy=True)
 
 
-def _record(forward: Forward, device: torch.device, capture: Capture, tokens: int) -> _Step:
-    texts = max(2, tokens // TOKENS_A_TEXT)
-    integers = torch.zeros(2 * tokens + texts + 1, dtype=torch.int32, device=device)
-    ids, positions, ends = _views(integers, tokens)
-    ends[1:] = tokens  # one text of all tokens, so that recording computes something real
-    batch = PackedBatch(ids, positions, ends, runs=(Run(0, 1, tokens),), max_seqlen=tokens)
-    output, replay = capture(lambda: forward(batch))
-    return _Step(tokens, texts, integers, output, replay)
+def _capture_size(embed: Embed, device: torch.device, capture: Capture, tokens: int) -> _Graph:
+    texts = max(2, tokens // TOKENS_PER_TEXT)
+    inputs = torch.zeros(2 * tokens + texts + 1, dtype=torch.int32, device=device)
+    input_ids, position_ids, cu_seqlens = _views(inputs, tokens)
+    cu_seqlens[1:] = tokens  # one text of all tokens, so that capture computes something real
+    batch = PackedBatch(input_ids, position_ids, cu_seqlens, runs=(Run(0, 1, tokens),), max_seqlen=tokens)
+    output, replay = capture(lambda: embed(batch))
+    return _Graph(tokens, texts, inputs, output, replay)
 
 
-def _views(integers: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids [T], positions [T] and cumulative lengths [N + 1], which one copy fills."""
-    return integers[:tokens], integers[tokens : 2 * tokens], integers[2 * tokens :]
+def _views(inputs: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids [T], position ids [T] and cumulative lengths [N + 1]: one tensor, so that one copy fills all three."""
+    return inputs[:tokens], inputs[tokens : 2 * tokens], inputs[2 * tokens :]
 
 
-def record(forward: Forward, device: torch.device) -> Graphs | None:
-    """Graphs of a model on CUDA; None, with a warning, where they cannot be made."""
+def try_capture(embed: Embed, device: torch.device) -> Graphs | None:
+    """Capture a model's graphs on CUDA; None, with a warning in the log, if that fails."""
     try:
-        return Graphs(forward, device, _CudaCapture(device))
-    except Exception as error:  # of torch and of Triton: whatever it is, it must not keep the model from starting
-        log.warning("small batches run without CUDA graphs, which could not be recorded (%s)", error)
-    torch.cuda.empty_cache()  # not before: the exception held what had been recorded
+        return Graphs(embed, device, _CudaCapture(device))
+    except Exception as error:  # from torch or Triton; no such error may keep the model from starting
+        log.warning("small batches run without CUDA graphs: capturing them failed (%s)", error)
+    torch.cuda.empty_cache()  # only now: until here the exception kept the captured graphs alive
     return None
 
 
 class _CudaCapture:
-    """Records what a computation launches. All recordings share one pool of memory, and one stream.
+    """Captures the kernels that a computation launches. All graphs share one memory pool and one stream.
 
-    cuBLAS keeps a workspace of 32 MB for each stream that it has ever run on.
+    One stream, because cuBLAS keeps a workspace of 32 MB for each stream that it has run on.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -111,7 +112,7 @@ class _CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
-        # Once unrecorded: libraries set themselves up at their first call, which may not be recorded.
+        # Warm up outside of capture: libraries initialise on their first call, which must not be captured.
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -119,24 +120,24 @@ class _CudaCapture:
         current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            # thread_local: other threads may allocate meanwhile, the server's for one.
+            # thread_local: other threads, the server's for one, may allocate during capture.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 output = compute()
         except BaseException:
-            torch.cuda.set_stream(current)  # where a recording fails, torch 2.11 leaves its own the current one
+            torch.cuda.set_stream(current)  # after a failed capture, torch 2.11 leaves the capture stream current
             self._end_allocation()
             raise
         return output, graph.replay
 
     def _end_allocation(self) -> None:
-        """Tell torch's allocator that a failed recording is over.
+        """Tell torch's allocator that a failed capture has ended.
 
-        Up to torch 2.11 `CUDAGraph.capture_end` checks for the failure before it does this (pytorch#180395). The
-        allocator would believe in a recording for ever: `empty_cache` would do nothing (pytorch#158152), and an
-        allocation that fails would not be tried again after cached blocks are freed.
+        Up to torch 2.11, `CUDAGraph.capture_end` raises before it does so (pytorch#180395). The allocator would stay in
+        capture mode for good: `empty_cache` would do nothing (pytorch#158152), and a failed allocation would not be
+        retried after freeing cached blocks.
         """
         device = self._stream.device_index
-        with suppress(RuntimeError):  # it is over already: the failure came before or after the recording itself
+        with suppress(RuntimeError):  # already ended: the failure came before or after the capture itself
             torch._C._cuda_endAllocateToPool(device, self._pool)
             torch._C._cuda_releasePool(device, self._pool)  # the reference that the failed graph held
 

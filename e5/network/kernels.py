@@ -1,8 +1,8 @@
-"""Triton kernels for what a decoder layer does between its matrix products. Called through `e5.network.fused_ops`.
+"""Triton kernels of a decoder layer: `e5.network.fused_ops.FusedOps` on CUDA.
 
-One program a row: each value is read once and written once, where torch's operators write every step out. Bytes by
-token and layer of the flagship: 172 kB against 590 kB (docs/performance-notes.md). All compute in float32 and round
-once at the end. `TRITON_INTERPRET=1` runs them on a CPU, slowly, which is how they are tested without a GPU.
+One program per row reads and writes each value once; torch's operators write every intermediate result to memory. Per
+token and layer of the flagship that is 172 kB instead of 590 kB (docs/performance-notes.md). All kernels compute in
+float32 and round once at the end. Without a GPU, `TRITON_INTERPRET=1` runs them on a CPU, slowly, for tests.
 """
 
 import torch
@@ -10,89 +10,108 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from e5.network.linear import FLOAT8, FLOAT8_MAX, SMALLEST_SCALE, Rows, Rows8
+from e5.network.linear import FLOAT8, FLOAT8_MAX, SMALLEST_SCALE, Activations
 
 GATE_BLOCK = 2048
 HEADS = 8
-"""Heads that one program turns."""
+"""Heads that one program rotates."""
 
 
-def add_rms_norm(hidden: Tensor, change: Tensor | None, weight: Tensor, epsilon: float, float8: bool) -> Rows:
-    """As `e5.network.fused_ops.add_rms_norm`. hidden and change have contiguous rows."""
+def add_rms_norm(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
+) -> Activations:
+    """hidden and residual are contiguous."""
     tokens, width = hidden.shape
-    assert hidden.is_contiguous() and (change is None or change.is_contiguous())
-    out, scale = _output(tokens, width, hidden, float8)
+    assert hidden.is_contiguous() and (residual is None or residual.is_contiguous())
+    out = _empty(tokens, width, hidden.device, dtype)
     _add_rms_norm[(tokens,)](
         hidden,
-        hidden if change is None else change,
+        hidden if residual is None else residual,
         weight,
-        out,
-        scale,
-        epsilon,
+        out.values,
+        _scale(out),
+        eps,
         WIDTH=width,
         BLOCK=triton.next_power_of_2(width),
-        ADD=change is not None,
-        FLOAT8=float8,
+        ADD=residual is not None,
+        FLOAT8=dtype == FLOAT8,
         MAX=FLOAT8_MAX,
         SMALLEST=SMALLEST_SCALE,
         num_warps=_warps(width),
     )
-    return Rows8(out, scale) if float8 else out
+    return out
 
 
-def rotate(heads: Tensor, turn: Tensor) -> None:
-    """As `e5.network.fused_ops.rotate`: heads [T, H, d] may be a part of wider rows; turn float32 [T, d]."""
-    tokens, count, width = heads.shape
-    assert heads.stride(1) == width and heads.stride(2) == 1 and turn.is_contiguous()
-    _rotate[(tokens, triton.cdiv(count, HEADS))](
-        heads, turn, heads.stride(0), count, HALF=width // 2, BLOCK=triton.next_power_of_2(width // 2), HEADS=HEADS
+def gather_cos_sin(cache: Tensor, position_ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """Stays in float32, in which `apply_rope` computes."""
+    return cache.index_select(0, position_ids)
+
+
+def apply_rope(heads: Tensor, cos_sin: Tensor) -> None:
+    """cos_sin: float32, contiguous."""
+    tokens, count, head_dim = heads.shape
+    assert heads.stride(1) == head_dim and heads.stride(2) == 1 and cos_sin.is_contiguous()
+    half = head_dim // 2
+    _apply_rope[(tokens, triton.cdiv(count, HEADS))](
+        heads, cos_sin, heads.stride(0), count, HALF=half, BLOCK=triton.next_power_of_2(half), HEADS=HEADS
     )
 
 
-def gate(gate_up: Tensor, float8: bool) -> Rows:
-    """As `e5.network.fused_ops.gate`."""
+def silu_and_mul(gate_up: Tensor, dtype: torch.dtype) -> Activations:
+    """gate_up is contiguous."""
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     assert gate_up.is_contiguous()
-    out, scale = _output(tokens, width, gate_up, float8)
-    # Float8 needs the row's largest value before it can round: one program has the whole row.
-    block = triton.next_power_of_2(width) if float8 else min(GATE_BLOCK, triton.next_power_of_2(width))
-    _gate[(tokens, triton.cdiv(width, block))](
+    out = _empty(tokens, width, gate_up.device, dtype)
+    # Float8 needs the maximum of the row before it can round, so one program handles the whole row.
+    block = triton.next_power_of_2(width) if dtype == FLOAT8 else min(GATE_BLOCK, triton.next_power_of_2(width))
+    _silu_and_mul[(tokens, triton.cdiv(width, block))](
         gate_up,
-        out,
-        scale,
+        out.values,
+        _scale(out),
         WIDTH=width,
         BLOCK=block,
-        FLOAT8=float8,
+        FLOAT8=dtype == FLOAT8,
         MAX=FLOAT8_MAX,
         SMALLEST=SMALLEST_SCALE,
         num_warps=_warps(block),
     )
-    return Rows8(out, scale) if float8 else out
+    return out
 
 
-def quantize(rows: Tensor) -> Rows8:
-    """As `e5.network.linear.quantize`, in one pass. rows [T, K], contiguous."""
+def cast(rows: Tensor, dtype: torch.dtype) -> Activations:
+    """To float8 as `e5.network.linear.quantize`, in one pass. rows is contiguous."""
+    if dtype != FLOAT8:
+        return Activations(rows)
     tokens, width = rows.shape
     assert rows.is_contiguous()
-    out, scale = _output(tokens, width, rows, True)
+    out = _empty(tokens, width, rows.device, FLOAT8)
     block = triton.next_power_of_2(width)
     _quantize[(tokens,)](
-        rows, out, scale, WIDTH=width, BLOCK=block, MAX=FLOAT8_MAX, SMALLEST=SMALLEST_SCALE, num_warps=_warps(block)
+        rows,
+        out.values,
+        _scale(out),
+        WIDTH=width,
+        BLOCK=block,
+        MAX=FLOAT8_MAX,
+        SMALLEST=SMALLEST_SCALE,
+        num_warps=_warps(block),
     )
-    return Rows8(out, scale)
+    return out
 
 
-def _output(tokens: int, width: int, like: Tensor, float8: bool) -> tuple[Tensor, Tensor]:
-    """Where a kernel writes: rows, and their scales; without float8 the second is a stand-in that nobody reads."""
-    if not float8:
-        out = torch.empty(tokens, width, device=like.device, dtype=like.dtype)
-        return out, out
-    out = torch.empty(tokens, width, device=like.device, dtype=FLOAT8)
-    return out, torch.empty(tokens, 1, device=like.device, dtype=torch.float32)
+def _empty(tokens: int, width: int, device: torch.device, dtype: torch.dtype) -> Activations:
+    values = torch.empty(tokens, width, device=device, dtype=dtype)
+    scale = torch.empty(tokens, 1, device=device, dtype=torch.float32) if dtype == FLOAT8 else None
+    return Activations(values, scale)
+
+
+def _scale(out: Activations) -> Tensor:
+    """The scale argument of a kernel. Without FLOAT8 a kernel ignores it, but needs some tensor there."""
+    return out.values if out.scale is None else out.scale
 
 
 def _warps(block: int) -> int:
-    """16 numbers a thread, of 32 threads a warp: four loads of 8 bytes each in flight."""
+    """One warp (32 threads) per 512 values: 16 values a thread, four loads of 8 bytes in flight."""
     return max(1, min(16, block // 512))
 
 
@@ -112,7 +131,7 @@ def _store(
     if FLOAT8:
         factor = tl.maximum(tl.max(tl.abs(values), axis=0) / MAX, SMALLEST)
         tl.store(scale + row, factor)
-        # NaN has to arrive: what is not finite in the end is an error, and 448 would hide it.
+        # Propagate NaN: clamped to 448 it would hide, and the check for finite vectors would miss it.
         values = tl.maximum(values / factor, -MAX, propagate_nan=tl.PropagateNan.ALL)
         values = tl.minimum(values, MAX, propagate_nan=tl.PropagateNan.ALL)
     tl.store(out + row * WIDTH + columns, values.to(out.dtype.element_ty), mask=mask)
@@ -121,11 +140,11 @@ def _store(
 @triton.jit  # type: ignore[untyped-decorator]
 def _add_rms_norm(
     hidden: tl.tensor,
-    change: tl.tensor,
+    residual: tl.tensor,
     weight: tl.tensor,
     out: tl.tensor,
     scale: tl.tensor,
-    epsilon: tl.tensor,
+    eps: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     ADD: tl.constexpr,
@@ -138,20 +157,20 @@ def _add_rms_norm(
     mask = columns < WIDTH
     values = tl.load(hidden + row * WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
     if ADD:
-        values += tl.load(change + row * WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
-        # What the next layer adds to is what is kept: the norm is of the rounded sum, as in the stock module.
-        kept = values.to(hidden.dtype.element_ty)
-        tl.store(hidden + row * WIDTH + columns, kept, mask=mask)
-        values = kept.to(tl.float32)
-    length = tl.sqrt(tl.sum(values * values, axis=0) / WIDTH + epsilon)
-    values = values / length * tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
+        values += tl.load(residual + row * WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
+        # Normalise the rounded sum, which is also what the next layer adds to, as the stock module does.
+        rounded = values.to(hidden.dtype.element_ty)
+        tl.store(hidden + row * WIDTH + columns, rounded, mask=mask)
+        values = rounded.to(tl.float32)
+    rms = tl.sqrt(tl.sum(values * values, axis=0) / WIDTH + eps)
+    values = values / rms * tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
     _store(out, scale, row, columns, mask, values, WIDTH, FLOAT8, MAX, SMALLEST)
 
 
-@triton.jit(do_not_specialize=["count"])  # type: ignore[untyped-decorator]  # of three counts, one kernel is enough
-def _rotate(
+@triton.jit(do_not_specialize=["count"])  # type: ignore[untyped-decorator]  # one kernel for the three head counts
+def _apply_rope(
     heads: tl.tensor,
-    turn: tl.tensor,
+    cos_sin: tl.tensor,
     stride: tl.tensor,
     count: tl.tensor,
     HALF: tl.constexpr,
@@ -162,18 +181,18 @@ def _rotate(
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     inside = column < HALF
-    cos = tl.load(turn + row * 2 * HALF + column, mask=inside, other=0.0)
-    sin = tl.load(turn + row * 2 * HALF + HALF + column, mask=inside, other=0.0)
-    place = heads + row * stride + head * 2 * HALF + column
+    cos = tl.load(cos_sin + row * 2 * HALF + column, mask=inside, other=0.0)
+    sin = tl.load(cos_sin + row * 2 * HALF + HALF + column, mask=inside, other=0.0)
+    pointer = heads + row * stride + head * 2 * HALF + column
     mask = inside & (head < count)
-    x = tl.load(place, mask=mask, other=0.0).to(tl.float32)
-    y = tl.load(place + HALF, mask=mask, other=0.0).to(tl.float32)
-    tl.store(place, (x * cos - y * sin).to(heads.dtype.element_ty), mask=mask)
-    tl.store(place + HALF, (y * cos + x * sin).to(heads.dtype.element_ty), mask=mask)
+    x = tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
+    y = tl.load(pointer + HALF, mask=mask, other=0.0).to(tl.float32)
+    tl.store(pointer, (x * cos - y * sin).to(heads.dtype.element_ty), mask=mask)
+    tl.store(pointer + HALF, (y * cos + x * sin).to(heads.dtype.element_ty), mask=mask)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _gate(
+def _silu_and_mul(
     gate_up: tl.tensor,
     out: tl.tensor,
     scale: tl.tensor,
@@ -186,9 +205,9 @@ def _gate(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < WIDTH
-    left = tl.load(gate_up + row * 2 * WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
-    right = tl.load(gate_up + row * 2 * WIDTH + WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
-    values = left / (1.0 + tl.exp(-left)) * right
+    gate = tl.load(gate_up + row * 2 * WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * WIDTH + WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
+    values = gate / (1.0 + tl.exp(-gate)) * up
     _store(out, scale, row, columns, mask, values, WIDTH, FLOAT8, MAX, SMALLEST)
 
 

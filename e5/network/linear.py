@@ -1,8 +1,8 @@
-"""Linear layers without a bias: weights in the activations' dtype, or in float8 with a scale for each row.
+"""Linear layers without a bias: weights in the activations' dtype, or in float8 with a scale for each output channel.
 
-Float8 is e4m3: 4 bits of exponent, 3 of mantissa, up to 448. A weight has one scale for each output channel, made when
-it is loaded; activations have one for each token, made as they are computed (`e5.network.fused_ops`). Products are
-summed in float32. Accuracy and speed: docs/benchmarks.md.
+Float8 is e4m3: 4 exponent bits, 3 mantissa bits, maximum 448. Weight scales are computed at load time, one per output
+channel; activation scales are computed on the fly, one per token (`e5.network.fused_ops`). Products accumulate in
+float32. Accuracy and speed: docs/benchmarks.md.
 """
 
 from dataclasses import dataclass
@@ -14,21 +14,18 @@ from torch import Tensor
 FLOAT8 = torch.float8_e4m3fn
 FLOAT8_MAX = 448.0
 SMALLEST_SCALE = 1e-12
-"""Keeps a row of zeros from being divided by zero."""
+"""Lower bound of a scale, so that a row of zeros is not divided by zero."""
 
 
-class Rows8(NamedTuple):
-    """Activations in float8: values [T, K], and the float32 scale [T, 1] that each row is to be multiplied by."""
+class Activations(NamedTuple):
+    """The input of a linear layer: values [T, K] and, for float8, the float32 scale [T, 1] to multiply each row by."""
 
     values: Tensor
-    scale: Tensor
-
-
-Rows = Tensor | Rows8
+    scale: Tensor | None = None
 
 
 class Destination(Protocol):
-    """Where a tensor of a checkpoint belongs: a parameter, or a part of one."""
+    """A parameter, or a part of one, that a checkpoint's tensor is copied into."""
 
     @property
     def shape(self) -> torch.Size: ...
@@ -43,15 +40,18 @@ class Destination(Protocol):
 
 
 class Linear(Protocol):
-    """A matrix [N, K]: rows [T, K] → [T, N] in the activations' dtype."""
+    """A weight matrix [N, K] that maps activations [T, K] in `input_dtype` to [T, N] in the network's dtype."""
 
-    def __call__(self, rows: Rows) -> Tensor: ...
+    @property
+    def input_dtype(self) -> torch.dtype: ...
+
+    def __call__(self, rows: Activations) -> Tensor: ...
 
     def part(self, start: int, stop: int) -> "Linear":
-        """The layer of the output channels from `start` to `stop`; a view."""
+        """The layer of the output channels from `start` to `stop`; it shares the weights."""
 
     def destination(self, start: int, stop: int) -> Destination:
-        """Where the weights of those channels go."""
+        """The destination of the weights of those channels."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,12 @@ class Dense:
 
     weight: Tensor
 
-    def __call__(self, rows: Rows) -> Tensor:
-        assert isinstance(rows, Tensor)
-        return torch.nn.functional.linear(rows, self.weight)
+    @property
+    def input_dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+    def __call__(self, rows: Activations) -> Tensor:
+        return torch.nn.functional.linear(rows.values, self.weight)
 
     def part(self, start: int, stop: int) -> "Dense":
         return Dense(self.weight[start:stop])
@@ -73,20 +76,21 @@ class Dense:
 
 @dataclass(frozen=True)
 class Float8:
-    """weight: float8 [N, K]; scale: float32 [1, N]; `dtype`: that of the results."""
+    """weight: float8 [N, K]; scale: float32 [1, N]; `dtype`: the output's."""
 
     weight: Tensor
     scale: Tensor
     dtype: torch.dtype
+    input_dtype = FLOAT8
 
-    def __call__(self, rows: Rows) -> Tensor:
-        assert isinstance(rows, Rows8)
+    def __call__(self, rows: Activations) -> Tensor:
+        assert rows.scale is not None
         if not rows.values.is_cuda:
-            # CPUs have no such product: the same one in float32, for tests and for figures of accuracy.
+            # CPUs have no float8 product. Computed in float32, for tests and accuracy figures.
             product = rows.values.float() @ self.weight.float().T
             return (product * rows.scale * self.scale).to(self.dtype)
-        # Without fast accumulation the matrix units add up in fewer bits than float32 has for 128 products at most,
-        # at some cost in speed; the error of the operands' three bits of mantissa is far larger.
+        # Fast accumulation: tensor cores add up to 128 products in fewer bits than float32 has. Turning it off costs
+        # speed and gains little: the rounding to three mantissa bits is a far larger error.
         return torch._scaled_mm(
             rows.values,
             self.weight.T,
@@ -121,30 +125,32 @@ class _Float8Destination:
         return self.weight.nbytes + self.scale.nbytes
 
     def copy_(self, tensor: Tensor) -> None:
-        quantized = quantize(tensor.to(self.device))
-        self.weight.copy_(quantized.values)
-        self.scale.copy_(quantized.scale[:, 0])
+        values, scale = quantize(tensor.to(self.device))
+        self.weight.copy_(values)
+        self.scale.copy_(scale[:, 0])
 
 
-def empty(outputs: int, inputs: int, device: torch.device, dtype: torch.dtype, float8: bool) -> Dense | Float8:
-    """A layer whose weights are still to be put in place. `dtype`: that of the activations."""
+def empty(
+    out_features: int, in_features: int, device: torch.device, dtype: torch.dtype, float8: bool
+) -> Dense | Float8:
+    """A layer with uninitialised weights. `dtype`: the output's, and the weights' unless they are float8."""
     if not float8:
-        return Dense(torch.empty(outputs, inputs, device=device, dtype=dtype))
-    weight = torch.empty(outputs, inputs, device=device, dtype=FLOAT8)
-    return Float8(weight, torch.empty(1, outputs, device=device), dtype)
+        return Dense(torch.empty(out_features, in_features, device=device, dtype=dtype))
+    weight = torch.empty(out_features, in_features, device=device, dtype=FLOAT8)
+    return Float8(weight, torch.empty(1, out_features, device=device), dtype)
 
 
-def quantize(rows: Tensor) -> Rows8:
-    """[T, K] of any float dtype → float8 by rows, each scaled so that its largest value becomes 448."""
+def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """[T, K] of any float dtype → float8 values [T, K] and float32 scales [T, 1]; each row's maximum becomes 448."""
     rows = rows.float()
     scale = rows.abs().amax(dim=1, keepdim=True).div_(FLOAT8_MAX).clamp_(min=SMALLEST_SCALE)
-    return Rows8((rows / scale).clamp_(-FLOAT8_MAX, FLOAT8_MAX).to(FLOAT8), scale)
+    return (rows / scale).clamp_(-FLOAT8_MAX, FLOAT8_MAX).to(FLOAT8), scale
 
 
-def select(rows: Rows, index: Tensor) -> Rows:
+def select(rows: Activations, index: Tensor) -> Activations:
     """The rows at `index` int64 [N]."""
-    if isinstance(rows, Tensor):
-        return rows.index_select(0, index)
-    # Gathered as bytes: indexing is not written for float8.
+    if rows.scale is None:
+        return Activations(rows.values.index_select(0, index))
+    # torch cannot index float8: gather the bytes.
     values = rows.values.view(torch.uint8).index_select(0, index).view(FLOAT8)
-    return Rows8(values, rows.scale.index_select(0, index))
+    return Activations(values, rows.scale.index_select(0, index))

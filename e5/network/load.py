@@ -1,8 +1,8 @@
-"""A local folder → a model on the device.
+"""Load a local folder's weights into a model on the device.
 
-The empty model is built on the device in its final dtype, and each tensor is copied into its place, merged with the
-adapter on the way. So there is never a second copy of the weights: the peak is the model plus a few tensors, one of
-them in float32.
+The model is allocated on the device in its final dtype. Each tensor is merged with the adapter and copied to its
+destination. So there is never a second copy of the weights: peak memory is the model plus a few tensors, one of them in
+float32.
 """
 
 import time
@@ -15,8 +15,8 @@ import torch
 
 from e5 import catalog
 from e5.errors import SettingsError, WeightsError
-from e5.network import decoder
-from e5.network.device import check_float8, current
+from e5.network import decoder, pooling
+from e5.network.device import check_float8, use_device
 from e5.network.linear import FLOAT8
 from e5.network.memory import keep_freed_memory
 from e5.network.model import Network, PackedModel
@@ -29,61 +29,68 @@ from e5.weights.merge import merged_tensors
 def load(
     model: catalog.Model, weights: LocalWeights, device: torch.device, dtype: torch.dtype
 ) -> tuple[PackedModel, dict[str, float]]:
-    """Build, fill and merge; on CUDA compile kernels and record graphs.
+    """Allocate the model, load and merge its weights; on CUDA also compile kernels and capture graphs.
 
-    Returns the model and the seconds spent to `load`, to `merge` and, where there are any, to record `graphs`. Raises
-    WeightsError, and SettingsError for a dtype that model or device cannot have.
+    Returns the model and the seconds of the phases `load`, `merge` and, if graphs were captured, `graphs`. Raises
+    WeightsError, and SettingsError for a dtype that the model or device does not support.
     """
     started = time.perf_counter()
-    with current(device):
-        network = _empty(model, weights.checkpoint, device, dtype)
-        with _compiling(network):
+    with use_device(device):
+        network = _allocate(model, weights.checkpoint, device, dtype)
+        with _compiling_kernels(network):
             merge_seconds = _fill(network, weights)
         if device.type == "cpu":
-            keep_freed_memory()  # not before: what loading frees should go back
-        packed = PackedModel(network, model.pooling, dtype)
+            keep_freed_memory()  # only now: memory that loading frees should go back to the kernel
+        packed = PackedModel(network, dtype)
         seconds = {"load": time.perf_counter() - started - merge_seconds, "merge": merge_seconds}
-        packed.record_graphs()
+        packed.capture_graphs()
     if packed.graphs is not None:
         seconds["graphs"] = packed.graphs.seconds
     return packed, seconds
 
 
-def _empty(model: catalog.Model, folder: Path, device: torch.device, dtype: torch.dtype) -> Network:
-    kind = checkpoint.config(folder).get("model_type")
-    if kind not in model.architectures:
+def _allocate(model: catalog.Model, folder: Path, device: torch.device, dtype: torch.dtype) -> Network:
+    """The network that config.json describes, uninitialised."""
+    model_type = checkpoint.config(folder).get("model_type")
+    if model_type not in model.architectures:
         raise WeightsError(
-            f"{folder} holds a {kind} model, {model.name} is a {model.architecture} one: "
+            f"{folder} holds a {model_type} model, {model.name} is a {model.architecture} one: "
             "set E5_MODEL to the model that the folder holds"
         )
-    if kind == "mistral":
+    poolings = ["last"] if model_type == "mistral" else list(pooling.POOLINGS)
+    if model.pooling not in poolings:
+        raise SettingsError(
+            f"{model.name} has pooling {model.pooling!r}, which {model_type} models do not support here: "
+            f"set it to {' or '.join(map(repr, poolings))} in e5/catalog.py"
+        )
+    if model_type == "mistral":
         if dtype == FLOAT8:
             check_float8(device)
-            # Before CUDA 12.9 the product of float8 rows is CUTLASS's, which gives back nothing else on Hopper.
+            # bfloat16: before CUDA 12.9, CUTLASS computes float8 products, and on Hopper it outputs nothing else.
             return decoder.Decoder(decoder.Config.read(folder), device, torch.bfloat16, float8=True)
         return decoder.Decoder(decoder.Config.read(folder), device, dtype)
     if dtype == FLOAT8:
-        raise SettingsError(f"E5_DTYPE=float8 is for Mistral models, {model.name} is a {kind} one: leave it out")
-    from e5.network.encoder import Encoder  # imports transformers, 2.5 s that the decoders' starts do without
+        raise SettingsError(f"E5_DTYPE=float8 is for Mistral models, {model.name} is a {model_type} one: leave it out")
+    from e5.network.encoder import Encoder  # here, because it imports transformers: 2.5 s that decoders need not spend
 
-    return Encoder(folder, device, dtype)
+    return Encoder(folder, device, dtype, model.pooling)
 
 
 @contextmanager
-def _compiling(network: Network) -> Iterator[None]:
-    """Compile a decoder's kernels beside what is done meanwhile: reading files leaves the cores alone."""
+def _compiling_kernels(network: Network) -> Iterator[None]:
+    """Compile Triton kernels in the background during the block, which loads weights and is I/O-bound."""
     if network.device.type != "cuda" or not isinstance(network, decoder.Decoder):
         yield
         return
 
     def compile_kernels() -> None:
-        with current(network.device):
+        with use_device(network.device):
             network.compile_kernels()
 
     with ThreadPoolExecutor(1) as thread:
-        compiled = thread.submit(compile_kernels)
+        compilation = thread.submit(compile_kernels)
         yield
-        compiled.result()
+        compilation.result()
 
 
 @torch.inference_mode()

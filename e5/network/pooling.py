@@ -1,7 +1,9 @@
-"""Hidden states of a packed batch → one float32 vector a text; norms and cosine scores. Pure functions.
+"""Pooling of a packed batch's hidden states into one vector per text; normalisation and cosine scores.
 
-Accumulation is in float32 whatever the model's dtype is.
+Pure functions. All accumulate in float32, whatever the model's dtype.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from e5.catalog import Pooling
 
 def pool(kind: Pooling, hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
     """hidden [T, D] of any float dtype, cu_seqlens int [N + 1] → float32 [N, D]."""
-    return last_token(hidden, cu_seqlens) if kind == "last" else mean(hidden, cu_seqlens)
+    return POOLINGS[kind](hidden, cu_seqlens)
 
 
 def last_token(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -20,18 +22,21 @@ def last_token(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 def mean(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """The mean of each text's hidden states, special tokens included, as the model cards do it."""
+    """The mean of each text's hidden states, special tokens included, as in the model cards."""
     lengths = cu_seqlens.diff().long()
-    # unsafe: skip the checks of `lengths`, which read its minimum and sum back from the GPU: two waits in every batch.
+    # unsafe=True skips the checks of `lengths`, which read its minimum and sum from the GPU: two syncs per batch.
     return torch.segment_reduce(hidden.float(), "mean", lengths=lengths, unsafe=True)
 
 
+POOLINGS: dict[Pooling, Callable[[Tensor, Tensor], Tensor]] = {"last": last_token, "mean": mean}
+
+
 def normalize(vectors: Tensor) -> Tensor:
-    """Rows of length 1; float32 [N, D]. A zero row stays zero, as torch.nn.functional.normalize leaves it."""
+    """L2-normalised rows, float32 [N, D]. A zero row stays zero, as in torch.nn.functional.normalize."""
     return torch.nn.functional.normalize(vectors.float(), dim=-1)
 
 
 def scores(queries: Tensor, documents: Tensor) -> Tensor:
-    """100 × cosine of each query [Q, D] with each document [N, D] → float32 [Q, N]; input norms do not matter."""
-    # Rounding gives a text with itself 100.00002; a cosine stays within its bounds.
+    """100 × cosine of each query [Q, D] with each document [N, D] → float32 [Q, N]. Inputs need not be normalised."""
+    # Clamp: by rounding, a text scores 100.00002 with itself.
     return (100 * (normalize(queries) @ normalize(documents).T)).clamp_(-100, 100)

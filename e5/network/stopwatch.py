@@ -1,7 +1,7 @@
-"""The seconds that a device spends on some of its work.
+"""Device time of selected work.
 
-On a GPU, work is asked for long before it is done: there the times are those of events on its stream, and reading them
-waits for it. On a CPU the work is done when the call returns, and a clock will do.
+GPU work is asynchronous: events on the stream time it, and reading the total waits for the GPU. CPU work is done when
+the call returns, so the host's clock times it.
 """
 
 import time
@@ -12,7 +12,7 @@ import torch
 
 
 class Stopwatch:
-    """Adds up the time of what runs inside `running()`."""
+    """Adds up the time of all `running()` blocks."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -21,7 +21,7 @@ class Stopwatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The work of the block counts, with the device's waiting in it for the host, if any."""
+        """Time the block, including device idle time spent waiting for the host."""
         if self._device.type != "cuda":
             started = time.perf_counter()
             yield
@@ -37,7 +37,7 @@ class Stopwatch:
         return event
 
     def seconds(self) -> float:
-        """All of it up to now, once the device has done what it was asked for. Raises what went wrong there."""
+        """Wait for the device → the total in seconds. Raises the device's error if its work failed."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return self._seconds + sum(float(begin.elapsed_time(end)) for begin, end in self._events) / 1000

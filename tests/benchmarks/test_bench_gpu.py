@@ -31,7 +31,8 @@ from benchmarks import (
 from benchmarks.counts import Counts, LinearLayer
 from benchmarks.gpu_steps import Step
 from e5 import Embedder, catalog
-from e5.network import fused_ops
+from e5.network import torch_ops
+from e5.network.decoder import Decoder
 from e5.network.graphs import Graphs
 from e5.tokens import Tokens
 from e5.weights.files import LocalWeights, in_folder
@@ -168,6 +169,7 @@ def test_random_weights_can_be_drawn_merged(tmp_path: Path) -> None:
 
 
 def test_variants_are_undone(library: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(library.packed.network, Decoder)
     graphs: Any = object()
     cudnn_enabled: Any = torch.backends.cuda.cudnn_sdp_enabled
     monkeypatch.setattr(library.packed, "graphs", graphs)
@@ -179,9 +181,11 @@ def test_variants_are_undone(library: Embedder, monkeypatch: pytest.MonkeyPatch)
         assert cudnn_enabled()
         assert variants.graphs(library) is graphs
     monkeypatch.setattr(library.packed, "graphs", None)
+    kernels: Any = object()
+    monkeypatch.setattr(library.packed.network, "ops", kernels)
     with variants.without_kernels(library):
-        inside = fused_ops.use_kernels
-    assert (inside, fused_ops.use_kernels) == (False, True)
+        inside = library.packed.network.ops
+    assert (inside, library.packed.network.ops) == (torch_ops, kernels)
     tokens = library.max_batch_tokens
     with variants.budget(library, 7):
         assert library.max_batch_tokens == 7
@@ -203,8 +207,8 @@ def test_graphs_are_recorded_again_for_other_matrix_kernels(library: Embedder, m
         recorded.append(flags.allow_fp16_reduced_precision_reduction)
         packed.graphs = object()
 
-    monkeypatch.setattr(variants, "_recorded", {})
-    monkeypatch.setattr(type(library.packed), "record_graphs", record)
+    monkeypatch.setattr(variants, "_captured", {})
+    monkeypatch.setattr(type(library.packed), "capture_graphs", record)
     monkeypatch.setattr(library.packed, "graphs", own)
     used = []
     for _ in range(2):
@@ -220,7 +224,7 @@ def test_parity_compares_graphs_with_eager_passes(monkeypatch: pytest.MonkeyPatc
     embedder.packed.bucketed = False  # as on a GPU
     flash.install(monkeypatch)
     with torch.inference_mode():
-        graphs = Graphs(embedder.packed.network.forward, torch.device("cpu"), recompute, ladder=(32, 64))
+        graphs = Graphs(embedder.packed.network.embed, torch.device("cpu"), recompute, sizes=(32, 64))
     embedder.packed.graphs = graphs
     ids = embedder.tokenize([], ["one text", "another text that is longer", "word " * 90], "").ids
     weights = locate(embedder.model)

@@ -1,4 +1,4 @@
-"""Packed attention against the textbook formula, one text and one head at a time, in float64."""
+"""Packed attention against the textbook formula, computed one text and one head at a time in float64."""
 
 import inspect
 import math
@@ -52,7 +52,7 @@ def test_matches_the_textbook(
 ) -> None:
     query, key, value = inputs(heads, key_heads, dtype)
     batch = pack([[0] * length for length in LENGTHS])
-    got = packed_attention(query, key, value, batch, causal=causal, scale=0.25, window=window)
+    got = packed_attention(query, key, value, batch, causal=causal, scale=0.25, sliding_window=window)
     want = textbook(query, key, value, LENGTHS, causal, window)
     assert got.shape == want.shape and got.dtype == dtype
     assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < tolerance
@@ -61,68 +61,68 @@ def test_matches_the_textbook(
 @pytest.mark.parametrize("bucketed", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2)])
-def test_bfloat16_products_match_the_textbook(
+def test_bfloat16_matmul_attention_matches_the_textbook(
     heads: int, key_heads: int, causal: bool, bucketed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[tuple[int, int]] = []
-    products = attention._by_products
+    matmul_attention = attention._matmul_attention
 
     def spy(q: Tensor, *rest: Any) -> Tensor:
         called.append((q.shape[0], q.shape[2]))
-        return products(q, *rest)
+        return matmul_attention(q, *rest)
 
-    monkeypatch.setattr(attention, "_by_products", spy)
+    monkeypatch.setattr(attention, "_matmul_attention", spy)
     query, key, value = inputs(heads, key_heads, torch.bfloat16, LONGER)
     batch = pack([[0] * length for length in LONGER], bucketed=bucketed)
     filler = len(batch.input_ids) - len(query)
     assert (filler > 0) == bucketed
-    q, k, v = (torch.cat([one, torch.full((filler, *one.shape[1:]), 1e4).to(one)]) for one in (query, key, value))
+    q, k, v = (torch.cat([rows, torch.full((filler, *rows.shape[1:]), 1e4).to(rows)]) for rows in (query, key, value))
     got = packed_attention(q, k, v, batch, causal=causal, scale=0.25)
     want = textbook(query, key, value, LONGER, causal, None)
     assert len(got) == len(batch.input_ids)
     assert torch.linalg.norm(got[: len(want)] - want) / torch.linalg.norm(want) < 2e-2
-    # 230 and 210 tokens become 256 and 224 by filler, which no token of a text sees.
-    alone = [(1, 256), (1, 256), (1, 224)]
-    assert called == (alone if bucketed and causal else [(2, 230), (1, 210)]), "the way that this test is about"
+    # Texts of 230 and 210 tokens are padded to 256 and 224 with filler, which no token of a text sees.
+    one_by_one = [(1, 256), (1, 256), (1, 224)]
+    assert called == (one_by_one if bucketed and causal else [(2, 230), (1, 210)]), "took another path"
 
 
 @pytest.mark.parametrize("window", [None, 4, 7, 4096])
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2)])
-def test_the_last_tokens_alone_get_what_they_get_among_all(heads: int, key_heads: int, window: int | None) -> None:
+def test_last_token_attention_matches_the_textbook(heads: int, key_heads: int, window: int | None) -> None:
     query, key, value = inputs(heads, key_heads, torch.float32)
     batch = pack([[0] * length for length in LENGTHS])
     last = batch.cu_seqlens[1:].long() - 1
-    got = last_token_attention(query[last], key, value, batch, scale=0.25, window=window)
+    got = last_token_attention(query[last], key, value, batch, scale=0.25, sliding_window=window)
     want = textbook(query, key, value, LENGTHS, True, window)[last]
     assert got.shape == want.shape
     assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 1e-6
 
 
 @pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (True, 4), (True, 7), (True, 4096)])
-def test_the_kernel_is_asked_for_the_right_thing(
+def test_the_kernel_s_arguments_give_the_textbook_s_result(
     causal: bool, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = flash.install(monkeypatch)
     query, key, value = inputs(4, 2, torch.float32)
     batch = pack([[0] * length for length in LENGTHS])
     want = textbook(query, key, value, LENGTHS, causal, window)
-    got = packed_attention(query, key, value, batch, causal=causal, scale=0.25, window=window)
+    got = packed_attention(query, key, value, batch, causal=causal, scale=0.25, sliding_window=window)
     assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 1e-6
     if causal:
         last = batch.cu_seqlens[1:].long() - 1
-        got = last_token_attention(query[last], key, value, batch, scale=0.25, window=window)
+        got = last_token_attention(query[last], key, value, batch, scale=0.25, sliding_window=window)
         assert torch.linalg.norm(got - want[last]) / torch.linalg.norm(want[last]) < 1e-6
     assert calls == [len(query), len(LENGTHS)][: len(calls)] and len(calls) == (2 if causal else 1)
 
 
-def test_the_operator_takes_what_the_kernel_is_asked_for() -> None:
-    """The stand-in of the tests has the real operator's argument names, in its order."""
+def test_the_stand_in_has_the_operator_s_signature() -> None:
+    """The same argument names in the same order."""
     schema = torch.ops.aten._flash_attention_forward.default._schema
     names = [argument.name for argument in schema.arguments]
-    asked = list(inspect.signature(flash.flash_attention_forward).parameters)
-    assert names[: len(asked)] == asked
-    positional = [one.name for one in schema.arguments if not one.kwarg_only]
-    assert positional == asked[:10]
+    stand_in = list(inspect.signature(flash.flash_attention_forward).parameters)
+    assert names[: len(stand_in)] == stand_in
+    positional = [argument.name for argument in schema.arguments if not argument.kwarg_only]
+    assert positional == stand_in[:10]
 
 
 @pytest.mark.gpu
@@ -133,7 +133,9 @@ def test_the_variable_length_kernel_matches_the_dense_runs(
 ) -> None:
     query, key, value = inputs(4, 2, dtype)
     batch = pack([[0] * length for length in LENGTHS])
-    want = packed_attention(query.float(), key.float(), value.float(), batch, causal=causal, scale=0.25, window=window)
+    want = packed_attention(
+        query.float(), key.float(), value.float(), batch, causal=causal, scale=0.25, sliding_window=window
+    )
     device = torch.device("cuda")
     got = packed_attention(
         query.to(device),
@@ -142,12 +144,17 @@ def test_the_variable_length_kernel_matches_the_dense_runs(
         batch.to(device),
         causal=causal,
         scale=0.25,
-        window=window,
+        sliding_window=window,
     )
     assert torch.linalg.norm(got.cpu().float() - want) / torch.linalg.norm(want) < 2e-2
     if causal:
         last = batch.cu_seqlens[1:].long() - 1
         tail = last_token_attention(
-            query[last].to(device), key.to(device), value.to(device), batch.to(device), scale=0.25, window=window
+            query[last].to(device),
+            key.to(device),
+            value.to(device),
+            batch.to(device),
+            scale=0.25,
+            sliding_window=window,
         )
         assert torch.linalg.norm(tail.cpu().float() - want[last]) / torch.linalg.norm(want[last]) < 2e-2

@@ -1,4 +1,4 @@
-"""Packing, by hand and on any lengths."""
+"""Packing: examples computed by hand, and properties for any lengths."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,11 +7,11 @@ from e5.network.batches import Run, bucket_size, plan
 from tests.token_ids import pack
 
 
-def test_longest_first_under_the_budget() -> None:
+def test_longest_texts_first_within_the_budget() -> None:
     assert plan([3, 9, 5, 5, 1], 10) == [[1], [2, 3], [0, 4]]
 
 
-def test_a_text_over_the_budget_goes_alone() -> None:
+def test_a_text_over_the_budget_is_its_own_batch() -> None:
     assert plan([2, 50, 2], 10) == [[1], [0, 2]]
     assert plan([], 10) == []
 
@@ -36,11 +36,11 @@ def test_one_row_without_padding() -> None:
 
 
 def test_positions_of_xlm_roberta() -> None:
-    assert pack([[0, 5, 2], [0, 2]], padding_id=1).position_ids.tolist() == [2, 3, 4, 2, 3]
-    assert pack([[0, 1, 5, 1, 2], [0, 2]], padding_id=1).position_ids.tolist() == [2, 1, 3, 1, 4, 2, 3]
+    assert pack([[0, 5, 2], [0, 2]], padding_idx=1).position_ids.tolist() == [2, 3, 4, 2, 3]
+    assert pack([[0, 1, 5, 1, 2], [0, 2]], padding_idx=1).position_ids.tolist() == [2, 1, 3, 1, 4, 2, 3]
 
 
-def test_rounded_sizes_are_few_and_at_most_an_eighth_too_large() -> None:
+def test_bucket_sizes_are_few_and_at_most_an_eighth_larger() -> None:
     sizes = [bucket_size(count) for count in range(1, 4097)]
     assert all(0 <= size - count < 32 or size - count <= count / 8 for count, size in enumerate(sizes, 1))
     assert sorted(set(sizes))[15:20] == [512, 576, 640, 704, 768]

@@ -1,11 +1,13 @@
-"""The decoder's configuration and layout; its vectors are compared with stock ones in tests/unit/test_embedder.py."""
+"""The decoder's configuration, weight layout and float8. tests/unit/test_embedder.py compares its vectors."""
 
+import dataclasses
 import json
 import logging
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,10 @@ from transformers import MistralConfig, MistralModel
 
 from e5 import Embedder, SettingsError, catalog
 from e5.errors import WeightsError
-from e5.network import device, fused_ops
+from e5.network import device, torch_ops
 from e5.network import load as loading
 from e5.network.decoder import Config, Decoder
-from e5.network.linear import FLOAT8, Float8, Rows8, quantize
+from e5.network.linear import FLOAT8, Activations, Float8, quantize
 from e5.network.load import load
 from e5.weights.files import LocalWeights
 from e5_cog.repository import ROOT
@@ -28,32 +30,19 @@ from tests.reference import Reference, centred_cosine, relative_l2
 from tests.token_ids import pack
 
 CPU = torch.device("cpu")
-FIELDS = {
-    "vocabulary": "vocab_size",
-    "width": "hidden_size",
-    "inner": "intermediate_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "key_heads": "num_key_value_heads",
-    "head_width": "head_dim",
-    "positions": "max_position_embeddings",
-    "window": "sliding_window",
-    "epsilon": "rms_norm_eps",
-}
 V4 = {"rope_theta": 5e5, "rope_scaling": None, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
-def config(folder: Path, **said: object) -> Config:
-    (folder / "config.json").write_text(json.dumps({"model_type": "mistral", **said}), "utf-8")
+def config(folder: Path, **fields: object) -> Config:
+    (folder / "config.json").write_text(json.dumps({"model_type": "mistral", **fields}), "utf-8")
     return Config.read(folder)
 
 
-@pytest.mark.parametrize("said", [{}, V4, {"head_dim": None, "sliding_window": None}, {"head_dim": 32}])
-def test_a_config_means_what_it_means_to_transformers(said: dict[str, Any], tmp_path: Path) -> None:
-    got, want = config(tmp_path, **said), MistralConfig.from_pretrained(tmp_path)
-    for ours, theirs in FIELDS.items():
-        assert getattr(got, ours) == getattr(want, theirs), ours
-    assert got.theta == want.rope_parameters["rope_theta"]
+@pytest.mark.parametrize("fields", [{}, V4, {"head_dim": None, "sliding_window": None}, {"head_dim": 32}])
+def test_config_fields_and_defaults_equal_transformers(fields: dict[str, Any], tmp_path: Path) -> None:
+    got, want = config(tmp_path, **fields), MistralConfig.from_pretrained(tmp_path)
+    for name, value in dataclasses.asdict(got).items():
+        assert value == (want.rope_parameters[name] if name == "rope_theta" else getattr(want, name)), name
 
 
 @pytest.mark.parametrize(
@@ -65,28 +54,29 @@ def test_a_config_means_what_it_means_to_transformers(said: dict[str, Any], tmp_
         ("quantization_config", {"quant_method": "gptq"}),
     ],
 )
-def test_what_is_not_computed_is_refused_by_name(field: str, value: object, tmp_path: Path) -> None:
+def test_an_unsupported_feature_is_refused_by_name(field: str, value: object, tmp_path: Path) -> None:
     name = "rope_type" if field.startswith("rope") else field
-    with pytest.raises(WeightsError, match=f"asks for {name}=.*, which is not computed here"):
+    with pytest.raises(WeightsError, match=f"asks for {name}=.*, which is not supported: use other weights"):
         config(tmp_path, **{field: value})
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"hidden_size": "wide"}', '{"num_attention_heads": null}'])
-def test_a_config_that_says_nothing_is_refused(content: str | None, decoder_folder: Path, tmp_path: Path) -> None:
+def test_an_unreadable_config_is_refused(content: str | None, decoder_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(decoder_folder, folder)
     path = folder / "base" / "config.json"
     if content is None:
         path.unlink()
     else:
-        said = json.loads(content) if content.startswith('{"') else None
-        path.write_text(content if said is None else json.dumps({"model_type": "mistral", **said}), "utf-8")
+        if content.startswith('{"'):
+            content = json.dumps({"model_type": "mistral", **json.loads(content)})
+        path.write_text(content, "utf-8")
     base = folder / "base"
     with pytest.raises(WeightsError, match=r"config\.json cannot be read \(.*\): delete it and fetch it again"):
         load(catalog.get("e5-mistral-7b-instruct"), LocalWeights("merged", base, base, None), CPU, torch.float32)
 
 
-def test_places_are_the_stock_model_s_parameters(tmp_path: Path) -> None:
+def test_destinations_are_the_stock_model_s_parameters(tmp_path: Path) -> None:
     small: dict[str, Any] = {**V4, "num_hidden_layers": 2, "intermediate_size": 96, "vocab_size": 100}
     decoder = Decoder(config(tmp_path, **small), CPU, torch.float32)
     stock = MistralModel(MistralConfig.from_pretrained(tmp_path))
@@ -96,13 +86,13 @@ def test_places_are_the_stock_model_s_parameters(tmp_path: Path) -> None:
     for number, destination in enumerate(destinations.values(), 1):
         destination.copy_(torch.full(destination.shape, float(number)))
     for number, destination in enumerate(destinations.values(), 1):
-        assert isinstance(destination, torch.Tensor) and bool((destination == number).all()), "places do not overlap"
+        assert isinstance(destination, torch.Tensor) and bool((destination == number).all()), "destinations overlap"
 
 
 def test_vectors_equal_the_stock_model_s_with_the_gpu_s_attention(
     decoder_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Packed as on a GPU: without filler, lengths from the tensor, what belongs to no text undefined."""
+    """As on a GPU: no filler, lengths read from the tensor, rows of no text undefined."""
     calls = flash.install(monkeypatch)
     base = decoder_folder / "base"
     decoder, _ = load(
@@ -112,13 +102,13 @@ def test_vectors_equal_the_stock_model_s_with_the_gpu_s_attention(
     ids = [[1, *range(7, 7 + length), 2] for length in (40, 9, 9, 1, 0)]
     got = decoder.embed(pack(ids))
     with torch.no_grad():
-        want = torch.stack([stock(torch.tensor([one])).last_hidden_state[0, -1] for one in ids])
+        want = torch.stack([stock(torch.tensor([text])).last_hidden_state[0, -1] for text in ids])
     assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 1e-5
     assert calls == [sum(map(len, ids))] * (len(stock.layers) - 1) + [len(ids)]
 
 
-def test_starts_of_decoders_do_without_transformers() -> None:
-    """Importing it takes longer than all the rest of a start."""
+def test_loading_a_decoder_does_not_import_transformers() -> None:
+    """The import takes longer than the rest of the start."""
     code = "import sys, e5.embedder as e; e.Embedder.load().embed_queries(['x']); print('transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "False", done.stderr
@@ -127,24 +117,25 @@ def test_starts_of_decoders_do_without_transformers() -> None:
 # --- float8 -----------------------------------------------------------------------------------------------------------
 
 
-def test_float8_products_are_those_of_the_rounded_operands() -> None:
+def test_float8_layer_multiplies_the_rounded_operands() -> None:
     torch.manual_seed(0)
     rows, weight = torch.randn(7, 64) * torch.logspace(-3, 3, 7).unsqueeze(1), torch.randn(32, 64)
     weight[3] = 0
     layer = Float8(torch.empty(32, 64, dtype=FLOAT8), torch.empty(1, 32), torch.float32)
     for start, stop in ((0, 20), (20, 32)):
         layer.destination(start, stop).copy_(weight[start:stop])
-    eight = quantize(rows)
-    assert isinstance(eight, Rows8) and torch.equal(eight.values.float().abs().amax(1), torch.full((7,), 448.0))
-    want = (eight.values.double() * eight.scale) @ (layer.weight.double() * layer.scale.T).T
-    assert torch.allclose(layer(eight).double(), want, rtol=1e-5, atol=1e-6 * float(want.abs().max()))
+    values, scale = quantize(rows)
+    quantized = Activations(values, scale)
+    assert torch.equal(values.float().abs().amax(1), torch.full((7,), 448.0))
+    want = (values.double() * scale) @ (layer.weight.double() * layer.scale.T).T
+    assert torch.allclose(layer(quantized).double(), want, rtol=1e-5, atol=1e-6 * float(want.abs().max()))
     exact = rows.double() @ weight.double().T
     error = torch.linalg.norm(want - exact, dim=1) / torch.linalg.norm(exact, dim=1)
-    assert bool((error < 0.06).all()) and bool((error > 0.01).all()), "each row has a scale of its own"
-    assert torch.equal(layer.part(20, 32)(eight), layer(eight)[:, 20:])
+    assert bool((error < 0.06).all()) and bool((error > 0.01).all()), "each row needs its own scale"
+    assert torch.equal(layer.part(20, 32)(quantized), layer(quantized)[:, 20:])
 
 
-def test_float8_is_near_float32_and_never_chosen_by_itself() -> None:
+def test_float8_is_near_float32_and_never_the_default() -> None:
     texts = ["A bank holds money.", "The river's bank is steep.", "Sparrows are small birds.", "Tea is brewed hot."]
     eight = Embedder.load(dtype="float8", device="cpu")
     assert eight.dtype == "float8"
@@ -167,12 +158,12 @@ def test_float8_is_for_decoders(bert_folder: Path) -> None:
         Embedder.load("e5-small", bert_folder, dtype="float8")
 
 
-def test_a_gpu_without_float8_is_named(decoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float8_on_a_gpu_without_it_is_refused(decoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     flagship = catalog.get("e5-mistral-7b-instruct")
-    with pytest.raises(SettingsError, match="E5_DTYPE=float8: NVIDIA A100 has no such arithmetic"):
-        loading._empty(flagship, decoder_folder / "base", torch.device("cuda"), FLOAT8)
+    with pytest.raises(SettingsError, match="E5_DTYPE=float8: NVIDIA A100 has no float8 arithmetic"):
+        loading._allocate(flagship, decoder_folder / "base", torch.device("cuda"), FLOAT8)
 
 
 @pytest.mark.parametrize(("version", "refused"), [("2.11.0+cu130", True), ("2.12.0+cu130", False)])
@@ -198,13 +189,15 @@ def test_float8_on_ada_needs_torch_2_12(
     ],
     ids=["an error", "a wrong product"],
 )
-def test_float8_is_tried_on_the_device(product: Any, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_multiplies_float8_wrongly_is_refused(
+    product: Any, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def multiply(*_: object) -> torch.Tensor:
         if isinstance(product, Exception):
             raise product
         return torch.as_tensor(product)
 
-    device._try_float8(CPU)  # right as it is
+    device._try_float8(CPU)  # passes
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (12, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA RTX 5090")
     monkeypatch.setattr(Float8, "__call__", multiply)
@@ -214,26 +207,29 @@ def test_float8_is_tried_on_the_device(product: Any, reason: str, monkeypatch: p
         device.check_float8(torch.device("cuda"))
 
 
-def test_kernels_that_do_not_compile_are_done_without(
-    decoder_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("float8", [False, True])
+def test_kernels_that_do_not_compile_are_replaced_by_torch_s_operators(
+    float8: bool, decoder_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("Failed to find C compiler")
 
-    decoder = Decoder(Config.read(decoder_folder / "base"), CPU, torch.float32)
-    monkeypatch.setattr(fused_ops, "use_kernels", True)
-    decoder.compile_kernels()  # every operator is called once as the layers call it
-    assert fused_ops.use_kernels and not caplog.messages
-    monkeypatch.setattr(fused_ops, "gate", broken)
+    decoder = Decoder(Config.read(decoder_folder / "base"), CPU, torch.float32, float8)
+    kernels: Any = SimpleNamespace(**vars(torch_ops))
+    decoder.ops = kernels
+    decoder.compile_kernels()  # calls each operation once, as the layers do
+    assert decoder.ops is kernels and not caplog.messages
+    monkeypatch.setattr(kernels, "silu_and_mul", broken)
     with caplog.at_level(logging.WARNING, "e5.network.decoder"):
         decoder.compile_kernels()
-    assert fused_ops.__dict__["use_kernels"] is False
+    assert decoder.ops is torch_ops
     assert "Failed to find C compiler" in caplog.text and "slower" in caplog.text
+    assert Decoder(Config.read(decoder_folder / "base"), CPU, torch.float32).ops is torch_ops
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 5e-3), ("bfloat16", 3e-2), ("float8", 1e-1)])
-def test_the_embedded_model_on_a_gpu_is_near_the_stock_one(dtype: str, tolerance: float) -> None:
+def test_the_embedded_model_on_a_gpu_is_near_the_stock_model(dtype: str, tolerance: float) -> None:
     pytest.importorskip("mistral_common", reason="mistral-common has the reference's tokenizer")
     base = checkpoints.EMBEDDED / "base"
     texts = [f"text number {index} " * (1 + index * index) for index in range(12)]

@@ -1,4 +1,4 @@
-"""What depends on the device: encoders on a GPU, GPUs other than the first, fetching results, releasing memory."""
+"""Device-specific behaviour: encoders on a GPU, a second GPU, copying results to the host, releasing memory."""
 
 import random
 import subprocess
@@ -28,19 +28,19 @@ def test_an_encoder_on_a_gpu_is_near_the_stock_one(
     name: str, dtype: torch.dtype, tolerance: float, bert_folder: Path, xlm_roberta_folder: Path
 ) -> None:
     folder = bert_folder if name == "e5-small" else xlm_roberta_folder
-    found = LocalWeights("merged", folder, folder / "tokenizer.json", None)
-    packed, _ = load(catalog.get(name), found, torch.device("cuda"), dtype)
+    weights = LocalWeights("merged", folder, folder / "tokenizer.json", None)
+    packed, _ = load(catalog.get(name), weights, torch.device("cuda"), dtype)
     stock = Reference.load(folder, 512)
     draw = random.Random(0)
     ids = [[draw.randrange(5, 290) for _ in range(length)] for length in (1, 512, 2, 17, 17, 200, 3, 511)]
-    got = packed.embed(pack(ids, packed.padding_id)).cpu().numpy()
+    got = packed.embed(pack(ids, packed.padding_idx)).cpu().numpy()
     with torch.no_grad():
-        want = np.stack([stock._hidden(one).mean(dim=0).numpy() for one in ids])
+        want = np.stack([stock._hidden(text_ids).mean(dim=0).numpy() for text_ids in ids])
     assert relative_l2(got, want) < tolerance and centred_cosine(got, want) > 1 - tolerance
 
 
 @pytest.mark.gpu
-def test_mean_pooling_does_not_wait_for_the_gpu() -> None:
+def test_mean_pooling_does_not_synchronise() -> None:
     hidden = torch.ones(6, 4, dtype=torch.float16, device="cuda")
     cu_seqlens = torch.tensor([0, 1, 6], dtype=torch.int32, device="cuda")
     pooling.mean(hidden, cu_seqlens)
@@ -53,7 +53,7 @@ def test_mean_pooling_does_not_wait_for_the_gpu() -> None:
 
 
 @pytest.mark.gpu
-def test_a_second_gpu_leaves_the_first_alone() -> None:
+def test_a_model_on_the_second_gpu_does_not_use_the_first() -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     program = """
@@ -68,18 +68,18 @@ print(torch._C._cuda_hasPrimaryContext(0))
 
 
 class _OnSecondGpu:
-    """Stands in for a result on cuda:1."""
+    """A stand-in for a result on cuda:1."""
 
     is_cuda, device, shape, dtype = True, torch.device("cuda", 1), (2, 3), torch.float32
 
 
 @pytest.mark.parametrize("tokens", [SPIN_TOKENS, SPIN_TOKENS + 1])
-def test_results_are_fetched_from_the_gpu_that_has_them(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_copied_with_their_own_gpu_current(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     current: list[object] = []
 
     @contextmanager
-    def device(one: torch.device) -> Iterator[None]:
-        current.append(one)
+    def use(device: torch.device) -> Iterator[None]:
+        current.append(device)
         yield
         current.pop()
 
@@ -99,15 +99,15 @@ def test_results_are_fetched_from_the_gpu_that_has_them(tokens: int, monkeypatch
         def record(self, stream: object) -> None:
             events.append((self.blocking, stream))
 
-    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "device", use)
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda one: f"stream of {one}")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
     monkeypatch.setattr(torch, "empty", Host)
     PendingResult(_OnSecondGpu(), tokens)  # type: ignore[arg-type]
     assert events == [(tokens > SPIN_TOKENS, "stream of cuda:1")] and current == []
 
 
-def test_memory_that_cannot_be_released_is_no_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_to_release_memory_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 

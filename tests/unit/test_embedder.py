@@ -193,9 +193,9 @@ def _task_on_documents(patch: pytest.MonkeyPatch) -> None:
 def _no_positions(patch: pytest.MonkeyPatch) -> None:
     pack = e5.network.batches.pack
 
-    def packed(ids: Sequence[TokenIds], padding_id: int | None, _: bool) -> e5.network.batches.PackedBatch:
-        batch = pack(ids, padding_id)  # positions run on through the row
-        batch.position_ids[:] = torch.arange(len(batch.position_ids)) % 500 + (padding_id or -1) + 1
+    def packed(ids: Sequence[TokenIds], padding_idx: int | None, _: bool) -> e5.network.batches.PackedBatch:
+        batch = pack(ids, padding_idx)  # positions run on through the row
+        batch.position_ids[:] = torch.arange(len(batch.position_ids)) % 500 + (padding_idx or -1) + 1
         return batch
 
     patch.setattr(e5.network.batches, "pack", packed)
@@ -204,8 +204,8 @@ def _no_positions(patch: pytest.MonkeyPatch) -> None:
 def _texts_see_each_other(patch: pytest.MonkeyPatch) -> None:
     pack = e5.network.batches.pack
 
-    def packed(ids: Sequence[TokenIds], padding_id: int | None, _: bool) -> e5.network.batches.PackedBatch:
-        batch = pack(ids, padding_id)
+    def packed(ids: Sequence[TokenIds], padding_idx: int | None, _: bool) -> e5.network.batches.PackedBatch:
+        batch = pack(ids, padding_idx)
         total = len(batch.input_ids)
         runs = (e5.network.batches.Run(0, 1, total),)
         return e5.network.batches.PackedBatch(batch.input_ids, batch.position_ids, batch.cu_seqlens, runs, total)

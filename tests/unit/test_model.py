@@ -1,10 +1,11 @@
-"""Loading and merging: bit for bit peft's result in float64, one copy of the weights, no tensor lost or left over."""
+"""Loading and merging: bitwise peft's float64 result, one copy of the weights, no tensor missing or left over."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, MistralForCausalLM, MistralModel
+from transformers import AutoConfig, AutoModel, MistralForCausalLM, MistralModel
 
 from e5 import catalog
-from e5.errors import WeightsError
-from e5.network.encoder import max_positions, position_padding
-from e5.network.linear import Dense, Rows
+from e5.errors import SettingsError, WeightsError
+from e5.network.encoder import max_positions, padding_idx
+from e5.network.linear import Activations, Dense
 from e5.network.load import load
 from e5.network.memory import is_out_of_memory
 from e5.weights import adapter
@@ -62,7 +63,7 @@ ADAPTERS = {
 
 @pytest.mark.parametrize("options", ADAPTERS.values(), ids=ADAPTERS.keys())
 @pytest.mark.parametrize("base_dtype", [torch.float32, torch.bfloat16])
-def test_merged_weights_equal_pefts_to_the_last_bit(
+def test_merged_weights_equal_peft_s_bitwise(
     options: dict[str, object], base_dtype: torch.dtype, tmp_path: Path
 ) -> None:
     folder = checkpoints.decoder(tmp_path, base_options={"dtype": base_dtype}, **options)
@@ -74,17 +75,17 @@ def test_merged_weights_equal_pefts_to_the_last_bit(
             assert torch.equal(want[name], got[name]), name
     plain = MistralModel.from_pretrained(folder / "base", dtype=torch.float32)
     moved = [n for n, p in plain.named_parameters() if not torch.equal(p.data, merged_by_us(folder, torch.float32)[n])]
-    assert moved, "an adapter that changes nothing proves nothing"
+    assert moved, "the adapter changes nothing"
 
 
-def test_the_embedded_model_equals_peft() -> None:
+def test_the_embedded_model_equals_peft_s_merge() -> None:
     want = merged_by_peft(checkpoints.EMBEDDED, torch.float32)
     got = merged_by_us(checkpoints.EMBEDDED, torch.float32)
     assert all(torch.equal(want[name], got[name]) for name in want) and want.keys() == got.keys()
 
 
 def test_peft_in_float32_is_at_most_one_unit_in_the_last_place_away(tmp_path: Path) -> None:
-    """In 16 bits. In float32 six roundings (rank 4, scaling, base) of half a unit each, of the sum of magnitudes."""
+    """At most one in 16 bits. In float32 six roundings (rank 4, scaling, base), each half a unit of the magnitudes."""
     folder = checkpoints.decoder(tmp_path)
     base = dict(MistralModel.from_pretrained(folder / "base", dtype=torch.float32).named_parameters())
     halves = load_file(folder / "adapter" / "adapter_model.safetensors")
@@ -97,7 +98,7 @@ def test_peft_in_float32_is_at_most_one_unit_in_the_last_place_away(tmp_path: Pa
         unit = torch.nextafter(added, torch.tensor(torch.inf)) - added
         assert ((want[name] - got[name]).abs() <= 3 * unit).all(), name
         differs += int((want[name] != got[name]).sum())
-    assert differs, "float32 and float64 give the same: this compares nothing"
+    assert differs, "float32 and float64 give the same result: the test compares nothing"
     for dtype in (torch.bfloat16, torch.float16):
         want, got = merged_by_peft(folder, dtype, torch.float32), merged_by_us(folder, dtype)
         for name in want:
@@ -106,7 +107,7 @@ def test_peft_in_float32_is_at_most_one_unit_in_the_last_place_away(tmp_path: Pa
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 33 * 7])
-def test_merging_in_chunks_is_merging(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunk_size_does_not_change_the_merge(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoints.decoder(tmp_path)
     want = merged_by_us(folder, torch.float32)
     monkeypatch.setattr(adapter, "CHUNK", chunk)
@@ -115,7 +116,7 @@ def test_merging_in_chunks_is_merging(chunk: int, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
-def test_the_base_itself_stays_as_it_is(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_merging_does_not_modify_the_base_tensor(dtype: torch.dtype, tmp_path: Path) -> None:
     folder = checkpoints.decoder(tmp_path)
     name, before = "layers.0.self_attn.q_proj.weight", torch.ones(32, 32, dtype=dtype)
     base = before.clone()
@@ -126,7 +127,7 @@ def test_the_base_itself_stays_as_it_is(dtype: torch.dtype, tmp_path: Path) -> N
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_gpu_has_the_same_weights_to_the_last_bit(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_gpu_merges_to_the_same_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     size: dict[str, object] = {"hidden_size": 512, "intermediate_size": 1792, "head_dim": 128, "dtype": torch.bfloat16}
     for folder in (checkpoints.decoder(tmp_path, base_options=size), checkpoints.EMBEDDED):
         model, seconds = load(FLAGSHIP, weights(folder), torch.device("cuda"), dtype)
@@ -136,7 +137,7 @@ def test_a_gpu_has_the_same_weights_to_the_last_bit(dtype: torch.dtype, tmp_path
         assert 0 < seconds["merge"] < 60 and seconds["load"] > 0
 
 
-def test_half_precision_adapters_are_merged_as_they_are(tmp_path: Path) -> None:
+def test_half_precision_adapters_merge_like_float32_copies(tmp_path: Path) -> None:
     folder = checkpoints.decoder(tmp_path)
     file = folder / "adapter" / "adapter_model.safetensors"
     halves = {name: tensor.half() for name, tensor in load_file(file).items()}
@@ -150,7 +151,7 @@ def test_half_precision_adapters_are_merged_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("prefix", ["base_model.model.", "base_model.model.model.", ""])
 @pytest.mark.parametrize("infix", ["", ".default"])
 @pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "bin"])
-def test_key_prefixes_and_files_of_adapters(prefix: str, infix: str, pickled: bool, tmp_path: Path) -> None:
+def test_adapter_key_prefixes_and_file_formats(prefix: str, infix: str, pickled: bool, tmp_path: Path) -> None:
     folder = checkpoints.decoder(tmp_path)
     want = merged_by_us(folder, torch.float32)
     file = folder / "adapter" / "adapter_model.safetensors"
@@ -167,8 +168,8 @@ def test_key_prefixes_and_files_of_adapters(prefix: str, infix: str, pickled: bo
     assert all(torch.equal(want[name], got[name]) for name in want)
 
 
-def test_a_base_with_a_head_and_shards_loads_alike(decoder_folder: Path, tmp_path: Path) -> None:
-    """Mistral-7B-v0.1 is a MistralForCausalLM in shards: `model.` in front, an lm_head, an index."""
+def test_a_sharded_base_with_a_head_loads_the_same_weights(decoder_folder: Path, tmp_path: Path) -> None:
+    """Mistral-7B-v0.1 is a sharded MistralForCausalLM: a `model.` prefix, an lm_head, an index."""
     folder = tmp_path / "copy"
     shutil.copytree(decoder_folder, folder)
     single = folder / "base" / "model.safetensors"
@@ -229,7 +230,7 @@ Q0 = "base_model.model.layers.0.self_attn.q_proj"
         ("base", {"norm.weight": torch.zeros(31)}, r"norm.weight \[31\], which is \[32\] in the model"),
     ],
 )
-def test_tensors_missing_or_left_over_are_named(
+def test_missing_and_unexpected_tensors_are_named(
     file: str, change: dict[str, torch.Tensor | None], message: str, tmp_path: Path
 ) -> None:
     folder = checkpoints.decoder(tmp_path)
@@ -248,8 +249,8 @@ def test_tensors_missing_or_left_over_are_named(
         {"target_modules": r".*self_attn\..*"},
     ],
 )
-def test_tensors_that_the_configuration_does_not_mean_are_refused(change: dict[str, object], tmp_path: Path) -> None:
-    """peft ignores them or fails; merged without a word they would give another model."""
+def test_tensors_outside_the_configuration_are_refused(change: dict[str, object], tmp_path: Path) -> None:
+    """peft ignores them or fails. Merging them silently would give another model."""
     folder = checkpoints.decoder(tmp_path)
     _configure(folder, change)
     with pytest.raises(WeightsError, match=r"has tensors for layers\..*, which .* does not say to adapt"):
@@ -257,7 +258,7 @@ def test_tensors_that_the_configuration_does_not_mean_are_refused(change: dict[s
 
 
 @pytest.mark.parametrize("targets", [["q_proj"], r".*q_proj", "all-linear"])
-def test_tensors_that_the_configuration_means_must_be_there(targets: object, tmp_path: Path) -> None:
+def test_tensors_that_the_configuration_names_must_exist(targets: object, tmp_path: Path) -> None:
     folder = checkpoints.decoder(tmp_path, target_modules=["q_proj"])
     _configure(folder, {"target_modules": targets})
     _edit(folder / "adapter" / "adapter_model.safetensors", {f"{Q0}.lora_A.weight": None, f"{Q0}.lora_B.weight": None})
@@ -268,15 +269,15 @@ def test_tensors_that_the_configuration_means_must_be_there(targets: object, tmp
 
 
 @pytest.mark.parametrize("field", ["r", "lora_alpha", "target_modules"])
-def test_a_configuration_without_its_essentials_is_refused(field: str, tmp_path: Path) -> None:
+def test_a_configuration_without_a_required_field_is_refused(field: str, tmp_path: Path) -> None:
     folder = checkpoints.decoder(tmp_path)
     _configure(folder, {field: None})
     with pytest.raises(WeightsError, match=f"has no {field}"):
         merged_by_us(folder, torch.float32)
 
 
-def test_patterns_name_modules_as_the_adapted_model_did(tmp_path: Path) -> None:
-    """An adapter of a model with a head: its patterns and tensors have `model.` in front."""
+def test_patterns_use_the_adapted_model_s_module_names(tmp_path: Path) -> None:
+    """The adapter of a model with a head: its patterns and tensors have the prefix `model.`."""
     checkpoints.mistral(tmp_path / "base")
 
     def with_head() -> MistralForCausalLM:
@@ -311,7 +312,7 @@ def _configure(folder: Path, change: dict[str, object]) -> None:
         ("a_field_of_the_future", 3),
     ],
 )
-def test_more_than_plain_lora_is_refused_by_name(field: str, value: object, tmp_path: Path) -> None:
+def test_an_unsupported_lora_variant_is_refused_by_name(field: str, value: object, tmp_path: Path) -> None:
     folder = checkpoints.decoder(tmp_path)
     _configure(folder, {field: value})
     with pytest.raises(WeightsError, match=f"asks for {field}="):
@@ -333,18 +334,41 @@ def test_a_pickled_adapter_cannot_run_code(tmp_path: Path) -> None:
     assert not witness.exists()
 
 
-def test_another_architecture_is_refused(bert_folder: Path, decoder_folder: Path) -> None:
+def test_weights_of_another_architecture_are_refused(bert_folder: Path, decoder_folder: Path) -> None:
     files = LocalWeights("merged", bert_folder, bert_folder / "tokenizer.json", None)
     with pytest.raises(WeightsError, match="holds a bert model, e5-mistral-7b-instruct is a mistral one: set E5_MODEL"):
         load(FLAGSHIP, files, CPU, torch.float32)
 
 
+def test_a_pooling_that_the_network_does_not_have_is_refused(bert_folder: Path, decoder_folder: Path) -> None:
+    mean = replace(FLAGSHIP, pooling="mean")
+    with pytest.raises(SettingsError, match=r"has pooling 'mean', which mistral models do not .*: set it to 'last' in"):
+        load(mean, weights(decoder_folder), CPU, torch.float32)
+    unknown = replace(catalog.get("e5-small"), pooling="cls")  # type: ignore[arg-type]
+    files = LocalWeights("merged", bert_folder, bert_folder / "tokenizer.json", None)
+    with pytest.raises(SettingsError, match=r"'cls', which bert models do not .*: set it to 'last' or 'mean' in"):
+        load(unknown, files, CPU, torch.float32)
+
+
+def test_an_encoder_pools_as_the_catalogue_says(bert_folder: Path) -> None:
+    files = LocalWeights("merged", bert_folder, bert_folder / "tokenizer.json", None)
+    stock = AutoModel.from_pretrained(bert_folder, dtype=torch.float32, attn_implementation="eager").eval()
+    ids = [2, *range(5, 14), 3]
+    with torch.no_grad():
+        hidden = stock(torch.tensor([ids])).last_hidden_state[0]
+    kinds: dict[catalog.Pooling, torch.Tensor] = {"last": hidden[-1], "mean": hidden.mean(dim=0)}
+    for kind, want in kinds.items():
+        model, _ = load(replace(catalog.get("e5-small"), pooling=kind), files, CPU, torch.float32)
+        got = model.embed(pack([ids], bucketed=True))[0]
+        assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 1e-5, kind
+
+
 def test_positions_of_a_checkpoint(bert_folder: Path, xlm_roberta_folder: Path) -> None:
     bert, xlm_r = (AutoConfig.from_pretrained(folder) for folder in (bert_folder, xlm_roberta_folder))
-    assert (bert.max_position_embeddings, position_padding(bert), max_positions(bert)) == (512, None, 512)
-    assert (xlm_r.max_position_embeddings, position_padding(xlm_r), max_positions(xlm_r)) == (514, 1, 512)
+    assert (bert.max_position_embeddings, padding_idx(bert), max_positions(bert)) == (512, None, 512)
+    assert (xlm_r.max_position_embeddings, padding_idx(xlm_r), max_positions(xlm_r)) == (514, 1, 512)
     flagship = AutoConfig.from_pretrained(checkpoints.EMBEDDED / "base")
-    assert (position_padding(flagship), max_positions(flagship)) == (None, 4096)
+    assert (padding_idx(flagship), max_positions(flagship)) == (None, 4096)
 
 
 PEAK = """
@@ -357,9 +381,9 @@ from e5.network.load import load
 from e5.network.memory import is_out_of_memory
 from e5.weights.files import LocalWeights
 
-loading.keep_freed_memory = lambda: None  # which comes after a process's first load, and here the second is measured
+loading.keep_freed_memory = lambda: None  # a process calls it after its first load; this measures the second
 
-def anonymous() -> int:  # bytes: memory of our own, without the mapped pages of the checkpoint's file
+def anonymous() -> int:  # bytes of private memory, without the checkpoint's mapped pages
     line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("RssAnon"))
     return int(line.split()[1]) * 1024
 
@@ -369,7 +393,7 @@ torch.set_num_threads(1)
 torch.ones(512, 512, dtype=torch.bfloat16) @ torch.ones(512, 512, dtype=torch.bfloat16)
 tiny = Path(sys.argv[2])
 load(catalog.get("e5-mistral-7b-instruct"), LocalWeights("adapter", tiny / "base", tiny, tiny / "adapter"),
-     torch.device("cpu"), torch.bfloat16)  # imports and first-use buffers are not the weights
+     torch.device("cpu"), torch.bfloat16)  # imports and first-use buffers come before the measurement
 start, peak, done = anonymous(), 0, False
 def watch() -> None:
     global peak
@@ -387,8 +411,8 @@ print((peak - start) / result, result)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
-def test_peak_memory_is_the_result_and_little_more(tmp_path: Path, decoder_folder: Path) -> None:
-    """≤ 1.15 × the weights, as for the flagship, whose largest matrix in float32 is 3.3 % of its 16-bit weights."""
+def test_peak_memory_is_little_more_than_the_weights(tmp_path: Path, decoder_folder: Path) -> None:
+    """At most 1.15 × the weights. The flagship's largest matrix in float32 is 3.3 % of its 16-bit weights."""
     size: dict[str, object] = {
         "hidden_size": 512,
         "intermediate_size": 1792,
@@ -401,7 +425,7 @@ def test_peak_memory_is_the_result_and_little_more(tmp_path: Path, decoder_folde
     }
     folder = checkpoints.decoder(tmp_path, base_options=size)
     command = [sys.executable, "-c", PEAK, str(folder), str(decoder_folder)]
-    # By default glibc keeps some of the freed blocks for itself: ratios from 1.07 to 1.24 were seen.
+    # By default glibc keeps some freed blocks: the ratio varied from 1.07 to 1.24.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=environment)
     ratio, result = map(float, done.stdout.split())
@@ -411,30 +435,30 @@ def test_peak_memory_is_the_result_and_little_more(tmp_path: Path, decoder_folde
 
 
 @pytest.mark.parametrize("name", ["e5-small", "multilingual-e5-large-instruct"])
-def test_filler_is_no_part_of_an_encoder_s_mean(name: str, bert_folder: Path, xlm_roberta_folder: Path) -> None:
+def test_an_encoder_s_mean_excludes_filler(name: str, bert_folder: Path, xlm_roberta_folder: Path) -> None:
     folder = bert_folder if name == "e5-small" else xlm_roberta_folder
-    found = LocalWeights("merged", folder, folder / "tokenizer.json", None)
-    model, _ = load(catalog.get(name), found, CPU, torch.bfloat16)
+    files = LocalWeights("merged", folder, folder / "tokenizer.json", None)
+    model, _ = load(catalog.get(name), files, CPU, torch.bfloat16)
     assert model.bucketed
     for lengths in ([7], [12, 5], [40, 32, 9]):
         ids = [[0, *range(5, 3 + length), 2] for length in lengths]
-        got, want = model.embed(pack(ids, model.padding_id, bucketed=True)), model.embed(pack(ids, model.padding_id))
+        got = model.embed(pack(ids, model.padding_idx, bucketed=True))
+        want = model.embed(pack(ids, model.padding_idx))
         assert got.shape == want.shape == (len(lengths), model.dimensions)
         assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 2e-2
 
 
-def test_sixteen_bits_on_a_cpu_multiply_bucketed_and_give_the_same_vectors(
+def test_bucketed_products_in_16_bits_give_the_same_vectors(
     decoder_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """oneDNN generates code for each shape: the linear layers must not see every length that comes."""
+    """oneDNN generates code for each shape, so the linear layers must see only a few sizes."""
     model, _ = load(FLAGSHIP, weights(decoder_folder), CPU, torch.bfloat16)
     assert model.bucketed
-    seen = set()
+    sizes = set()
     multiply = Dense.__call__
 
-    def watch(layer: Dense, rows: Rows) -> torch.Tensor:
-        assert isinstance(rows, torch.Tensor)
-        seen.add(len(rows))
+    def watch(layer: Dense, rows: Activations) -> torch.Tensor:
+        sizes.add(len(rows.values))
         return multiply(layer, rows)
 
     monkeypatch.setattr(Dense, "__call__", watch)
@@ -443,15 +467,15 @@ def test_sixteen_bits_on_a_cpu_multiply_bucketed_and_give_the_same_vectors(
         got, want = model.embed(pack(ids, bucketed=True)), model.embed(pack(ids))
         assert got.shape == (len(lengths), model.dimensions)
         assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 2e-2
-    assert {32, 64, 320} <= seen
-    seen.clear()
+    assert {32, 64, 320} <= sizes
+    sizes.clear()
     for length in range(257, 289):
         model.embed(pack([[1] * length], bucketed=True))
-    assert seen == {288, 32}
+    assert sizes == {288, 32}
 
 
 @pytest.mark.parametrize(
-    ("error", "says_so"),
+    ("error", "expected"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
         (MemoryError(), True),
@@ -462,5 +486,5 @@ def test_sixteen_bits_on_a_cpu_multiply_bucketed_and_give_the_same_vectors(
         (ValueError("out of range"), False),
     ],
 )
-def test_what_says_that_there_is_no_memory(error: Exception, says_so: bool) -> None:
-    assert is_out_of_memory(error) == says_so
+def test_out_of_memory_errors_are_recognised(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected

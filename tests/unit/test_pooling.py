@@ -1,4 +1,4 @@
-"""Pooling and scores, by hand."""
+"""Pooling and scores against values computed by hand."""
 
 import torch
 
@@ -17,13 +17,13 @@ def test_mean() -> None:
 
 
 def test_the_mean_accumulates_in_float32() -> None:
-    # 511 × 1.0 + 1 × .5: a bfloat16 sum stops growing at 256 (its next step is 2), so it cannot give this mean.
+    # 511 × 1.0 + 1 × .5: a bfloat16 sum stops growing at 256, where the spacing is 2, so it cannot give this mean.
     hidden = torch.tensor([[1.0]] * 511 + [[0.5]], dtype=torch.bfloat16)
     got = mean(hidden, torch.tensor([0, 512], dtype=torch.int32))
     assert got.dtype == torch.float32 and got.item() == 511.5 / 512
 
 
-def test_pool_chooses() -> None:
+def test_pool_dispatches_on_the_kind() -> None:
     assert torch.equal(pool("last", HIDDEN, CU_SEQLENS), last_token(HIDDEN, CU_SEQLENS))
     assert torch.equal(pool("mean", HIDDEN, CU_SEQLENS), mean(HIDDEN, CU_SEQLENS))
 
@@ -31,6 +31,6 @@ def test_pool_chooses() -> None:
 def test_normalize_and_scores() -> None:
     rows = normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
     torch.testing.assert_close(rows, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
-    # cos of (3, 4) with (4, 3) is 24/25, with (-3, -4) it is -1; lengths do not matter.
+    # cos of (3, 4) with (4, 3) is 24/25, with (-3, -4) it is -1; norms do not matter.
     matrix = scores(torch.tensor([[3.0, 4.0]]), torch.tensor([[400.0, 300.0], [-0.3, -0.4]]))
     torch.testing.assert_close(matrix, torch.tensor([[96.0, -100.0]]))

@@ -78,7 +78,7 @@ def test_model_passed_by_name_ignores_another_model_s_weights(tmp_path: Path) ->
 
 
 def test_missing_device_is_rejected() -> None:
-    with pytest.raises(SettingsError, match=r"E5_DEVICE=cuda:63: there is no such device here; there are: cpu"):
+    with pytest.raises(SettingsError, match=r"E5_DEVICE=cuda:63: no such device; this machine has: cpu"):
         choose_device("cuda:63")
 
 

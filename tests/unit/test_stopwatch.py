@@ -1,4 +1,4 @@
-"""What ran inside counts, what ran outside does not; on a GPU, until it is done there."""
+"""The stopwatch counts work inside its blocks only; on a GPU, until the work is done."""
 
 import time
 
@@ -8,7 +8,7 @@ import torch
 from e5.network.stopwatch import Stopwatch
 
 
-def test_a_cpu_s_seconds() -> None:
+def test_cpu_time_inside_the_blocks() -> None:
     watch = Stopwatch(torch.device("cpu"))
     assert watch.seconds() == 0
     for _ in range(3):
@@ -19,7 +19,7 @@ def test_a_cpu_s_seconds() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_s_seconds_last_until_the_work_is_done() -> None:
+def test_gpu_time_lasts_until_the_work_is_done() -> None:
     matrix, watch = torch.ones(8192, 8192, device="cuda"), Stopwatch(torch.device("cuda", 0))
     matrix @ matrix
     torch.cuda.synchronize()
@@ -27,6 +27,6 @@ def test_a_gpu_s_seconds_last_until_the_work_is_done() -> None:
     with watch.running():
         for _ in range(20):
             matrix @ matrix
-    asked = time.perf_counter() - started
+    launched = time.perf_counter() - started
     seconds = watch.seconds()
-    assert asked < seconds <= time.perf_counter() - started
+    assert launched < seconds <= time.perf_counter() - started
