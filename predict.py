@@ -24,7 +24,7 @@ DOCUMENTS_HELP = "More documents, as a list: their vectors follow the single doc
 FORMAT_HELP = "float: lists of numbers. base64: little-endian float32 bytes, smaller and faster for large batches."
 
 
-class Output(BaseModel):  # type: ignore[misc]  # mypy is told not to read cog
+class Output(BaseModel):  # type: ignore[misc]  # mypy skips cog
     """Vectors of all queries, then of all documents; scores are 100 × cosine, queries × documents."""
 
     embeddings: list[list[float]] | None
