@@ -24,7 +24,7 @@ DOCUMENTS_HELP = "More documents, as a list: their vectors follow the single doc
 FORMAT_HELP = "float: lists of numbers. base64: little-endian float32 bytes, smaller and faster for large batches."
 
 
-class Output(BaseModel):  # type: ignore[misc]  # mypy is told not to read cog
+class Output(BaseModel):  # type: ignore[misc]  # mypy skips cog
     """Vectors of all queries, then of all documents; scores are 100 × cosine, queries × documents."""
 
     embeddings: list[list[float]] | None
@@ -59,24 +59,11 @@ class Predictor(BasePredictor):  # type: ignore[misc]
     ) -> Output:
         """Embed the texts. Raises InputError, whose message names the input, the cause and the cure."""
         request = EmbedRequest.from_inputs(
-            self.service.limits,
-            task=task,
-            query=query,
-            document=document,
-            normalize=normalize,
-            queries=queries,
-            documents=documents,
-            encoding_format=encoding_format,
+            self.service.limits, task, query, document, normalize, queries, documents, encoding_format
         )
         result = await self.service.embed(request)
         for warning in result.warnings:
             print(f"Warning: {warning}")
         for name, value in result.metrics.items():
             self.record_metric(name, value)
-        output = result.output
-        return Output(
-            embeddings=output.embeddings,
-            embeddings_base64=output.embeddings_base64,
-            score=output.score,
-            scores=output.scores,
-        )
+        return Output(**vars(result.output))

@@ -11,23 +11,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from e5.embedder import Embedder, normalize, scores
-    from e5.errors import InputError, SettingsError, WeightsError
-    from e5.prompts import DEFAULT_TASK
-    from e5.settings import Settings
+    from e5.embedder import Embedder as Embedder
+    from e5.embedder import normalize as normalize
+    from e5.embedder import scores as scores
+    from e5.errors import InputError as InputError
+    from e5.errors import SettingsError as SettingsError
+    from e5.errors import WeightsError as WeightsError
+    from e5.prompts import DEFAULT_TASK as DEFAULT_TASK
+    from e5.settings import Settings as Settings
 
 __version__ = "0.1.0"
-__all__ = [
-    "DEFAULT_TASK",
-    "Embedder",
-    "InputError",
-    "Settings",
-    "SettingsError",
-    "WeightsError",
-    "normalize",
-    "scores",
-]
-
 _MODULES = {
     "DEFAULT_TASK": "e5.prompts",
     "Embedder": "e5.embedder",
@@ -38,6 +31,7 @@ _MODULES = {
     "normalize": "e5.embedder",
     "scores": "e5.embedder",
 }
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,9 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 COG_FOLDERS = Path("/tmp/coglet/predictions")
-INTERVAL_SECONDS = 60
-MAX_AGE_SECONDS = 900
-"""Older than any running prediction."""
+INTERVAL_SECONDS, MAX_AGE_SECONDS = 60, 900  # no prediction takes that long
 
 
 async def clean_periodically() -> None:

@@ -22,7 +22,6 @@ class EmbedRequest:
     def from_inputs(
         cls,
         limits: Limits,
-        *,
         task: str,
         query: str | None,
         document: str | None,

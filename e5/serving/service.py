@@ -32,10 +32,9 @@ thread, so that health checks and cancellations don't wait."""
 
 @dataclass(frozen=True)
 class EncodedOutput:
-    """Vectors of all queries, then of all documents; scores are 100 × cosine, queries × documents.
+    """Vectors of all queries, then of all documents, in one of the two formats; scores are 100 × cosine.
 
-    `embeddings` or `embeddings_base64` is None, depending on the format; `score` is None unless there is exactly one
-    query and one document, `scores` unless there is at least one of each.
+    `score` needs exactly one query and one document, `scores` [queries, documents] at least one of each.
     """
 
     embeddings: serialize.JsonRows | None
@@ -54,7 +53,7 @@ class EmbedResult:
 
 
 class Service:
-    """A loaded model that concurrent requests share."""
+    """A loaded model that concurrent requests share. `phases`: the seconds that each step of `start` took."""
 
     def __init__(self, batcher: "Batcher", limits: Limits) -> None:
         self.batcher = batcher
@@ -64,10 +63,7 @@ class Service:
 
     @classmethod
     async def start(cls, settings: Settings) -> Self:
-        """Load the model, and warm it up with a query and a document. Raises SettingsError, WeightsError.
-
-        `phases` then has the seconds of each step.
-        """
+        """Load the model and warm it up with a query and a document. Raises SettingsError, WeightsError."""
         started = time.perf_counter()
         openmp.spin_shortly()
         from e5.serving.batcher import Batcher  # imports torch, which reads the variable that spin_shortly sets

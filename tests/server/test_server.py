@@ -398,9 +398,7 @@ def test_host_name_becomes_a_numeric_address() -> None:
     assert serve_script.listening_host("0.0.0.0", free_port()) == "0.0.0.0"
 
 
-def test_relative_weights_path_is_relative_to_the_caller_s_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_path_is_relative_to_the_caller_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path)
     environment = serve_script.prepare(5000, Settings(weights=Path("mine")))
