@@ -328,13 +328,12 @@ def _needed(weights: LocalWeights) -> int:
 
 
 def _spawn(model: catalog.Model, weights: LocalWeights, device: torch.device) -> Json:
-    paths = [weights.source, *map(str, (weights.checkpoint, weights.tokenizer)), weights.adapter and str(weights.adapter)]
+    adapter = weights.adapter and str(weights.adapter)
+    paths = [weights.source, str(weights.checkpoint), str(weights.tokenizer), adapter]
     command = [sys.executable, "-m", "benchmarks.loading", json.dumps([model.name, str(device), paths])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(
-            f"the process that measures a load exited with status {done.returncode}: see above"
-        )
+        raise RuntimeError(f"the process that measures a load exited with status {done.returncode}: see above")
     measured: Json = json.loads(done.stdout.splitlines()[-1])
     return measured
 

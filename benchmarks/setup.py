@@ -85,9 +85,7 @@ def _spawn(options: Json) -> Json:
     command = [sys.executable, "-m", "benchmarks.setup", json.dumps(options)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(
-            f"the process that measures the setup exited with status {done.returncode}: see above"
-        )
+        raise RuntimeError(f"the process that measures the setup exited with status {done.returncode}: see above")
     measured: Json = json.loads(done.stdout.splitlines()[-1])
     return measured
 
