@@ -157,7 +157,7 @@ MALFORMED = {
     "a negative shape": header({"shape": [-1, -4]}),
     "a shape beyond 64 bits": header({"shape": [1 << 62, 1 << 62]}),
     "bytes that belong to nothing": header({}, 20),
-    "cut short": header({}, 15),
+    "truncated": header({}, 15),
 }
 
 
