@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from benchmarks.memory import anonymous_bytes, host_memory
+from benchmarks.memory import HostMemory, anonymous_bytes, host_memory
 from benchmarks.report import Json, Keep, discard, log, median, megabytes, table
 from e5 import catalog
 from e5.weights import checkpoint, reading
@@ -92,11 +93,11 @@ def card(result: Json) -> str:
         + [f"{row['peak_to_weights_ratio']:.2f}" if row["peak_to_weights_ratio"] else "–"]
         for row in result["loads"]
     ]
-    head = ["e5.network.model.load", "files", "cold s", "limit", "warm s", "limit", "of which merge", "peak / weights"]
+    head = ["e5.network.load", "files", "cold s", "limit", "warm s", "limit", "of which merge", "peak / weights"]
     return "\n".join(
         [
-            f"Loading: {megabytes(result['bytes'])} of files to {result['device']}; medians of interleaved rounds: "
-            f"{result['rounds']}",
+            f"Loading: {megabytes(result['bytes'])} of files to {result['device']}; "
+            f"medians of {result['rounds']} interleaved rounds",
             table(["all tensors, as stored", "cold s", "warm s", "cold GB/s", "warm GB/s"], rows),
             table(head, whole),
             "  raw: into reused host memory; limit: required bytes / fastest raw read",
@@ -351,7 +352,7 @@ def _child(name: str, device_name: str, paths: list[Any]) -> Json:
     before = torch.cuda.memory_allocated(device) if on_gpu else anonymous_bytes()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    with host_memory() as host:
+    with nullcontext(HostMemory()) if on_gpu else host_memory() as host:  # sampling would slow the GPU's load
         started = time.perf_counter()
         packed, phases = load(catalog.get(name), files, device, choose_dtype(None, device))
         if on_gpu:

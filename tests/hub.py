@@ -1,11 +1,11 @@
-"""A stand-in for the model hub: a real HTTP server on 127.0.0.1 that speaks what huggingface_hub asks of the hub.
+"""A fake model hub: an HTTP server on 127.0.0.1 that implements the requests of huggingface_hub.
 
-Covers: the listing of a repository at a commit (`/api/models/…/revision/…?blobs=true`), HEAD and GET of
-`/<repo>/resolve/<commit>/<file>` with the hub's headers, the redirect of LFS files to signed addresses on another
-host (here another port and name), ranges, and the faults that a download must survive. Does not cover: Xet storage
-itself (it can be offered, to see what happens when it fails), branches, uploads, private repositories.
+Supports: the listing of a repository at a commit (`/api/models/…/revision/…?blobs=true`), HEAD and GET of
+`/<repo>/resolve/<commit>/<file>` with the hub's headers, the redirect of LFS files to another host (here another port
+and host name), ranges, and the faults that a download must survive. Does not support: Xet storage itself (it can be
+offered, to test its failure), branches, uploads, private repositories.
 
-Beside it: the small checkpoints that its repositories, and folders in tests, are made of.
+Also: the small checkpoints that its repositories and the tests' folders contain.
 """
 
 import hashlib
@@ -33,34 +33,34 @@ LFS = (".safetensors", ".bin", "tokenizer.json")
 
 @dataclass
 class Fault:
-    """What goes wrong with a file, the first `times` that it is asked for by GET."""
+    """What goes wrong with the first `times` GET requests of a file."""
 
     times: int = 1_000_000
     cut_after: int | None = None  # bytes sent before the connection is reset
-    close_after: int | None = None  # bytes sent before the connection is closed in an orderly way
-    flip: bool = False  # the last byte is another one
-    status: int | None = None  # answered instead of the file
-    hold_at: int | None = None  # bytes sent before `Hub.held` is set and `Hub.go_on` awaited; `Hub.ended` at the end
+    close_after: int | None = None  # bytes sent before the connection is closed normally
+    flip: bool = False  # corrupts the last byte
+    status: int | None = None  # sent instead of the file
+    hold_at: int | None = None  # bytes sent before setting `Hub.held` and waiting for `Hub.go_on`; sets `Hub.ended`
     ranges: bool = True  # whether the server honours Range
 
 
 @dataclass
 class Hub:
-    """The server and what it has seen. Used as a context manager; `url` goes into HF_ENDPOINT."""
+    """The server and a record of its requests. A context manager; `url` is for HF_ENDPOINT."""
 
     repos: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
     faults: dict[str, Fault] = field(default_factory=dict)
     listing_status: list[int] = field(default_factory=list)
-    """Statuses that the next listings answer; the last one stays when it is negative (-503: always 503)."""
+    """Statuses of the next listings; a negative one stays (-503: always 503)."""
     gated: dict[str, int] = field(default_factory=dict)
-    """Repositories whose files, not whose listing, answer that status with GatedRepo."""
+    """Repositories whose files (but not the listing) answer with this status and GatedRepo."""
     offer_xet: Counter[str] = field(default_factory=Counter)
-    """How many of the next HEAD requests of a file offer Xet storage (which this stand-in does not have)."""
+    """How many of the next HEAD requests of a file offer Xet storage, which this hub does not have."""
     requests: list[str] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)
-    """Bytes of each file's content that were written to a socket, over all requests."""
+    """Bytes of each file's content written to sockets, over all requests."""
     tokens: dict[str, set[str | None]] = field(default_factory=lambda: {"hub": set(), "cdn": set()})
-    """The Authorization headers that each of the two hosts has got."""
+    """The Authorization headers that each of the two hosts has received."""
     held: threading.Event = field(default_factory=threading.Event)
     go_on: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
@@ -69,7 +69,7 @@ class Hub:
         hub = self
         handler = type("Bound", (_Handler,), {"hub": hub})
         self.servers = [_Server(("127.0.0.1", 0), handler) for _ in range(2)]
-        # two names for this machine: huggingface_hub 1 takes two ports of one name for one host
+        # Two host names: huggingface_hub 1 treats two ports of one name as one host.
         hosts = ("127.0.0.1", "localhost")
         addresses = zip(hosts, self.servers, strict=True)
         self.url, self.cdn = (f"http://{host}:{server.server_port}" for host, server in addresses)
@@ -87,7 +87,7 @@ class Hub:
         self.repos.setdefault((repo, revision), {}).update(files)
 
     def forget(self) -> None:
-        """Start counting anew."""
+        """Reset the record of requests and bytes."""
         self.requests.clear()
         self.sent.clear()
 
@@ -183,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         if not path.startswith("/api/models/") and "/resolve/" not in path:
-            return self._refuse(404, "")  # what huggingface_hub 2 asks once a day for its User-Agent; not counted
+            return self._refuse(404, "")  # a daily request of huggingface_hub 2 for its User-Agent: not recorded
         self.hub.requests.append(f"{self.command} {path}")
         self.hub.tokens["cdn" if path.startswith("/cdn/") else "hub"].add(self.headers.get("Authorization"))
         repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
@@ -240,9 +240,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.flip:
             content = content[:-1] + bytes([content[-1] ^ 1])
         status, start = 200, 0
-        asked = self.headers.get("Range")
-        if asked and fault.ranges:
-            status, start = 206, int(asked.removeprefix("bytes=").rstrip("-"))
+        requested = self.headers.get("Range")
+        if requested and fault.ranges:
+            status, start = 206, int(requested.removeprefix("bytes=").rstrip("-"))
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         self._head(status, headers, len(content) - start)
         stop = len(content)
@@ -259,7 +259,7 @@ class _Handler(BaseHTTPRequestHandler):
         if stop < len(content):
             self.close_connection = True
             if fault.cut_after is not None:
-                time.sleep(0.05)  # a reset throws away what the client has not read yet
+                time.sleep(0.05)  # a reset discards what the client has not read yet
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 os.close(self.connection.detach())
 
@@ -268,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
             chunk = content[at : at + (1 << 16)]
             try:
                 self.wfile.write(chunk)
-            except OSError:  # the client is gone, as it may be
+            except OSError:  # the client was killed
                 self.close_connection = True
                 return
             self.hub.sent[name] += len(chunk)

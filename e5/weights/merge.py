@@ -22,8 +22,8 @@ def merged_tensors(
     """Yield (bare name, tensor on the device) for each weight, in file order, with the adapter merged in.
 
     Merged weights are float32, the others have the files' dtype. A tensor is valid only until the next one is
-    requested. `timer` is entered around each merge. Raises WeightsError if base and adapter do not belong together;
-    after the last tensor that includes adapter tensors that were not used.
+    requested. `timer` is entered around each merge. Raises WeightsError if base and adapter do not belong together,
+    and after the last tensor if some of the adapter's tensors were not used.
     """
     adapter = Adapter(files.adapter) if files.adapter else None
     for name, tensor in checkpoint.tensors(files.checkpoint, pin=device.type == "cuda"):

@@ -187,6 +187,7 @@ def _resume(file: File, partial_file: Path) -> None:
         with progress, partial_file.open("ab" if have else "wb") as out:
             for chunk in response.iter_bytes():
                 progress.update(out.write(chunk))
+                out.flush()  # so that a kill loses nothing that has arrived
     if size(partial_file) < file.size:
         raise ConnectionError(f"the connection ended after {size(partial_file)} of {file.size} bytes")
 

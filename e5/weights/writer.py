@@ -38,8 +38,8 @@ def write_tensors(
 ) -> None:
     """Write (name, tensor) pairs, which must come in the order of `shapes`, converted to `dtype`.
 
-    The file that readers open first, model.safetensors or the index, is written last. AssertionError: the tensors are
-    not those of `shapes`.
+    An interrupted write leaves no index, or a model.safetensors that is shorter than its header says. Raises
+    AssertionError if the tensors are not those of `shapes`.
     """
     for name in CHECKPOINT:
         (folder / name).unlink(missing_ok=True)  # an older model.safetensors would hide a new index

@@ -188,7 +188,7 @@ def test_loading_is_compared_with_the_bandwidth(everything: tuple[Json, str]) ->
             assert row[f"{state}_limit_seconds"] == limit and row[f"{state}_seconds"] > row["merge_seconds"]
         assert row["peak_bytes"] is None or row["peak_bytes"] > 0.95 * row["weights_bytes"]
     assert base["merge_seconds"] > merged["merge_seconds"] == 0
-    assert "e5.network.model.load" in card
+    assert "e5.network.load" in card
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the page cache is Linux's")

@@ -1,6 +1,6 @@
-"""Downloads: every way in which one can go wrong, against a stand-in for the hub.
+"""Downloads and the ways in which they fail, with a fake hub.
 
-huggingface_hub reads its environment when it is imported, so each start is a process of its own, as it is for a user.
+Each start is a separate process, as for a user, because huggingface_hub reads its environment on import.
 """
 
 import json
@@ -63,7 +63,7 @@ def revision(model: catalog.Model, part: int = 0) -> str:
 
 @dataclass
 class Machine:
-    """A user's machine: its cache, its clone's weights folder, and the hub it talks to."""
+    """A user's machine: the cache, the clone's weights folder, and the hub that it uses."""
 
     home: Path
     hub: Hub
@@ -76,8 +76,8 @@ class Machine:
         return self.home / "hf" / "hub" / f"models--{repo.replace('/', '--')}"
 
     def snapshot(self, model: catalog.Model, part: int = 0) -> Path:
-        of = model.parts(model.default_source)[part]
-        return self.repo(of.repo) / "snapshots" / of.revision / of.subfolder
+        files = model.parts(model.default_source)[part]
+        return self.repo(files.repo) / "snapshots" / files.revision / files.subfolder
 
     def environment(self, **more: str) -> dict[str, str]:
         return {
@@ -102,14 +102,14 @@ class Machine:
         )
 
     def start(self, model: str = SMALL.name, source: str | None = None, before: str = "", **more: str) -> list[str]:
-        """What a start that succeeds finds: source, checkpoint, tokenizer, adapter."""
+        """Require a successful start. Returns source, checkpoint, tokenizer and adapter."""
         out, err, code = finish(self.begin(model, source, before, False, **more))
         assert code == 0, err
         result: list[str] = json.loads(out)
         return result
 
     def fail(self, model: str = SMALL.name, source: str | None = None, caused: bool = True, **more: str) -> str:
-        """The one error of a start that fails; with `caused`, it must be chained to its cause."""
+        """Require a failing start. Returns its error, which must have a `__cause__` if `caused`."""
         out, err, code = finish(self.begin(model, source, caused=caused, **more))
         assert code == 1 and "Traceback" not in err, (code, out, err)
         return err[err.index("WeightsError: ") :].strip()
@@ -127,20 +127,20 @@ def finish(process: "subprocess.Popen[str]") -> tuple[str, str, int]:
 
 
 def wait_for(machine: Machine, arrived: int) -> None:
-    """Until `arrived` bytes of the file that the hub holds are on the disk."""
-    assert machine.hub.held.wait(30), "the transfer was never reached"
+    """Wait until the hub holds the transfer and `arrived` bytes of it are on disk."""
+    assert machine.hub.held.wait(30), "the transfer never started"
     until = time.monotonic() + 10
     while not any(path.stat().st_size == arrived for path in machine.home.rglob("*.part")):
         assert time.monotonic() < until, "the bytes never reached the disk"
         time.sleep(0.01)
 
 
-def kill_in_the_middle(process: "subprocess.Popen[str]", machine: Machine, arrived: int) -> None:
+def kill_during_transfer(process: "subprocess.Popen[str]", machine: Machine, arrived: int) -> None:
     wait_for(machine, arrived)
     process.send_signal(signal.SIGKILL)
     finish(process)
     machine.hub.go_on.set()
-    assert machine.hub.ended.wait(10)  # what goes to the dead process must not be counted with the next one's
+    assert machine.hub.ended.wait(10)  # bytes sent to the dead process must not count for the next one
 
 
 @pytest.fixture
@@ -150,21 +150,22 @@ def machine(tmp_path: Path, hub: Hub) -> Machine:
 
 @pytest.fixture
 def small_disk(machine: Machine) -> Iterator[Path]:
-    """A file system of 1 MB in the place of HF_HOME."""
-    place = machine.home / "hf"
-    place.mkdir()
+    """HF_HOME on a file system of 1 MB."""
+    mount_point = machine.home / "hf"
+    mount_point.mkdir()
     try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=True, capture_output=True)
+        command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount_point)]
+        subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"NOT TESTED: full disk; only root may mount a small file system here ({error})")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    yield mount_point
+    subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
 
 
 # --- lookup order ----------------------------------------------------------------------------------------------------
 
 
-def test_the_embedded_model_needs_no_hub(machine: Machine) -> None:
+def test_embedded_model_needs_no_hub(machine: Machine) -> None:
     code = (
         "import sys; from e5 import catalog; from e5.weights.locate import locate; "
         "print(locate(catalog.get(catalog.EMBEDDED)).source); "
@@ -174,13 +175,13 @@ def test_the_embedded_model_needs_no_hub(machine: Machine) -> None:
     assert out.split("\n")[:2] == ["adapter", "[]"], err
 
 
-def test_the_clones_folder_comes_before_the_cache(machine: Machine) -> None:
+def test_clones_folder_has_priority_over_the_cache(machine: Machine) -> None:
     write(machine.snapshot(SMALL), encoder())
     ours = write(machine.root / SMALL.name, encoder())
     assert machine.start()[1] == str(ours)
 
 
-def test_a_broken_clones_folder_is_passed_over_with_a_word(machine: Machine) -> None:
+def test_corrupt_clones_folder_is_skipped_with_a_warning(machine: Machine) -> None:
     write(machine.snapshot(SMALL), encoder())
     write(machine.root / SMALL.name, encoder() | {"config.json": b"{"})
     out, err, _ = finish(machine.begin())
@@ -191,7 +192,7 @@ def test_a_broken_clones_folder_is_passed_over_with_a_word(machine: Machine) -> 
 # --- download --------------------------------------------------------------------------------------------------------
 
 
-def test_an_encoder_is_fetched_whole_and_a_second_start_asks_nothing(machine: Machine) -> None:
+def test_encoder_is_downloaded_once_and_the_second_start_sends_no_request(machine: Machine) -> None:
     found = machine.start()
     snapshot = machine.snapshot(SMALL)
     assert found == ["merged", str(snapshot), str(snapshot / "tokenizer.json"), None]
@@ -204,7 +205,7 @@ def test_an_encoder_is_fetched_whole_and_a_second_start_asks_nothing(machine: Ma
     assert machine.hub.requests == []
 
 
-def test_what_was_fetched_is_what_huggingface_hub_finds(machine: Machine) -> None:
+def test_huggingface_hub_finds_the_downloaded_files(machine: Machine) -> None:
     machine.start()
     machine.hub.forget()
     part = SMALL.parts("merged")[0]
@@ -220,7 +221,7 @@ def test_what_was_fetched_is_what_huggingface_hub_finds(machine: Machine) -> Non
 
 
 @pytest.mark.parametrize("kind", ["adapter_model.safetensors", "adapter_model.bin"])
-def test_the_flagships_base_and_adapter_are_fetched_from_their_repositories(machine: Machine, kind: str) -> None:
+def test_flagships_base_and_adapter_come_from_their_repositories(machine: Machine, kind: str) -> None:
     files = machine.hub.repos[E5_MISTRAL, revision(FLAGSHIP, 1)]
     files[f"lora/{kind}"] = files.pop("lora/adapter_model.safetensors") if kind.endswith("s") else pickled()
     if kind.endswith("bin"):
@@ -236,31 +237,31 @@ def test_the_flagships_base_and_adapter_are_fetched_from_their_repositories(mach
     assert machine.hub.requests == []
 
 
-def test_a_sharded_checkpoint_is_fetched_by_its_index(machine: Machine) -> None:
+def test_sharded_checkpoint_is_downloaded_by_its_index(machine: Machine) -> None:
     found = machine.start(FLAGSHIP.name, source="merged")
     snapshot = Path(found[1])
     assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == sharded("mistral", 20, 3) | TOKENIZER
     assert not any(BASE in request for request in machine.hub.requests)
 
 
-def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(machine: Machine) -> None:
+def test_token_is_sent_to_the_hub_but_not_to_redirect_targets(machine: Machine) -> None:
     machine.start(HF_TOKEN="hf_secret")
     assert machine.hub.tokens == {"hub": {"Bearer hf_secret"}, "cdn": {None}}
 
 
-def test_a_file_that_is_missing_in_the_cache_is_the_only_one_fetched(machine: Machine) -> None:
+def test_only_the_file_missing_in_the_cache_is_downloaded(machine: Machine) -> None:
     machine.start(FLAGSHIP.name)
     lost = machine.snapshot(FLAGSHIP, 2) / "adapter_config.json"
     lost.resolve().unlink()
     lost.unlink()
     machine.hub.forget()
-    machine.hub.gated[BASE] = 401  # the base is complete, so nobody needs to ask for it
+    machine.hub.gated[BASE] = 401  # the base is complete, so no request needs it
     machine.start(FLAGSHIP.name)
     assert set(machine.hub.sent) == {"lora/adapter_config.json"}
     assert not any(BASE in request for request in machine.hub.requests)
 
 
-def test_a_truncated_file_in_the_cache_is_fetched_again_and_no_other(machine: Machine) -> None:
+def test_only_the_truncated_file_in_the_cache_is_downloaded_again(machine: Machine) -> None:
     machine.start()
     broken = machine.snapshot(SMALL) / "model.safetensors"
     os.truncate(broken.resolve(), 1000)
@@ -270,7 +271,7 @@ def test_a_truncated_file_in_the_cache_is_fetched_again_and_no_other(machine: Ma
     assert set(machine.hub.sent) == {"model.safetensors"}
 
 
-def test_a_blob_of_another_commit_is_used_when_its_checksum_is_right(machine: Machine) -> None:
+def test_blob_of_another_commit_is_used_if_its_checksum_matches(machine: Machine) -> None:
     content = encoder()["model.safetensors"]
     blobs = write(machine.repo("intfloat/e5-small") / "blobs", {sha256(content): content})
     machine.start()
@@ -282,10 +283,10 @@ def test_a_blob_of_another_commit_is_used_when_its_checksum_is_right(machine: Ma
     assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == content
 
 
-# --- connections that break ------------------------------------------------------------------------------------------
+# --- interrupted transfers -------------------------------------------------------------------------------------------
 
 
-def test_a_closed_connection_goes_on_where_it_stopped(machine: Machine) -> None:
+def test_closed_connection_is_resumed(machine: Machine) -> None:
     size = len(encoder()["model.safetensors"])
     machine.hub.faults["model.safetensors"] = Fault(times=1, close_after=size // 2)
     machine.start()
@@ -293,22 +294,22 @@ def test_a_closed_connection_goes_on_where_it_stopped(machine: Machine) -> None:
     assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == encoder()["model.safetensors"]
 
 
-def test_a_line_that_breaks_again_and_again_ends_as_long_as_bytes_arrive(machine: Machine) -> None:
+def test_retries_continue_as_long_as_bytes_arrive(machine: Machine) -> None:
     size = len(encoder()["model.safetensors"])
     machine.hub.faults["model.safetensors"] = Fault(close_after=size // 12)
     machine.start()
     assert machine.hub.sent["model.safetensors"] == size
 
 
-def test_a_reset_connection_goes_on_where_it_stopped(machine: Machine) -> None:
+def test_reset_connection_is_resumed(machine: Machine) -> None:
     size = len(encoder()["model.safetensors"])
     machine.hub.faults["model.safetensors"] = Fault(times=1, cut_after=200_000)
     machine.start()
-    assert machine.hub.sent["model.safetensors"] <= size + 66_000  # what the client had not read at the reset
+    assert machine.hub.sent["model.safetensors"] <= size + 66_000  # sent, but not yet read by the client at the reset
     assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == encoder()["model.safetensors"]
 
 
-def test_a_server_without_ranges_sends_the_whole_file_again(machine: Machine) -> None:
+def test_server_without_ranges_sends_the_whole_file_again(machine: Machine) -> None:
     content = encoder()["model.safetensors"]
     part = machine.repo("intfloat/e5-small") / ".incomplete" / f"{sha256(content)}.part"
     write(part.parent, {part.name: content[:1000]})
@@ -318,10 +319,10 @@ def test_a_server_without_ranges_sends_the_whole_file_again(machine: Machine) ->
     assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == content
 
 
-def test_after_a_kill_in_the_middle_nothing_is_visible_and_the_next_start_goes_on(machine: Machine) -> None:
+def test_kill_during_transfer_publishes_nothing_and_the_next_start_resumes(machine: Machine) -> None:
     size = len(encoder()["model.safetensors"])
     machine.hub.faults["model.safetensors"] = Fault(times=1, hold_at=196_608)
-    kill_in_the_middle(machine.begin(), machine, 196_608)
+    kill_during_transfer(machine.begin(), machine, 196_608)
     assert not (machine.snapshot(SMALL) / "model.safetensors").exists()
     assert "no complete copy here" in machine.fail(HF_HUB_OFFLINE="1")
     machine.hub.forget()
@@ -330,7 +331,7 @@ def test_after_a_kill_in_the_middle_nothing_is_visible_and_the_next_start_goes_o
     assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == encoder()["model.safetensors"]
 
 
-def test_a_kill_before_the_verification_does_not_make_the_file_trusted(machine: Machine) -> None:
+def test_file_is_verified_after_a_kill_before_verification(machine: Machine) -> None:
     content = encoder()["model.safetensors"]
     before = KILL + "from e5.weights import transfer\nreal = transfer.mismatch\n"
     before += "transfer.mismatch = lambda path, file: kill() if file.path == 'model.safetensors' else real(path, file)"
@@ -338,14 +339,14 @@ def test_a_kill_before_the_verification_does_not_make_the_file_trusted(machine: 
     assert not (machine.snapshot(SMALL) / "model.safetensors").exists()
     arrived = machine.repo("intfloat/e5-small") / ".incomplete" / f"{sha256(content)}.part"
     assert arrived.read_bytes() == content
-    arrived.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # as if those bytes had come over a bad line
+    arrived.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # as if corrupted in transit
     machine.hub.forget()
     machine.start()
     assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == content
     assert machine.hub.sent["model.safetensors"] == len(content)
 
 
-def test_a_kill_after_the_verification_costs_no_second_transfer(machine: Machine) -> None:
+def test_file_is_not_transferred_again_after_a_kill_after_verification(machine: Machine) -> None:
     before = KILL + "Path.symlink_to = kill"
     assert finish(machine.begin(before=before))[2] == -signal.SIGKILL
     first = next(iter(machine.hub.sent))
@@ -355,14 +356,14 @@ def test_a_kill_after_the_verification_costs_no_second_transfer(machine: Machine
     assert {path.name: path.read_bytes() for path in machine.snapshot(SMALL).iterdir()} == encoder()
 
 
-def test_bytes_that_arrive_broken_once_are_fetched_again(machine: Machine) -> None:
+def test_file_that_arrives_corrupt_once_is_downloaded_again(machine: Machine) -> None:
     machine.hub.faults["model.safetensors"] = Fault(times=1, flip=True)
     machine.start()
     assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == encoder()["model.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_bytes_that_always_arrive_broken_are_an_error_and_leave_nothing(machine: Machine, name: str) -> None:
+def test_file_that_always_arrives_corrupt_is_an_error_and_is_deleted(machine: Machine, name: str) -> None:
     machine.hub.faults[name] = Fault(flip=True)
     error = machine.fail(caused=False)
     assert f"{name} of intfloat/e5-small arrived corrupt twice" in error and "checksum" in error
@@ -372,7 +373,7 @@ def test_bytes_that_always_arrive_broken_are_an_error_and_leave_nothing(machine:
     assert "HF_HUB_OFFLINE" in machine.fail(caused=False, HF_HUB_OFFLINE="1")
 
 
-def test_a_filesystem_without_symlinks_gets_the_files_themselves(machine: Machine) -> None:
+def test_filesystem_without_symlinks_gets_plain_files(machine: Machine) -> None:
     machine.start(before="def refuse(*_, **__): raise OSError('no symlinks here')\nPath.symlink_to = refuse")
     assert {path.name: path.read_bytes() for path in machine.snapshot(SMALL).iterdir()} == encoder()
     machine.hub.forget()
@@ -380,22 +381,22 @@ def test_a_filesystem_without_symlinks_gets_the_files_themselves(machine: Machin
     assert machine.hub.requests == []
 
 
-def test_xet_that_fails_is_replaced_by_plain_http(machine: Machine) -> None:
+def test_failed_xet_transfer_falls_back_to_plain_http(machine: Machine) -> None:
     machine.hub.offer_xet["model.safetensors"] = 10
     out, err, _ = finish(machine.begin())
     assert json.loads(out)[0] == "merged" and "continuing over plain HTTP" in err
     assert machine.hub.sent["model.safetensors"] == len(encoder()["model.safetensors"])
 
 
-def test_where_the_hub_offers_xet_huggingface_hub_does_the_transfer(machine: Machine) -> None:
-    machine.hub.offer_xet["model.safetensors"] = 1  # not offered any more when hf_hub_download asks: it takes its HTTP
+def test_huggingface_hub_transfers_files_with_xet(machine: Machine) -> None:
+    machine.hub.offer_xet["model.safetensors"] = 1  # offered only once, so that hf_hub_download then uses HTTP
     before = "from e5.weights import transfer\nresume = transfer._resume\n"
     before += "transfer._resume = lambda file, to: sys.exit('resumed') if 'model' in file.path else resume(file, to)"
     machine.start(before=before)
     assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == encoder()["model.safetensors"]
 
 
-def test_a_fast_transfer_that_was_killed_is_followed_by_the_resumable_one(machine: Machine) -> None:
+def test_killed_xet_transfer_is_followed_by_plain_http(machine: Machine) -> None:
     machine.hub.offer_xet["model.safetensors"] = 10
     assert (
         finish(machine.begin(before=KILL + "from e5.weights import transfer\ntransfer.hf_hub_download = kill"))[2] < 0
@@ -404,7 +405,7 @@ def test_a_fast_transfer_that_was_killed_is_followed_by_the_resumable_one(machin
     machine.start(before=before)
 
 
-def test_two_processes_at_once_fetch_once(machine: Machine) -> None:
+def test_two_processes_at_once_download_once(machine: Machine) -> None:
     machine.hub.faults["model.safetensors"] = Fault(times=1, hold_at=100_000)
     first = machine.begin()
     assert machine.hub.held.wait(30)
@@ -419,11 +420,11 @@ def test_two_processes_at_once_fetch_once(machine: Machine) -> None:
         assert machine.hub.sent[name] == len(content)
 
 
-# --- a hub that refuses, fails, or is not there ----------------------------------------------------------------------
+# --- a hub that denies access, fails, or is unreachable --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_gated_base_says_how_to_get_access_and_what_to_use_instead(machine: Machine, status: int) -> None:
+def test_error_for_a_gated_base_explains_access_and_the_alternative(machine: Machine, status: int) -> None:
     machine.hub.gated[BASE] = status
     error = machine.fail(FLAGSHIP.name)
     for words in (BASE, str(status), "HF_TOKEN", f"https://huggingface.co/{BASE}", "licence", "E5_SOURCE=merged"):
@@ -432,49 +433,49 @@ def test_a_gated_base_says_how_to_get_access_and_what_to_use_instead(machine: Ma
     machine.start(FLAGSHIP.name, source="merged")
 
 
-def test_a_refusal_does_not_offer_a_source_that_the_model_lacks(machine: Machine) -> None:
+def test_error_for_denied_access_offers_no_source_that_the_model_lacks(machine: Machine) -> None:
     machine.hub.gated["intfloat/e5-small"] = 401
     error = machine.fail()
     assert "HF_TOKEN" in error and "E5_SOURCE" not in error and "licence" not in error
 
 
-def test_a_commit_that_is_gone_is_named(machine: Machine) -> None:
+def test_error_names_the_missing_commit(machine: Machine) -> None:
     files = machine.hub.repos.pop(("intfloat/e5-small", revision(SMALL)))
     machine.hub.add("intfloat/e5-small", "0" * 40, files)
     error = machine.fail()
     assert f"no commit {revision(SMALL)}" in error and "intfloat/e5-small" in error and "E5_WEIGHTS" in error
 
 
-def test_a_repository_that_is_gone_is_named(machine: Machine) -> None:
+def test_error_names_the_missing_repository(machine: Machine) -> None:
     machine.hub.repos.clear()
     assert "no such repository for intfloat/e5-small (404)" in machine.fail()
 
 
-def test_a_file_that_the_repository_lacks_is_named(machine: Machine) -> None:
+def test_error_names_the_file_that_the_repository_lacks(machine: Machine) -> None:
     del machine.hub.repos["intfloat/e5-small", revision(SMALL)]["model.safetensors"]
     assert "lists no model.safetensors" in machine.fail(caused=False)
 
 
-def test_a_shard_that_the_repository_lacks_is_named(machine: Machine) -> None:
+def test_error_names_the_shard_that_the_repository_lacks(machine: Machine) -> None:
     del machine.hub.repos[E5_MISTRAL, revision(FLAGSHIP, 1)]["model-00002-of-00003.safetensors"]
     error = machine.fail(FLAGSHIP.name, source="merged", caused=False)
     assert "lists no model-00002-of-00003.safetensors" in error
 
 
-def test_a_hub_that_is_busy_for_a_while_is_waited_for(machine: Machine) -> None:
+def test_temporarily_busy_hub_is_retried(machine: Machine) -> None:
     machine.hub.listing_status = [503, 502, 429]
     machine.hub.faults = {name: Fault(times=3, status=503) for name in encoder()}
     machine.start()
 
 
-def test_a_hub_that_stays_busy_is_an_error_after_a_few_tries(machine: Machine) -> None:
+def test_permanently_busy_hub_is_an_error_after_five_tries(machine: Machine) -> None:
     machine.hub.listing_status = [-503]
     error = machine.fail()
     assert "answers 503" in error and "start again later" in error
     assert len(machine.hub.requests) == 5
 
 
-def test_a_file_that_stays_unavailable_is_an_error_and_the_rest_is_kept(machine: Machine) -> None:
+def test_permanently_unavailable_file_is_an_error_and_the_others_are_kept(machine: Machine) -> None:
     machine.hub.faults["model.safetensors"] = Fault(status=500)
     assert "answers 500 for intfloat/e5-small" in machine.fail()
     machine.hub.faults.clear()
@@ -483,13 +484,13 @@ def test_a_file_that_stays_unavailable_is_an_error_and_the_rest_is_kept(machine:
     assert set(machine.hub.sent) == {"model.safetensors"}
 
 
-def test_something_that_is_no_hub_is_an_error(machine: Machine) -> None:
+def test_server_that_is_not_a_hub_is_an_error(machine: Machine) -> None:
     machine.hub.listing_status = [200]
     assert "does not answer like a hub" in machine.fail()
 
 
 @pytest.mark.parametrize("how", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
-def test_without_a_network_a_complete_copy_works_and_an_incomplete_one_says_what_to_do(
+def test_offline_a_complete_copy_works_and_a_missing_one_is_an_error_with_the_cure(
     machine: Machine, how: dict[str, str]
 ) -> None:
     error = machine.fail(**how, caused="HF_ENDPOINT" in how)
@@ -505,16 +506,14 @@ def test_without_a_network_a_complete_copy_works_and_an_incomplete_one_says_what
 # --- disks -----------------------------------------------------------------------------------------------------------
 
 
-def test_too_small_a_disk_is_refused_before_the_transfer(machine: Machine, small_disk: Path) -> None:
+def test_too_small_disk_is_an_error_before_the_transfer(machine: Machine, small_disk: Path) -> None:
     machine.hub.repos["intfloat/e5-small", revision(SMALL)]["model.safetensors"] = tensors(1, 2_000_000)
     error = machine.fail(caused=False)
     assert "needs 0.002 GB" in error and str(small_disk) in error and "HF_HOME" in error
     assert sum(machine.hub.sent.values()) == 0
 
 
-def test_a_disk_that_fills_up_meanwhile_is_an_error_and_the_next_start_goes_on(
-    machine: Machine, small_disk: Path
-) -> None:
+def test_disk_that_fills_up_is_an_error_and_the_next_start_resumes(machine: Machine, small_disk: Path) -> None:
     content = tensors(1, 600_000)
     machine.hub.repos["intfloat/e5-small", revision(SMALL)]["model.safetensors"] = content
     machine.hub.faults["model.safetensors"] = Fault(times=1, hold_at=131_072)
@@ -534,7 +533,7 @@ def test_a_disk_that_fills_up_meanwhile_is_an_error_and_the_next_start_goes_on(
     assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == content
 
 
-def test_a_cache_that_cannot_be_written_is_an_error(machine: Machine) -> None:
+def test_unwritable_cache_is_an_error(machine: Machine) -> None:
     (machine.home / "hf").write_text("a file where a folder should be")
     assert "cannot write the weights" in machine.fail()
 
@@ -542,7 +541,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(machine: Machine) -> None:
 # --- scripts/download_weights.py -------------------------------------------------------------------------------------
 
 
-def test_the_script_makes_a_folder_that_needs_no_hub(machine: Machine) -> None:
+def test_script_makes_a_folder_that_needs_no_hub(machine: Machine) -> None:
     folder = machine.home / "here" / "flagship"
     out, err, code = machine.download("--model", FLAGSHIP.name, "--to", str(folder))
     assert code == 0, err
@@ -555,11 +554,11 @@ def test_the_script_makes_a_folder_that_needs_no_hub(machine: Machine) -> None:
     assert machine.hub.requests == []
 
 
-def test_the_scripts_folder_appears_when_it_is_complete_and_a_killed_run_goes_on(machine: Machine) -> None:
+def test_scripts_folder_appears_complete_and_a_killed_run_is_resumed(machine: Machine) -> None:
     folder = machine.home / "small"
     size = len(encoder()["model.safetensors"])
     machine.hub.faults["model.safetensors"] = Fault(times=1, hold_at=196_608)
-    kill_in_the_middle(machine.begin_download("--model", SMALL.name, "--to", str(folder)), machine, 196_608)
+    kill_during_transfer(machine.begin_download("--model", SMALL.name, "--to", str(folder)), machine, 196_608)
     assert not folder.exists()
     machine.hub.forget()
     _, err, code = machine.download("--model", SMALL.name, "--to", str(folder))
@@ -569,7 +568,7 @@ def test_the_scripts_folder_appears_when_it_is_complete_and_a_killed_run_goes_on
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == encoder()
 
 
-def test_the_script_completes_a_folder_that_exists(machine: Machine) -> None:
+def test_script_completes_an_existing_folder(machine: Machine) -> None:
     folder = write(machine.home / "small", encoder() | {"notes.txt": b"mine"})
     os.truncate(folder / "model.safetensors", 1000)
     assert machine.download("--to", str(folder), E5_MODEL=SMALL.name)[2] == 0
@@ -577,7 +576,7 @@ def test_the_script_completes_a_folder_that_exists(machine: Machine) -> None:
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == encoder() | {"notes.txt": b"mine"}
 
 
-def test_the_script_does_not_replace_a_sound_file_of_the_users(machine: Machine) -> None:
+def test_script_does_not_replace_a_valid_file_of_the_user(machine: Machine) -> None:
     own = encoder() | {"model.safetensors": tensors(7, 1000)}
     del own["tokenizer.json"]
     folder = write(machine.home / "small", own)
@@ -586,7 +585,7 @@ def test_the_script_does_not_replace_a_sound_file_of_the_users(machine: Machine)
     assert (folder / "model.safetensors").read_bytes() == own["model.safetensors"]
 
 
-def test_the_script_copies_what_the_cache_has(machine: Machine) -> None:
+def test_script_copies_files_from_the_cache(machine: Machine) -> None:
     machine.start()
     machine.hub.forget()
     folder = machine.home / "small"
@@ -595,7 +594,7 @@ def test_the_script_copies_what_the_cache_has(machine: Machine) -> None:
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == encoder()
 
 
-def test_two_scripts_at_once_make_one_folder(machine: Machine) -> None:
+def test_two_scripts_at_once_download_once(machine: Machine) -> None:
     arguments = ("--model", SMALL.name, "--to", str(machine.home / "small"))
     machine.hub.faults["model.safetensors"] = Fault(times=1, hold_at=100_000)
     first = machine.begin_download(*arguments)
@@ -618,13 +617,13 @@ def test_two_scripts_at_once_make_one_folder(machine: Machine) -> None:
         (["--model", "e5-base", "--to", "x"], 1, "no such repository"),
     ],
 )
-def test_the_script_fails_in_one_line(machine: Machine, arguments: list[str], code: int, words: str) -> None:
+def test_script_reports_errors_in_one_line(machine: Machine, arguments: list[str], code: int, words: str) -> None:
     _, err, returned = machine.download(*arguments)
     assert returned == code
     lines = [line for line in err.splitlines() if "→" not in line]
     assert len(lines) == 1 and words in lines[0], err
 
 
-def test_the_script_says_where_the_embedded_model_is(machine: Machine) -> None:
+def test_script_prints_where_the_embedded_model_is(machine: Machine) -> None:
     out, err, code = machine.download()
     assert code == 0 and "nothing to download" in err and "e5-mistral-tiny" in out

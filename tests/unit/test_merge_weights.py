@@ -1,4 +1,4 @@
-"""The merged folder is what loading base and adapter gives, and what transformers reads; a failure leaves nothing."""
+"""Merging into a checkpoint: same parameters as loading base and adapter; a failure leaves nothing behind."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ def parameters(folder: Path | None, source: str, dtype: str) -> dict[str, torch.
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_the_parameters_are_those_of_base_and_adapter(dtype: str, tmp_path: Path) -> None:
+def test_merged_checkpoint_loads_with_the_parameters_of_base_and_adapter(dtype: str, tmp_path: Path) -> None:
     target = tmp_path / "new" / "merged"
     assert merge("--to", target, *(() if dtype == "float16" else ("--dtype", dtype))) == 0
     want = parameters(None, "adapter", dtype)
@@ -47,7 +47,7 @@ def test_the_parameters_are_those_of_base_and_adapter(dtype: str, tmp_path: Path
     assert (target / "tokenizer.json").read_bytes() == base.read_bytes()
 
 
-def test_large_checkpoints_become_shards_with_an_index(tmp_path: Path) -> None:
+def test_large_checkpoint_is_split_into_shards_with_an_index(tmp_path: Path) -> None:
     model = catalog.get(catalog.EMBEDDED)
     cpu = torch.device("cpu")
     target = write_merged(locate(model), tmp_path / "merged", torch.float16, cpu, max_shard_bytes=2_000_000)
@@ -65,7 +65,7 @@ def test_large_checkpoints_become_shards_with_an_index(tmp_path: Path) -> None:
     assert stock.keys() == want.keys() and all(torch.equal(stock[name], want[name]) for name in want)
 
 
-def test_a_target_that_is_taken_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_target_with_files_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     for target in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
@@ -74,19 +74,19 @@ def test_a_target_that_is_taken_stays_as_it_is(tmp_path: Path, capsys: pytest.Ca
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
 
 
-def test_an_empty_target_is_taken(tmp_path: Path) -> None:
+def test_target_may_be_an_empty_folder(tmp_path: Path) -> None:
     assert merge("--to", tmp_path) == 0
     assert (tmp_path / "model.safetensors").is_file()
 
 
-def test_a_model_without_an_adapter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_model_without_an_adapter_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert merge("--model", "e5-small", "--to", tmp_path / "merged") == 2
     assert "e5-small has no adapter" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path) -> None:
-    """A limit on the size of a file stands for the disk: the same failed write, in the midst of the tensors."""
+def test_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    """A file size limit stands in for the full disk: a write fails in the middle of the tensors."""
     limited = (
         "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9_000_000, 9_000_000));"
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -100,7 +100,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"layers.1.mlp.up_proj.weight": None}, "lacks layers.1.mlp.up_proj.weight (1 missing): fetch it again"),
         (
@@ -115,19 +115,21 @@ def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path) -> None:
         ({"layers.0.self_attn.q_proj.weight": torch.full((32, 32), torch.nan)}, "q_proj.weight has numbers that"),
     ],
 )
-def test_what_cannot_be_merged_is_named_and_nothing_is_left(
-    change: dict[str, torch.Tensor | None], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_error_names_the_unfit_tensor_and_leaves_nothing(
+    change: dict[str, torch.Tensor | None], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = checkpoints.decoder(tmp_path / "parts")
     file = folder / "base" / "model.safetensors"
     tensors = {**load_file(file), **change}
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, file)
     assert merge("--weights", folder, "--to", tmp_path / "merged") == 1
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["parts"]
 
 
-def test_an_adapter_of_another_base_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_adapter_of_another_base_is_an_error_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = checkpoints.decoder(tmp_path / "parts")
     file = folder / "adapter" / "adapter_model.safetensors"
     name = "base_model.model.layers.7.mlp.up_proj"
@@ -139,7 +141,7 @@ def test_an_adapter_of_another_base_leaves_nothing(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.gpu
-def test_a_gpu_merges_to_the_same_files(tmp_path: Path) -> None:
+def test_gpu_writes_the_same_files(tmp_path: Path) -> None:
     for device in ("cpu", "cuda"):
         assert merge_weights.main(["--to", str(tmp_path / device), "--device", device]) == 0
     one, other = ((tmp_path / device / "model.safetensors").read_bytes() for device in ("cpu", "cuda"))

@@ -1,4 +1,4 @@
-"""Tensors read ahead: those that the safetensors library reads; broken files, and the end of the threads."""
+"""Reading ahead: same tensors as the safetensors library, errors for broken files, and no leaked threads."""
 
 import json
 import struct
@@ -19,13 +19,13 @@ UNREADABLE = r"cannot be read \(.*\): delete it and fetch it again"
 
 
 @pytest.fixture(autouse=True)
-def no_thread_stays() -> Iterator[None]:
+def no_thread_leaks() -> Iterator[None]:
     yield
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("e5-reading")]
 
 
-def drawn() -> dict[str, torch.Tensor]:
-    """All dtypes; shapes from none and nothing to some that take many parts."""
+def random_tensors() -> dict[str, torch.Tensor]:
+    """All dtypes; shapes from scalar and empty to some that are read in many parts."""
     generator = torch.Generator().manual_seed(0)
     tensors = {
         f"{name}.{shape}": torch.randint(0, 2, shape, generator=generator).to(dtype)
@@ -35,36 +35,36 @@ def drawn() -> dict[str, torch.Tensor]:
     return tensors | {"large": torch.randn(300, 1000, generator=generator)}
 
 
-def collected(files: list[Path], window: int = reading.WINDOW_BYTES) -> dict[str, torch.Tensor]:
-    wanted = [one for file in files for one in reading.read_header(file)]
-    return {one.name: tensor.clone() for one, tensor in reading.read(wanted, window=window)}
+def read_all(files: list[Path], window: int = reading.WINDOW_BYTES) -> dict[str, torch.Tensor]:
+    wanted = [stored for file in files for stored in reading.read_header(file)]
+    return {stored.name: tensor.clone() for stored, tensor in reading.read(wanted, window=window)}
 
 
 @pytest.mark.parametrize("window", [0, 1_200_064, 1_300_000, 2_500_000, reading.WINDOW_BYTES])
 @pytest.mark.parametrize("part", [1000, 4096, reading.PART_BYTES])
 @pytest.mark.parametrize("threads", [1, 8])
-def test_tensors_are_those_of_the_library(
+def test_tensors_equal_those_of_the_safetensors_library(
     window: int, part: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "PART_BYTES", part)
     monkeypatch.setattr(reading, "THREADS", threads)
-    tensors, other = drawn(), {"another file": torch.arange(200_000)}
+    tensors, other = random_tensors(), {"another file": torch.arange(200_000)}
     files = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
     save_file(tensors, files[0], {"format": "pt"})
     save_file(other, files[1])
-    got = collected(files, window)
+    got = read_all(files, window)
     want = tensors | other
     assert got.keys() == want.keys()
     for name, tensor in want.items():
         assert got[name].dtype == tensor.dtype and torch.equal(got[name], tensor), name
-    order = [one.name for one in reading.read_header(files[0])]
+    order = [stored.name for stored in reading.read_header(files[0])]
     assert list(got) == [*order, "another file"]
-    begins = [one.begin for one in reading.read_header(files[0])]
+    begins = [stored.begin for stored in reading.read_header(files[0])]
     assert begins == sorted(begins)
 
 
-def test_what_is_read_ahead_fits_the_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A consumer that takes nothing has no more than the window read for it."""
+def test_read_ahead_stays_within_the_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the consumer pauses, no more than the window is read."""
     file = tmp_path / "model.safetensors"
     save_file({f"{number:02}": torch.full((1000, 16), float(number)) for number in range(50)}, file)
     started: list[int] = []
@@ -78,50 +78,50 @@ def test_what_is_read_ahead_fits_the_window(tmp_path: Path, monkeypatch: pytest.
     assert 6 * 64_000 <= sum(started) <= 15 * 64_000
 
 
-def test_pieces_of_the_ring_never_overlap() -> None:
-    """Against a map of who has which byte; sizes that wrap around in every way."""
+def test_ring_buffer_pieces_never_overlap() -> None:
+    """Compared with sets of the allocated bytes, for random sizes that wrap around in many ways."""
     ring, owned = reading._RingBuffer(10_000), list[set[int]]()
     start, generator = ring.allocate(1).data_ptr(), torch.Generator().manual_seed(0)  # type: ignore[union-attr]
     ring.free_oldest()
-    given = refused = 0
+    allocated = refused = 0
     for size in torch.randint(0, 5000, (3000,), generator=generator).tolist():
         while (piece := ring.allocate(size)) is None:
             refused += 1
-            assert owned, "an empty ring has room for all"
+            assert owned, "an empty ring buffer must have room"
             owned.pop(0)
             ring.free_oldest()
         bytes_ = set(range(first := piece.data_ptr() - start if size else 0, first + size))
         assert len(piece) == size and bytes_ <= set(range(10_048)) and not any(bytes_ & one for one in owned)
         owned.append(bytes_)
-        given += 1
-    assert given == 3000 and refused > 1000
+        allocated += 1
+    assert allocated == 3000 and refused > 1000
 
 
 def test_closing_early_ends_the_threads(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
-    save_file(drawn(), file)
+    save_file(random_tensors(), file)
     tensors = reading.read(reading.read_header(file))
     next(tensors)
     assert [thread for thread in threading.enumerate() if thread.name.startswith("e5-reading")]
-    tensors.close()  # the fixture looks for the threads
+    tensors.close()  # the fixture checks that the threads end
 
 
-def test_an_error_of_a_thread_reaches_the_consumer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thread_error_reaches_the_consumer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "model.safetensors"
-    save_file(drawn(), file)
+    save_file(random_tensors(), file)
 
     def broken(*_: object) -> int:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("os.preadv", broken)
     with pytest.raises(WeightsError, match=UNREADABLE) as caught:
-        collected([file])
+        read_all([file])
     assert str(file) in str(caught.value) and "Input/output error" in str(caught.value)
 
 
-def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
+def test_file_that_shrinks_or_disappears_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
-    save_file(drawn(), file)
+    save_file(random_tensors(), file)
     wanted = reading.read_header(file)
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(WeightsError, match=r"ends at byte \d+, \d+ bytes too soon\): delete it and fetch it again"):
@@ -157,30 +157,30 @@ MALFORMED = {
     "a negative shape": header({"shape": [-1, -4]}),
     "a shape beyond 64 bits": header({"shape": [1 << 62, 1 << 62]}),
     "bytes that belong to nothing": header({}, 20),
-    "cut short": header({}, 15),
+    "truncated": header({}, 15),
 }
 
 
 @pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED.keys())
-def test_malformed_files_are_refused(content: bytes, tmp_path: Path) -> None:
+def test_malformed_file_is_an_error(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(content)
     with pytest.raises(WeightsError, match=UNREADABLE) as caught:
-        collected([file])
+        read_all([file])
     assert str(file) in str(caught.value)
 
 
-def test_the_malformed_files_are_that_because_of_one_change(tmp_path: Path) -> None:
+def test_malformed_files_have_exactly_one_defect(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(header({}))
-    assert torch.equal(collected([file])["a"], torch.zeros(4))
+    assert torch.equal(read_all([file])["a"], torch.zeros(4))
 
 
 @pytest.mark.parametrize("pin", [False, True])
-def test_a_checkpoint_gives_the_same_both_ways(
+def test_both_ways_of_reading_give_the_same_tensors(
     pin: bool, decoder_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`pin` is for a GPU; without one the memory is not pinned, and all else is the same."""
+    """Without a GPU, `pin` pins nothing but still reads ahead."""
     opened: list[bool] = []
     read = reading.read
 
@@ -192,13 +192,13 @@ def test_a_checkpoint_gives_the_same_both_ways(
     for folder in (decoder_folder / "base", checkpoints.EMBEDDED / "base"):
         got = {name: tensor.clone() for name, tensor in checkpoint.tensors(folder, pin=pin)}
         want = load_file(folder / "model.safetensors")
-        want = {name.removeprefix("model."): one for name, one in want.items() if not name.startswith("lm_head")}
+        want = {name.removeprefix("model."): tensor for name, tensor in want.items() if not name.startswith("lm_head")}
         assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
     assert opened == [True] * 2 * pin
 
 
 @pytest.mark.parametrize("pin", [False, True])
-def test_a_broken_checkpoint_says_the_same_both_ways(pin: bool, tmp_path: Path) -> None:
+def test_both_ways_of_reading_give_the_same_error(pin: bool, tmp_path: Path) -> None:
     checkpoints.mistral(tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
@@ -216,10 +216,10 @@ def test_heads_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("status", [0, 2], ids=["pinned", "refused"])
-def test_memory_is_pinned_while_it_is_used_and_no_longer(
+def test_memory_is_unpinned_after_reading(
     status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Against a stand-in for CUDA's runtime; where it refuses, the tensors come all the same."""
+    """With a fake CUDA runtime. If it refuses to pin, the tensors arrive nevertheless."""
     calls: list[tuple[str, int]] = []
 
     class Runtime:
@@ -234,7 +234,7 @@ def test_memory_is_pinned_while_it_is_used_and_no_longer(
             return 0
 
     file = tmp_path / "model.safetensors"
-    save_file(drawn(), file)
+    save_file(random_tensors(), file)
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "cudart", Runtime)
@@ -242,19 +242,19 @@ def test_memory_is_pinned_while_it_is_used_and_no_longer(
         tensors = reading.read(reading.read_header(file), pin=True, window=1_300_000)
         first, tensor = next(tensors)
         start = tensor.data_ptr()
-        got = {first.name: tensor.clone()} | {one.name: tensor.clone() for one, tensor in tensors}
+        got = {first.name: tensor.clone()} | {stored.name: tensor.clone() for stored, tensor in tensors}
     assert calls == [("pin", start), ("launch", 0) if status else ("unpin", start)]
     assert ("cannot be pinned (CUDA error 2)" in caplog.text) == bool(status)
-    assert all(torch.equal(got[name], tensor) for name, tensor in drawn().items())
+    assert all(torch.equal(got[name], tensor) for name, tensor in random_tensors().items())
 
 
 @pytest.mark.gpu
-def test_pinned_memory_is_pinned_and_given_back(tmp_path: Path) -> None:
+def test_gpu_reading_uses_pinned_memory_and_unpins_it(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
-    save_file(drawn(), file)
-    want, got = drawn(), dict[str, torch.Tensor]()
-    for one, tensor in reading.read(reading.read_header(file), pin=True, window=1_300_000):
+    save_file(random_tensors(), file)
+    want, got = random_tensors(), dict[str, torch.Tensor]()
+    for stored, tensor in reading.read(reading.read_header(file), pin=True, window=1_300_000):
         assert tensor.is_pinned() or not tensor.numel()
-        got[one.name] = tensor.to("cuda")
+        got[stored.name] = tensor.to("cuda")
     assert not tensor.is_pinned()
     assert all(torch.equal(got[name].cpu(), want[name]) for name in want)

@@ -1,4 +1,4 @@
-"""Weights: the layouts of a folder, what counts as complete, and the lookup; downloads are in test_fetch.py."""
+"""`locate`: folder layouts, completeness checks and lookup order. Downloads are in test_fetch.py."""
 
 from pathlib import Path
 
@@ -19,34 +19,31 @@ def flagship_folder(folder: Path) -> Path:
     return write(folder, under("base", sharded("mistral", 10, 2) | TOKENIZER) | under("adapter", adapter()))
 
 
-# --- folders: layout, completeness -----------------------------------------------------------------------------------
-
-
-def test_an_adapter_folder_is_found_by_its_layout(tmp_path: Path) -> None:
+def test_folder_with_base_and_adapter_is_an_adapter_source(tmp_path: Path) -> None:
     folder = flagship_folder(tmp_path)
     base = folder / "base"
     expected = LocalWeights("adapter", base, base / "tokenizer.json", folder / "adapter")
     assert locate(FLAGSHIP, folder) == expected
 
 
-def test_a_merged_folder_of_the_flagship_is_found_by_its_layout(tmp_path: Path) -> None:
+def test_flagship_folder_with_one_checkpoint_is_a_merged_source(tmp_path: Path) -> None:
     folder = write(tmp_path, sharded("mistral", 1, 2) | TOKENIZER)
     assert locate(FLAGSHIP, folder) == LocalWeights("merged", folder, folder / "tokenizer.json", None)
 
 
-def test_an_encoder_folder_is_its_checkpoint(tmp_path: Path) -> None:
+def test_encoder_folder_is_its_checkpoint(tmp_path: Path) -> None:
     folder = write(tmp_path, encoder())
     assert locate(SMALL, folder) == LocalWeights("merged", folder, folder / "tokenizer.json", None)
 
 
-def test_an_adapter_may_be_a_bin_file(tmp_path: Path) -> None:
+def test_adapter_may_be_a_bin_file(tmp_path: Path) -> None:
     folder = flagship_folder(tmp_path)
     (folder / "adapter/adapter_model.safetensors").unlink()
     write(folder, {"adapter/adapter_model.bin": pickled()})
     assert locate(FLAGSHIP, folder).adapter == folder / "adapter"
 
 
-def test_a_checkpoint_may_not_be_a_bin_file(tmp_path: Path) -> None:
+def test_checkpoint_may_not_be_a_bin_file(tmp_path: Path) -> None:
     folder = write(tmp_path, encoder() | {"pytorch_model.bin": pickled()})
     (folder / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"model\.safetensors .* is missing"):
@@ -54,7 +51,7 @@ def test_a_checkpoint_may_not_be_a_bin_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 1000, 299_990, 300_060])
-def test_a_truncated_checkpoint_is_named_with_its_sizes(tmp_path: Path, cut: int) -> None:
+def test_error_for_a_truncated_checkpoint_has_path_and_sizes(tmp_path: Path, cut: int) -> None:
     folder = write(tmp_path, encoder())
     path = folder / "model.safetensors"
     whole = path.read_bytes()
@@ -62,7 +59,7 @@ def test_a_truncated_checkpoint_is_named_with_its_sizes(tmp_path: Path, cut: int
     with pytest.raises(WeightsError) as error:
         locate(SMALL, folder)
     assert str(path) in str(error.value) and str(len(whole) - cut) in str(error.value)
-    if cut < 299_999:  # beyond that the header, which says how long the file should be, is cut as well
+    if cut < 299_999:  # beyond that, the header with the expected size is truncated too
         assert f"expected {len(whole)} bytes" in str(error.value)
 
 
@@ -84,7 +81,7 @@ def test_a_truncated_checkpoint_is_named_with_its_sizes(tmp_path: Path, cut: int
         ("model.safetensors", save({})),
     ],
 )
-def test_a_broken_file_in_a_users_folder_is_refused_and_named(tmp_path: Path, name: str, content: bytes) -> None:
+def test_error_names_the_corrupt_file_of_a_users_folder(tmp_path: Path, name: str, content: bytes) -> None:
     folder = write(tmp_path, encoder() | {name: content})
     with pytest.raises(WeightsError) as error:
         locate(SMALL, folder)
@@ -102,7 +99,7 @@ def test_a_broken_file_in_a_users_folder_is_refused_and_named(tmp_path: Path, na
         "adapter/adapter_model.safetensors",
     ],
 )
-def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+def test_error_names_the_missing_file(tmp_path: Path, name: str) -> None:
     folder = flagship_folder(tmp_path)
     (folder / name).unlink()
     with pytest.raises(WeightsError) as error:
@@ -110,7 +107,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     assert name.removesuffix(".index.json") in str(error.value) and "is missing" in str(error.value)
 
 
-def test_all_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
+def test_error_lists_all_missing_files(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     with pytest.raises(WeightsError) as error:
         locate(FLAGSHIP, tmp_path)
@@ -119,14 +116,14 @@ def test_all_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/passwd", "pytorch_model.bin"])
-def test_an_index_may_only_name_safetensors_beside_it(tmp_path: Path, name: str) -> None:
+def test_index_may_only_name_safetensors_in_its_folder(tmp_path: Path, name: str) -> None:
     folder = write(tmp_path, sharded("bert", 1, 2) | TOKENIZER)
     write(folder, {"model.safetensors.index.json": as_json({"weight_map": {"weight": name}})})
     with pytest.raises(WeightsError, match="not a safetensors file in the same folder"):
         locate(SMALL, folder)
 
 
-def test_an_adapter_bin_that_is_no_archive_is_refused(tmp_path: Path) -> None:
+def test_adapter_bin_that_is_not_an_archive_is_an_error(tmp_path: Path) -> None:
     folder = flagship_folder(tmp_path)
     (folder / "adapter/adapter_model.safetensors").unlink()
     write(folder, {"adapter/adapter_model.bin": b"\x80\x02}."})
@@ -134,33 +131,33 @@ def test_an_adapter_bin_that_is_no_archive_is_refused(tmp_path: Path) -> None:
         locate(FLAGSHIP, folder)
 
 
-def test_a_folder_of_another_architecture_says_which_and_names_the_setting(tmp_path: Path) -> None:
+def test_error_for_another_architecture_names_it_and_the_setting(tmp_path: Path) -> None:
     folder = write(tmp_path, encoder())
     with pytest.raises(WeightsError, match=r"model_type bert, not xlm-roberta: set E5_MODEL"):
         locate(catalog.get("multilingual-e5-base"), folder)
 
 
-def test_a_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+def test_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="is not a folder"):
         locate(SMALL, tmp_path / "nothing")
 
 
-def test_a_source_that_the_model_does_not_have_is_a_settings_error(tmp_path: Path) -> None:
+def test_source_that_the_model_lacks_is_a_settings_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="E5_SOURCE=adapter"):
         locate(SMALL, write(tmp_path, encoder()), source="adapter")
 
 
-def test_a_folder_without_the_source_that_was_asked_for_is_refused(tmp_path: Path) -> None:
+def test_folder_without_the_requested_source_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"config\.json is missing"):
         locate(FLAGSHIP, flagship_folder(tmp_path), source="merged")
 
 
-def test_a_missing_embedded_model_says_that_the_clone_is_incomplete(tmp_path: Path) -> None:
+def test_error_for_a_missing_embedded_model_blames_the_clone(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="run from a complete clone"):
         locate(catalog.get(catalog.EMBEDDED), root=tmp_path)
 
 
-def test_a_users_folder_comes_before_the_clones_and_never_falls_through(tmp_path: Path) -> None:
+def test_users_folder_has_priority_and_no_fallback(tmp_path: Path) -> None:
     ours = write(tmp_path / "weights" / SMALL.name, encoder())
     mine = write(tmp_path / "mine", encoder())
     assert locate(SMALL, mine, root=ours.parent).checkpoint == mine
