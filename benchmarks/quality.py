@@ -69,10 +69,8 @@ def quality(embedder: Embedder, folder: Path) -> dict[str, float]:
 
 def ranking(embedder: Embedder, candidates: Sequence[Candidate], task: str | None) -> RankingMetrics:
     """Metrics over the questions that have both right and wrong candidates; for others any order is equally good."""
-    sentences = [candidate.sentence for candidate in candidates]
-    documents = (
-        _embed(embedder, sentences, None) if task is None else embedder.embed_documents(sentences, progress=False)
-    )
+    texts = [candidate.sentence for candidate in candidates]
+    documents = _embed(embedder, texts, None) if task is None else embedder.embed_documents(texts, progress=False)
     groups = [list(group) for _, group in groupby(range(len(candidates)), key=lambda index: candidates[index].question)]
     groups = [group for group in groups if len({candidates[index].is_answer for index in group}) == 2]
     questions = _embed(embedder, [candidates[group[0]].question for group in groups], task)
