@@ -25,6 +25,7 @@ from benchmarks.report import (
     Json,
     Keep,
     Sample,
+    cells,
     discard,
     interleaved,
     log,
@@ -154,27 +155,11 @@ def _row(key: EngineKey, samples: Sequence[Sample[float]], reference: Sequence[f
 
 
 def card(result: Json) -> str:
-    rows = [
-        [
-            row["engine"],
-            row["dtype"],
-            f"{row['p50_milliseconds']:.2f}",
-            f"{row['p90_milliseconds']:.2f}",
-            f"{row['max_score_difference']:.4f}",
-        ]
-        for row in result["engines"]
-    ]
-    forward = [
-        [
-            row["engine"],
-            row["dtype"],
-            f"{row['p50_milliseconds']:.2f}",
-            f"{row['p90_milliseconds']:.2f}",
-            f"{row['limit_milliseconds']:.2f}",
-            f"{row['ratio_to_limit']:.2f}",
-        ]
-        for row in result["forward"]
-    ]
+    rows = cells(
+        result["engines"], "{engine}|{dtype}|{p50_milliseconds:.2f}|{p90_milliseconds:.2f}|{max_score_difference:.4f}"
+    )
+    formats = "{engine}|{dtype}|{p50_milliseconds:.2f}|{p90_milliseconds:.2f}|{limit_milliseconds:.2f}"
+    forward = cells(result["forward"], formats + "|{ratio_to_limit:.2f}")
     return "\n".join(
         [
             f"Latency: one query of {result['query_tokens']} tokens and one document of {result['document_tokens']} to "
