@@ -87,10 +87,10 @@ class Suite(Resources):
         return result, fused_ops.card(result)
 
     def parity(self) -> Section:
-        from benchmarks import parity
+        from benchmarks import parity, reference
 
         scratch, keep = self.folder / "parity", self._keep_as("parity")
-        subject = parity.ModelUnderTest(self.model, self.weights, self.checkpoint, self.device, scratch)
+        subject = reference.ModelUnderTest(self.model, self.weights, self.checkpoint, self.device, scratch)
         result = parity.measure(subject, self.dtypes, self.data, self.quick, SEED, keep)
         return result, parity.card(result)
 
