@@ -16,6 +16,7 @@ from benchmarks.report import (
     Json,
     Keep,
     Sample,
+    cells,
     discard,
     first_line,
     interleaved,
@@ -196,13 +197,9 @@ def _pair_action(ablation: Ablation, embedder: Embedder, pairs: list[list[TokenI
 
 
 def card(result: Json) -> str:
-    batches = [
-        [row["ablation"], f"{row['tokens_per_second']:,.0f}", f"{row['ratio']:.3f}"] for row in result["ablations"]
-    ]
-    pairs = [
-        [row["ablation"], f"{row['p50_milliseconds']:.3f}", f"{row['p90_milliseconds']:.3f}", f"{row['ratio']:.3f}"]
-        for row in result["pair_ablations"]
-    ]
+    batches = cells(result["ablations"], "{ablation}|{tokens_per_second:,.0f}|{ratio:.3f}")
+    formats = "{ablation}|{p50_milliseconds:.3f}|{p90_milliseconds:.3f}|{ratio:.3f}"
+    pairs = cells(result["pair_ablations"], formats)
     return "\n".join(
         [
             f"Ablations: {result['texts']:,} documents, {result['tokens']:,} tokens in {result['dtype']}, batches of "

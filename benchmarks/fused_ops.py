@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.report import Json, first_line, log, table
+from benchmarks.report import Json, cells, first_line, log, table
 from benchmarks.timing import Action, free, seconds_each
 from e5.network import fused_ops, torch_ops
 from e5.network.fused_ops import FusedOps
@@ -42,7 +42,9 @@ def measure(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype,
             for step, (size, make_action) in _cases(config, tokens, device, dtype, ops).items():
                 try:
                     with torch.inference_mode():
-                        action = make_action({COMPILED: _compiled, LIGER: _liger}.get(implementation, _unchanged))
+                        action = make_action(
+                            {COMPILED: _compiled, LIGER: _liger}.get(implementation, lambda function: function)
+                        )
                         seconds = seconds_each([action] * CALLS, device, rounds=20 if device.type == "cuda" else 3)
                 except Exception as error:  # such as a missing compiler: measure the rest
                     skipped[implementation] = f"{step}: {first_line(error)}"
@@ -60,10 +62,6 @@ def measure(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype,
                 )
             free(device)
     return {"device": str(device), "rows": rows, "skipped": skipped}
-
-
-def _unchanged(function: Function) -> Function:
-    return function
 
 
 def _compiled(function: Function) -> Function:
@@ -120,21 +118,12 @@ def _cases(
 
 
 def card(result: Json) -> str:
-    rows = [
-        [
-            row["step"],
-            row["implementation"],
-            f"{row['tokens']:,}",
-            f"{row['microseconds']:,.1f}",
-            f"{row['floor_microseconds']:,.1f}",
-            f"{100 * row['share_of_floor']:.0f}",
-        ]
-        for row in result["rows"]
-    ]
+    formats = "{step}|{implementation}|{tokens:,}|{microseconds:,.1f}|{floor_microseconds:,.1f}|{share_of_floor:.0%}"
+    rows = cells(result["rows"], formats)
     return "\n".join(
         [
             "Fused ops: steps between matrix products; floor: one pass over inputs and outputs at the bandwidth",
-            table(["step", "by", "tokens", "µs", "floor µs", "floor / time %"], rows, text_columns=2),
+            table(["step", "by", "tokens", "µs", "floor µs", "floor / time"], rows, text_columns=2),
             *(f"  {name}: not measured, {reason}" for name, reason in result["skipped"].items()),
         ]
     )

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.report import Json, log, table
+from benchmarks.report import Json, cells, log, table
 from benchmarks.texts import Pair, RandomTexts
 from e5_cog.server import running
 from e5_gateway import process
@@ -79,20 +79,9 @@ def measure(model: str, texts: RandomTexts, environment: dict[str, str], quick: 
 
 
 def card(result: Json) -> str:
-    rows = [
-        [
-            row["api"],
-            str(row["clients"]),
-            f"{row['requests_per_second']:,.0f}",
-            f"{row['p50_milliseconds']:.2f}",
-            f"{row['p99_milliseconds']:.1f}",
-        ]
-        for row in result["apis"]
-    ]
-    compared = [
-        [row["api"], str(row["clients"]), f"{row['of_direct']:.2f}", f"{row['added_p50_milliseconds']:+.2f}"]
-        for row in result["against_direct"]
-    ]
+    formats = "{api}|{clients}|{requests_per_second:,.0f}|{p50_milliseconds:.2f}|{p99_milliseconds:.1f}"
+    rows = cells(result["apis"], formats)
+    compared = cells(result["against_direct"], "{api}|{clients}|{of_direct:.2f}|{added_p50_milliseconds:+.2f}")
     return "\n".join(
         [
             f"Gateway: one query of 30 tokens and one document of 80 to base64, {result['dtype']}; rounds of "

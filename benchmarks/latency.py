@@ -5,8 +5,7 @@ time in which the device can read the linear layers' weights once.
 """
 
 from collections.abc import Callable, Sequence
-
-from sentence_transformers import SentenceTransformer
+from functools import partial
 
 from benchmarks import variants
 from benchmarks.counts import Counts
@@ -25,6 +24,8 @@ from benchmarks.report import (
     Json,
     Keep,
     Sample,
+    T,
+    cells,
     discard,
     interleaved,
     log,
@@ -35,7 +36,7 @@ from benchmarks.report import (
     seconds,
     table,
 )
-from benchmarks.texts import Pair, RandomTexts
+from benchmarks.texts import RandomTexts
 from e5 import DEFAULT_TASK
 from e5.embedder import Embedder
 from e5.tokens import TokenIds
@@ -61,9 +62,9 @@ def measure(
     actions: dict[EngineKey, Callable[[int], float]] = {}
     for dtype in engines.dtypes:
         if dtype in engines.rivals:
-            actions[MODEL_CARD, dtype] = _model_card(ModelCardLoop(engines.rivals[dtype], model), prompted)
-            actions[RIVAL, dtype] = _rival(engines.rivals[dtype], prompted)
-        actions[OURS, dtype] = _ours(engines.ours[dtype], pairs)
+            actions[MODEL_CARD, dtype] = _by_index(ModelCardLoop(engines.rivals[dtype], model).score, prompted)
+            actions[RIVAL, dtype] = _by_index(partial(score_rival, engines.rivals[dtype]), prompted)
+        actions[OURS, dtype] = _by_index(partial(score_ours, engines.ours[dtype]), pairs)
     ids = [engines.default.tokenize([pair.query], [pair.document], DEFAULT_TASK).ids for pair in pairs]
     limits = {dtype: counts.read_milliseconds(bytes_per_second, weight_bytes(dtype)) for dtype in engines.dtypes}
     result: Json = {
@@ -131,16 +132,8 @@ def _forward_row(key: EngineKey, samples: Sequence[Sample[float]], limit: float)
     }
 
 
-def _model_card(loop: ModelCardLoop, prompted: list[list[str]]) -> Callable[[int], float]:
-    return lambda index: loop.score(prompted[index])
-
-
-def _rival(rival: SentenceTransformer, prompted: list[list[str]]) -> Callable[[int], float]:
-    return lambda index: score_rival(rival, prompted[index])
-
-
-def _ours(embedder: Embedder, pairs: list[Pair]) -> Callable[[int], float]:
-    return lambda index: score_ours(embedder, pairs[index])
+def _by_index(score: Callable[[T], float], inputs: Sequence[T]) -> Callable[[int], float]:
+    return lambda index: score(inputs[index])
 
 
 def _row(key: EngineKey, samples: Sequence[Sample[float]], reference: Sequence[float]) -> Json:
@@ -155,27 +148,11 @@ def _row(key: EngineKey, samples: Sequence[Sample[float]], reference: Sequence[f
 
 
 def card(result: Json) -> str:
-    rows = [
-        [
-            row["engine"],
-            row["dtype"],
-            f"{row['p50_milliseconds']:.2f}",
-            f"{row['p90_milliseconds']:.2f}",
-            f"{row['max_score_difference']:.4f}",
-        ]
-        for row in result["engines"]
-    ]
-    forward = [
-        [
-            row["engine"],
-            row["dtype"],
-            f"{row['p50_milliseconds']:.2f}",
-            f"{row['p90_milliseconds']:.2f}",
-            f"{row['limit_milliseconds']:.2f}",
-            f"{row['ratio_to_limit']:.2f}",
-        ]
-        for row in result["forward"]
-    ]
+    rows = cells(
+        result["engines"], "{engine}|{dtype}|{p50_milliseconds:.2f}|{p90_milliseconds:.2f}|{max_score_difference:.4f}"
+    )
+    formats = "{engine}|{dtype}|{p50_milliseconds:.2f}|{p90_milliseconds:.2f}|{limit_milliseconds:.2f}"
+    forward = cells(result["forward"], formats + "|{ratio_to_limit:.2f}")
     return "\n".join(
         [
             f"Latency: one query of {result['query_tokens']} tokens and one document of {result['document_tokens']} to "

@@ -72,8 +72,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _sections(text: str) -> list[str]:
-    names = _names(text, SECTIONS)
-    return [name for name in SECTIONS if name in names]
+    return sorted(_names(text, SECTIONS), key=SECTIONS.index)
 
 
 def _dtypes(text: str) -> list[str]:

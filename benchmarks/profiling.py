@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.report import Json, log, table
+from benchmarks.report import Json, cells, log, table
 from benchmarks.texts import RandomTexts
 from benchmarks.timing import synchronize
 from e5 import DEFAULT_TASK
@@ -71,17 +71,10 @@ def card(result: Json) -> str:
     lines = [f"Profile: {result['dtype']} on {result['device']}, by kernel (on a CPU: by operator), top {MAX_KERNELS}"]
     for profiled in result["passes"]:
         total = profiled["milliseconds"]
-        rows = [
-            [
-                row["name"][:NAME_CHARACTERS],
-                f"{row['calls']}",
-                f"{row['milliseconds']:.3f}",
-                f"{100 * row['milliseconds'] / total if total else 0:.1f}",
-            ]
-            for row in profiled["top"]
-        ]
+        top = [row | {"share": row["milliseconds"] / total} for row in profiled["top"]]
+        rows = cells(top, f"{{name:.{NAME_CHARACTERS}}}|{{calls}}|{{milliseconds:.3f}}|{{share:.1%}}")
         lines += [
             f"  {profiled['pass']}: {total:.2f} ms in total, {profiled['launches']:,} calls",
-            table(["", "calls", "ms", "%"], rows),
+            table(["", "calls", "ms", "share"], rows),
         ]
     return "\n".join(lines)

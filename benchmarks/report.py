@@ -121,6 +121,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int 
     return "\n".join(map(line, [head, *rows]))
 
 
+def cells(rows: Sequence[Json], formats: str) -> list[list[str]]:
+    """Format rows as cells: cells([{"way": "a", "seconds": 1.26}], "{way}|{seconds:.1f}") is [["a", "1.3"]]."""
+    return [[cell.format_map(row) for cell in formats.split("|")] for row in rows]
+
+
 def megabytes(count: int | None) -> str:
     """Format bytes as MB (10⁶ bytes), or a dash for None."""
     return "–" if count is None else f"{count / 1e6:,.1f} MB"

@@ -93,17 +93,11 @@ def measure(counts: Counts, device: torch.device, dtype: torch.dtype, quick: boo
     return {
         **asdict(roofline),
         **counts.facts(),
-        **limits(counts, roofline),
-        "products": rows,
-        "skipped": skipped,
-    }
-
-
-def limits(counts: Counts, roofline: Roofline) -> Json:
-    """Bounds on any 16-bit implementation of the model: maximum throughput, and minimum latency of a pass."""
-    return {
+        # Bounds on any 16-bit implementation of the model.
         "limit_tokens_per_second": counts.tokens_per_second(roofline.flop_per_second),
         "limit_read_milliseconds": counts.read_milliseconds(roofline.bytes_per_second),
+        "products": rows,
+        "skipped": skipped,
     }
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from benchmarks.report import Json, interleaved, log, median, seconds, table
+from benchmarks.report import Json, cells, interleaved, log, median, seconds, table
 from benchmarks.texts import RandomTexts
 from e5.embedder import Embedder
 from e5.vectors import Vectors
@@ -40,16 +40,8 @@ def _embed(embedder: Embedder, documents: list[str]) -> Callable[[int], Vectors]
 
 
 def card(result: Json) -> str:
-    rows = [
-        [
-            f"{row['texts']:,}",
-            f"{row['tokens']:,}",
-            f"{row['rounds']}",
-            f"{row['median_seconds']:.3f}",
-            f"{row['microseconds_per_token']:.2f}",
-        ]
-        for row in result["sizes"]
-    ]
+    formats = "{texts:,}|{tokens:,}|{rounds}|{median_seconds:.3f}|{microseconds_per_token:.2f}"
+    rows = cells(result["sizes"], formats)
     return "\n".join(
         [
             f"Scaling: short documents in {result['dtype']}, tokenising included",

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.report import Json, interleaved, log, percentile, ratio_lines, ratios, seconds, table
+from benchmarks.report import Json, cells, interleaved, log, percentile, ratio_lines, ratios, seconds, table
 from e5_cog import openapi, static_schema
 from e5_cog.repository import ROOT
 from e5_cog.server import free_port, python_path, stop
@@ -63,15 +63,10 @@ def measure(count: int) -> Json:
 
 
 def card(result: Json) -> str:
-    rows = [
-        [
-            ENCODINGS[row["encoding"]],
-            f"{row['p50_milliseconds']:.2f}",
-            f"{row['p90_milliseconds']:.2f}",
-            f"{row['response_bytes'] / 1e3:.1f}",
-        ]
-        for row in result["encodings"]
+    named = [
+        row | {"name": ENCODINGS[row["encoding"]], "kb": row["response_bytes"] / 1e3} for row in result["encodings"]
     ]
+    rows = cells(named, "{name}|{p50_milliseconds:.2f}|{p90_milliseconds:.2f}|{kb:.1f}")
     return "\n".join(
         [
             f"Serialization: request to response through Cog's server, model time 0, {result['vectors']} vectors of "

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import serialization
-from benchmarks.report import Json, Keep, discard, log, median, percentile, table
+from benchmarks.report import Json, Keep, cells, discard, log, median, percentile, table
 from benchmarks.texts import Pair, RandomTexts
 from e5 import DEFAULT_TASK
 from e5.embedder import Embedder
@@ -76,28 +76,17 @@ def measure(
 
 def card(result: Json) -> str:
     head = ["server", "clients", "req/s", "p50 ms", "p99 ms", "batch", *(phase.replace("_ms", "") for phase in PHASES)]
+    formats = "{server}|{clients}|{requests_per_second:,.0f}|{p50_milliseconds:.2f}|{p99_milliseconds:.1f}"
     servers = [
         [
-            row["server"],
-            str(row["clients"]),
-            f"{row['requests_per_second']:,.0f}",
-            f"{row['p50_milliseconds']:.2f}",
-            f"{row['p99_milliseconds']:.1f}",
+            *cells([row], formats)[0],
             f"{row['batch_texts']:.0f}" if "batch_texts" in row else "–",
             *(f"{row[phase]:.2f}" if phase in row else "–" for phase in PHASES),
         ]
         for row in result["servers"]
     ]
-    shares = [
-        [
-            str(row["clients"]),
-            f"{row['of_one_at_a_time']:.2f}",
-            f"{row['of_engine']:.2f}",
-            f"{row['of_ceiling']:.2f}",
-            f"{row['of_both']:.2f}",
-        ]
-        for row in result["shares"]
-    ]
+    formats = "{clients}|{of_one_at_a_time:.2f}|{of_engine:.2f}|{of_ceiling:.2f}|{of_both:.2f}"
+    shares = cells(result["shares"], formats)
     return "\n".join(
         [
             f"Serve: one query of 30 tokens and one document of 80 to base64, {result['dtype']}; rounds of "

@@ -1,28 +1,12 @@
-"""The benchmark's sections, and the weights, engines and texts that they share."""
+"""The benchmark's sections."""
 
-import argparse
 import importlib.util
-import json
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from benchmarks.report import Json, Keep, discard, log
-from e5 import catalog
-from e5.settings import Settings
-
-if TYPE_CHECKING:  # these import torch, which must load after main() has set the environment
-    import torch
-
-    from benchmarks.counts import Counts
-    from benchmarks.engines import Engines
-    from benchmarks.roofline import Roofline
-    from benchmarks.texts import RandomTexts
-    from e5.embedder import Embedder
+from benchmarks.report import Json, Keep
+from benchmarks.resources import SEED, Resources
 
 CALLS_PER_ROUND = 10
 """Calls of latency and serialization, whose calls are short, for each round of the other sections."""
-SEED = 0
 NO_COG = 'cog is not installed: pip install "cog>=0.22,<0.24"'
 NO_RIVAL = "sentence-transformers is not installed: pip install -e '.[dev]'"
 
@@ -30,53 +14,13 @@ Section = tuple[Json, str]
 """A section's numbers and its card."""
 
 
-class Suite:
-    """One method per section. Weights and engines are loaded when a section first needs them."""
-
-    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
-        """`folder`: an empty one for random weights and merged checkpoints. Raises SettingsError, WeightsError."""
-        from e5.network.device import choose_device
-        from e5.weights.locate import locate
-
-        self.folder = folder
-        self.quick: bool = arguments.quick
-        self.rounds: int = arguments.repeats
-        self.count: int = arguments.texts
-        self.dtypes: list[str] | None = arguments.dtypes
-        self.rival_batches: list[int] | None = arguments.rival_batches
-        self.data: Path | None = arguments.data
-        self.random: bool = arguments.random_weights
-        self.model = catalog.get(arguments.model)
-        self.device = choose_device(Settings(device=arguments.device).device)
-        self.weights_folder: Path | None = self._draw(arguments.layers) if self.random else arguments.weights
-        self.weights = locate(self.model, self.weights_folder)
-        self.keep: Keep = discard
-        """Receives {section: its numbers so far}."""
-
-    def facts(self) -> Json:
-        """The model and the settings of this run."""
-        return {
-            "model": {
-                "name": self.model.name,
-                "source": self.weights.source,
-                "random_weights": self.random,
-                "layers": self._config["num_hidden_layers"],
-                "dimensions": self._config["hidden_size"],
-                "max_tokens": self.model.max_tokens,
-            },
-            "settings": {
-                "device": str(self.device),
-                "quick": self.quick,
-                "texts": self.count,
-                "rounds": self.rounds,
-                "seed": SEED,
-            },
-        }
+class Suite(Resources):
+    """One method per section."""
 
     def roofline(self) -> Section:
         from benchmarks import roofline
 
-        result = roofline.measure(self.counts, self.device, self._dtype, self.quick)
+        result = roofline.measure(self.counts, self.device, self.dtype, self.quick)
         self.device_roofline = roofline.Roofline.of(result)
         return result, roofline.card(result)
 
@@ -125,7 +69,7 @@ class Suite:
     def ablations(self) -> Section:
         from benchmarks import ablations
 
-        result = ablations.measure(self.texts, self._load, self.count, self.rounds, self._keep_as("ablations"))
+        result = ablations.measure(self.texts, self.load, self.count, self.rounds, self._keep_as("ablations"))
         return result, ablations.card(result)
 
     def profile(self) -> Section:
@@ -139,14 +83,14 @@ class Suite:
             return _skipped("fused_ops", "only Mistral models have them")
         from benchmarks import fused_ops
 
-        result = fused_ops.measure(self._config, self.device, self._dtype, self.device_roofline.bytes_per_second)
+        result = fused_ops.measure(self.config, self.device, self.dtype, self.device_roofline.bytes_per_second)
         return result, fused_ops.card(result)
 
     def parity(self) -> Section:
-        from benchmarks import parity
+        from benchmarks import parity, reference
 
         scratch, keep = self.folder / "parity", self._keep_as("parity")
-        subject = parity.ModelUnderTest(self.model, self.weights, self.checkpoint, self.device, scratch)
+        subject = reference.ModelUnderTest(self.model, self.weights, self.checkpoint, self.device, scratch)
         result = parity.measure(subject, self.dtypes, self.data, self.quick, SEED, keep)
         return result, parity.card(result)
 
@@ -163,7 +107,7 @@ class Suite:
         from benchmarks import serving
 
         keep = self._keep_as("serve")
-        embedder, environment = self.texts.embedder, self._environment
+        embedder, environment = self.texts.embedder, self.environment
         result = serving.measure(embedder, self.texts, environment, self.quick, self.rounds, keep)
         return result, serving.card(result)
 
@@ -172,90 +116,17 @@ class Suite:
             return _skipped("gateway", "it is not installed: pip install -e '.[cog,gateway]'")
         from benchmarks import gateway
 
-        result = gateway.measure(self.model.name, self.texts, self._environment, self.quick, self.rounds)
+        result = gateway.measure(self.model.name, self.texts, self.environment, self.quick, self.rounds)
         return result, gateway.card(result)
 
     def gpu_state(self) -> dict[str, bool]:
         """Whether the measured decoder uses its GPU features; {} without a GPU, decoder or loaded engine."""
-        embedder = self._loaded_embedder()
+        embedder = self.loaded_embedder()
         if embedder is None or self.device.type != "cuda" or self.model.architecture != "mistral":
             return {}
         from benchmarks import variants
 
         return {"fused kernels": variants.uses_kernels(embedder), "graphs": embedder.packed.graphs is not None}
-
-    @cached_property
-    def engines(self) -> "Engines":
-        """This package and sentence-transformers in each dtype, on one checkpoint."""
-        from benchmarks import engines
-
-        dtypes = self.dtypes or engines.dtypes(self.device)
-        log(f"loading both libraries in {' and '.join(dtypes)} …")
-        ours = {dtype: engines.load_ours(self.model, self.checkpoint, self.device, dtype) for dtype in dtypes}
-        return engines.Engines(ours, engines.load_rivals(self.checkpoint, self.device, dtypes))
-
-    @cached_property
-    def checkpoint(self) -> Path:
-        """The complete checkpoint that all compared engines load."""
-        from benchmarks import shared_checkpoint
-
-        return shared_checkpoint.build(self.model, self.weights, self.device, self.folder / "shared")
-
-    @cached_property
-    def counts(self) -> "Counts":
-        from benchmarks.counts import Counts
-
-        return Counts.of(self._config)
-
-    @cached_property
-    def device_roofline(self) -> "Roofline":
-        """Measured here unless the roofline section has set it."""
-        from benchmarks import roofline
-
-        return roofline.measure_device(self.device, self._dtype, self.quick)
-
-    @cached_property
-    def texts(self) -> "RandomTexts":
-        """Texts for the engine that is already loaded, or else for a new one."""
-        from benchmarks.texts import RandomTexts
-
-        return RandomTexts(self._loaded_embedder() or self._load(), self.weights.tokenizer, SEED)
-
-    @cached_property
-    def _config(self) -> Json:
-        config: Json = json.loads((self.weights.checkpoint / "config.json").read_text("utf-8"))
-        return config
-
-    @property
-    def _dtype(self) -> "torch.dtype":
-        from e5.network.device import choose_dtype
-
-        return choose_dtype(None, self.device)
-
-    @property
-    def _environment(self) -> dict[str, str]:
-        """The E5_* variables with which a server loads the measured model."""
-        environment = {"E5_MODEL": self.model.name, "E5_DEVICE": str(self.device)}
-        environment["E5_DTYPE"] = self.texts.embedder.dtype
-        return environment | ({} if self.weights_folder is None else {"E5_WEIGHTS": str(self.weights_folder)})
-
-    def _loaded_embedder(self) -> "Embedder | None":
-        if "engines" in vars(self):
-            return self.engines.default
-        return self.texts.embedder if "texts" in vars(self) else None
-
-    def _load(self, dtype: str | None = None) -> "Embedder":
-        """Load this package, without the compared libraries, on the weights as located."""
-        from e5.embedder import Embedder
-
-        settings = Settings(self.model.name, self.weights_folder, device=str(self.device), dtype=dtype)
-        return Embedder.from_settings(settings)
-
-    def _draw(self, layers: int | None) -> Path:
-        from benchmarks import random_checkpoint
-
-        log(f"drawing random weights for {self.model.name} …")
-        return random_checkpoint.build(self.model, self.folder / "random", layers=layers, seed=SEED)
 
     def _keep_as(self, section: str) -> Keep:
         return lambda numbers: self.keep({section: numbers})

@@ -11,7 +11,20 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.engines import OURS, RIVAL, EngineKey, Engines, check_same_ids, document_texts
-from benchmarks.report import Json, Keep, Sample, discard, interleaved, log, median, ratio_lines, ratios, seconds, table
+from benchmarks.report import (
+    Json,
+    Keep,
+    Sample,
+    cells,
+    discard,
+    interleaved,
+    log,
+    median,
+    ratio_lines,
+    ratios,
+    seconds,
+    table,
+)
 from benchmarks.texts import RandomTexts
 from e5.embedder import Embedder
 from e5.vectors import Vectors
@@ -147,19 +160,10 @@ def agreement(vectors: Vectors, reference: Vectors) -> dict[str, float]:
 
 def card(result: Json) -> str:
     head = ["engine", "dtype", "tokens/s", "of limit", "median s", "range s", "min cosine", "max rel. L2"]
-    rows = [
-        [
-            row["engine"],
-            row["dtype"],
-            f"{row['tokens_per_second']:,.0f}",
-            f"{100 * row['share_of_limit']:.0f} %",
-            f"{row['median_seconds']:.3f}",
-            f"{min(row['seconds']):.3f}–{max(row['seconds']):.3f}",
-            f"{row['min_cosine']:.6f}",
-            f"{row['max_relative_l2']:.1e}",
-        ]
-        for row in result["engines"]
-    ]
+    formats = "{engine}|{dtype}|{tokens_per_second:,.0f}|{share_of_limit:.0%}|{median_seconds:.3f}|"
+    formats += "{fastest:.3f}–{slowest:.3f}|{min_cosine:.6f}|{max_relative_l2:.1e}"
+    with_range = [row | {"fastest": min(row["seconds"]), "slowest": max(row["seconds"])} for row in result["engines"]]
+    rows = cells(with_range, formats)
     padding = "padded" if result["rival_pads"] else "not padded (flash attention)"
     allocator = ["  All engines share one process, with this package's allocator settings."]
     return "\n".join(

@@ -11,7 +11,7 @@ On a bare GPU machine, without an installation, run it from the repository as
 
 It needs torch, transformers and their dependencies; a step whose other packages are missing is left out. Each step is a
 process with its own time limit; one that fails or is late keeps its figures so far and does not stop the others.
-Prints each step's figures against their goals; the folder has them in `summary.txt`, beside the steps' logs.
+Prints each step's figures against their goals. The folder gets the steps' logs and all figures in `summary.txt`.
 `--weights` keeps the random weights for the next run.
 """
 

@@ -23,6 +23,7 @@ from benchmarks import (
     parity,
     quality,
     random_checkpoint,
+    reference,
     report,
     serialization,
     timing,
@@ -228,8 +229,8 @@ def test_parity_compares_graphs_with_eager_passes(monkeypatch: pytest.MonkeyPatc
     embedder.packed.graphs = graphs
     ids = embedder.tokenize([], ["one text", "another text that is longer", "word " * 90], "").ids
     weights = locate(embedder.model)
-    subject = parity.ModelUnderTest(embedder.model, weights, weights.checkpoint, torch.device("cpu"), tmp_path)
-    monkeypatch.setattr(parity.ModelUnderTest, "load", lambda *_: embedder)
+    subject = reference.ModelUnderTest(embedder.model, weights, weights.checkpoint, torch.device("cpu"), tmp_path)
+    monkeypatch.setattr(reference.ModelUnderTest, "load", lambda *_: embedder)
     rows = parity._engine_rows(subject, "float32", ids, embedder.embed_tokens(Tokens(ids, 0)))
     assert [(row["of"], row["to"]) for row in rows] == [
         ("engine", "float32 reference code"),
