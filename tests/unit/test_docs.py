@@ -85,9 +85,8 @@ def test_named_modules_exist(page: Path) -> None:
 def test_the_layout_names_every_program_and_package() -> None:
     development = read(ROOT / "docs" / "development.md")
     programs = {f"`scripts/{path.name}`" for path in ROOT.glob("scripts/*.py")}
-    packages = {
-        str(path.parent.relative_to(ROOT)) for path in ROOT.glob("*/**/__init__.py") if ".venv" not in path.parts
-    }
+    folders = {path.parent for depth in ("*", "*/*") for path in ROOT.glob(f"{depth}/__init__.py")}
+    packages = {str(folder.relative_to(ROOT)) for folder in folders}
     kinds = {f"`tests/{path.name}`" for path in (ROOT / "tests").iterdir() if [*path.glob("test_*.py")]}
     names = programs | {f"(../{package})" for package in packages} | kinds
     assert not [name for name in sorted(names) if name not in development]
