@@ -46,8 +46,8 @@ def missing(embedder: Embedder) -> dict[str, str]:
         reasons |= {"kernels": "they run on CUDA only", "attention": "it runs on CUDA only"}
         reasons |= {"synchronised": "a CPU does not work asynchronously", "products": "cuBLAS is for CUDA"}
     elif not uses_kernels(embedder):
-        decoder = isinstance(embedder.packed.network, Decoder)
-        reasons["kernels"] = "they could not be compiled: see the log" if decoder else "they are for Mistral models"
+        mistral = embedder.model.architecture == "mistral"
+        reasons["kernels"] = "they could not be compiled: see the log" if mistral else "they are for Mistral models"
     if not has_float8(embedder.model):
         reasons[FLOAT8] = "it is for Mistral models"
     return reasons

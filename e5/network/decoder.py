@@ -187,18 +187,12 @@ class Decoder:
 
     def _attention(self, layer: Layer, normed: Activations, cos_sin: Tensor, batch: PackedBatch) -> Tensor:
         """[T, D] → [T, D]."""
-        config = self.config
-        heads, key_heads = config.num_attention_heads, config.num_key_value_heads
+        heads, key_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         qkv = self._split_heads(layer.qkv_proj(normed))  # [T, H + 2K, d]
         self.ops.apply_rope(qkv[:, : heads + key_heads], cos_sin)
         query, key, value = torch.split(qkv, [heads, key_heads, key_heads], dim=1)
-        attended = packed_attention(
-            query, key, value, batch, causal=True, scale=self._scale, sliding_window=config.sliding_window
-        )  # [T, H, d]
-        return self._output(layer, attended)
-
-    def _output(self, layer: Layer, attended: Tensor) -> Tensor:
-        """[T, H, d] → [T, D]."""
+        window = self.config.sliding_window
+        attended = packed_attention(query, key, value, batch, causal=True, scale=self._scale, sliding_window=window)
         return layer.o_proj(self.ops.cast(attended.flatten(1), layer.o_proj.input_dtype))
 
     def _mlp(self, layer: Layer, normed: Activations) -> Tensor:
@@ -220,11 +214,10 @@ class Decoder:
         key, value = torch.split(key_value, self.config.num_key_value_heads, dim=1)
         self.ops.apply_rope(query, cos_sin.index_select(0, last))
         self.ops.apply_rope(key, cos_sin)
-        attended = last_token_attention(
-            query, key, value, batch, scale=self._scale, sliding_window=self.config.sliding_window
-        )  # [M, H, d]
+        window = self.config.sliding_window
+        attended = last_token_attention(query, key, value, batch, scale=self._scale, sliding_window=window)  # [M, H, d]
         hidden = hidden.index_select(0, last)  # [M, D]
-        residual = self._output(layer, attended)
+        residual = layer.o_proj(self.ops.cast(attended.flatten(1), layer.o_proj.input_dtype))
         normed = self._add_rms_norm(hidden, residual, layer.post_attention_layernorm, layer.gate_up_proj)
         residual = self._mlp(layer, normed)
         normed = self.ops.add_rms_norm(hidden, residual, self.norm, self.config.rms_norm_eps, self.dtype)

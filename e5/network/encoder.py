@@ -14,10 +14,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig,
 from transformers.initialization import no_init_weights
 
 from e5.catalog import Pooling
-from e5.network import pooling
 from e5.network.attention import packed_attention
 from e5.network.batches import PackedBatch
 from e5.network.linear import Destination
+from e5.network.pooling import POOLINGS
 
 NAME = "e5_packed"
 
@@ -27,14 +27,14 @@ class Encoder:
 
     capturable = False  # pooling slices by the token count on the host, which a graph would freeze
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, kind: Pooling) -> None:
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, pooling: Pooling) -> None:
         """`folder`: the one with config.json."""
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
         register()
         with no_init_weights(), device:
             module = AutoModel.from_config(config, dtype=dtype, attn_implementation=NAME, add_pooling_layer=False)
         self.module = module.eval().requires_grad_(False)
-        self.device, self.dtype, self.pooling = device, dtype, kind
+        self.device, self.dtype, self._pool = device, dtype, POOLINGS[pooling]
         self.dimensions = int(config.hidden_size)
         self.padding_idx = padding_idx(config)
         self.max_positions = max_positions(config)
@@ -53,7 +53,7 @@ class Encoder:
             packed=batch,
         )
         hidden: Tensor = output.last_hidden_state[0]  # [T, D], then rows of filler if the batch has any
-        return pooling.pool(self.pooling, hidden[: batch.tokens], batch.cu_seqlens)
+        return self._pool(hidden[: batch.tokens], batch.cu_seqlens)
 
 
 def padding_idx(config: Any) -> int | None:

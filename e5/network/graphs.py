@@ -52,15 +52,14 @@ class Graphs:
         """`embed` maps a batch on the device to one vector per text."""
         started, free = time.perf_counter(), _free_bytes(device)
         # Largest first: the smaller graphs then reuse its memory, since no two of them run at a time.
-        graphs = [_capture_size(embed, device, capture, tokens) for tokens in sorted(sizes, reverse=True)]
-        self._smallest_first = graphs[::-1]
+        self._graphs = [_capture_size(embed, device, capture, tokens) for tokens in sorted(sizes, reverse=True)][::-1]
         self.seconds = time.perf_counter() - started
         self.bytes = free - _free_bytes(device)
 
     def embed(self, batch: PackedBatch) -> Tensor | None:
         """N texts on the host → float32 [N, D] on the device; None if no graph is large enough."""
         tokens, texts = batch.tokens, len(batch.cu_seqlens) - 1
-        graph = next((graph for graph in self._smallest_first if graph.tokens >= tokens and graph.texts >= texts), None)
+        graph = next((graph for graph in self._graphs if graph.tokens >= tokens and graph.texts >= texts), None)
         if graph is None:
             return None
         on_gpu = graph.inputs.is_cuda

@@ -15,6 +15,7 @@ from e5.network.linear import FLOAT8, FLOAT8_MAX, SMALLEST_SCALE, Activations
 GATE_BLOCK = 2048
 HEADS = 8
 """Heads that one program rotates."""
+MAX, SMALLEST = tl.constexpr(FLOAT8_MAX), tl.constexpr(SMALLEST_SCALE)
 
 
 def add_rms_norm(
@@ -34,9 +35,6 @@ def add_rms_norm(
         WIDTH=width,
         BLOCK=triton.next_power_of_2(width),
         ADD=residual is not None,
-        FLOAT8=dtype == FLOAT8,
-        MAX=FLOAT8_MAX,
-        SMALLEST=SMALLEST_SCALE,
         num_warps=_warps(width),
     )
     return out
@@ -65,15 +63,7 @@ def silu_and_mul(gate_up: Tensor, dtype: torch.dtype) -> Activations:
     # Float8 needs the maximum of the row before it can round, so one program handles the whole row.
     block = triton.next_power_of_2(width) if dtype == FLOAT8 else min(GATE_BLOCK, triton.next_power_of_2(width))
     _silu_and_mul[(tokens, triton.cdiv(width, block))](
-        gate_up,
-        out.values,
-        _scale(out),
-        WIDTH=width,
-        BLOCK=block,
-        FLOAT8=dtype == FLOAT8,
-        MAX=FLOAT8_MAX,
-        SMALLEST=SMALLEST_SCALE,
-        num_warps=_warps(block),
+        gate_up, out.values, _scale(out), WIDTH=width, BLOCK=block, num_warps=_warps(block)
     )
     return out
 
@@ -86,27 +76,17 @@ def cast(rows: Tensor, dtype: torch.dtype) -> Activations:
     assert rows.is_contiguous()
     out = _empty(tokens, width, rows.device, FLOAT8)
     block = triton.next_power_of_2(width)
-    _quantize[(tokens,)](
-        rows,
-        out.values,
-        _scale(out),
-        WIDTH=width,
-        BLOCK=block,
-        MAX=FLOAT8_MAX,
-        SMALLEST=SMALLEST_SCALE,
-        num_warps=_warps(block),
-    )
+    _quantize[(tokens,)](rows, out.values, _scale(out), WIDTH=width, BLOCK=block, num_warps=_warps(block))
     return out
 
 
 def _empty(tokens: int, width: int, device: torch.device, dtype: torch.dtype) -> Activations:
-    values = torch.empty(tokens, width, device=device, dtype=dtype)
     scale = torch.empty(tokens, 1, device=device, dtype=torch.float32) if dtype == FLOAT8 else None
-    return Activations(values, scale)
+    return Activations(torch.empty(tokens, width, device=device, dtype=dtype), scale)
 
 
 def _scale(out: Activations) -> Tensor:
-    """The scale argument of a kernel. Without FLOAT8 a kernel ignores it, but needs some tensor there."""
+    """The scale argument of a kernel. Unless `out` is float8, a kernel does not use it but needs some tensor there."""
     return out.values if out.scale is None else out.scale
 
 
@@ -124,11 +104,8 @@ def _store(
     mask: tl.tensor,
     values: tl.tensor,
     WIDTH: tl.constexpr,
-    FLOAT8: tl.constexpr,
-    MAX: tl.constexpr,
-    SMALLEST: tl.constexpr,
 ) -> None:
-    if FLOAT8:
+    if out.dtype.element_ty == tl.float8e4nv:  # decided at compile time
         factor = tl.maximum(tl.max(tl.abs(values), axis=0) / MAX, SMALLEST)
         tl.store(scale + row, factor)
         # Propagate NaN: clamped to 448 it would hide, and the check for finite vectors would miss it.
@@ -148,9 +125,6 @@ def _add_rms_norm(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     ADD: tl.constexpr,
-    FLOAT8: tl.constexpr,
-    MAX: tl.constexpr,
-    SMALLEST: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -164,7 +138,7 @@ def _add_rms_norm(
         values = rounded.to(tl.float32)
     rms = tl.sqrt(tl.sum(values * values, axis=0) / WIDTH + eps)
     values = values / rms * tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
-    _store(out, scale, row, columns, mask, values, WIDTH, FLOAT8, MAX, SMALLEST)
+    _store(out, scale, row, columns, mask, values, WIDTH)
 
 
 @triton.jit(do_not_specialize=["count"])  # type: ignore[untyped-decorator]  # one kernel for the three head counts
@@ -198,9 +172,6 @@ def _silu_and_mul(
     scale: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
-    FLOAT8: tl.constexpr,
-    MAX: tl.constexpr,
-    SMALLEST: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -208,7 +179,7 @@ def _silu_and_mul(
     gate = tl.load(gate_up + row * 2 * WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * WIDTH + WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
     values = gate / (1.0 + tl.exp(-gate)) * up
-    _store(out, scale, row, columns, mask, values, WIDTH, FLOAT8, MAX, SMALLEST)
+    _store(out, scale, row, columns, mask, values, WIDTH)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -218,11 +189,9 @@ def _quantize(
     scale: tl.tensor,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
-    MAX: tl.constexpr,
-    SMALLEST: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < WIDTH
     values = tl.load(rows + row * WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
-    _store(out, scale, row, columns, mask, values, WIDTH, True, MAX, SMALLEST)
+    _store(out, scale, row, columns, mask, values, WIDTH)

@@ -39,51 +39,22 @@ class Destination(Protocol):
     def copy_(self, tensor: Tensor, /) -> object: ...
 
 
-class Linear(Protocol):
-    """A weight matrix [N, K] that maps activations [T, K] in `input_dtype` to [T, N] in the network's dtype."""
-
-    @property
-    def input_dtype(self) -> torch.dtype: ...
-
-    def __call__(self, rows: Activations) -> Tensor: ...
-
-    def part(self, start: int, stop: int) -> "Linear":
-        """The layer of the output channels from `start` to `stop`; it shares the weights."""
-
-    def destination(self, start: int, stop: int) -> Destination:
-        """The destination of the weights of those channels."""
-
-
 @dataclass(frozen=True)
-class Dense:
-    """weight: [N, K]."""
+class Linear:
+    """Activations [T, K] → [T, N] in `dtype`. weight: [N, K] in `dtype`, or in float8 with scale float32 [1, N]."""
 
     weight: Tensor
+    dtype: torch.dtype
+    scale: Tensor | None = None
 
     @property
     def input_dtype(self) -> torch.dtype:
+        """The dtype of activations that the layer takes."""
         return self.weight.dtype
 
     def __call__(self, rows: Activations) -> Tensor:
-        return torch.nn.functional.linear(rows.values, self.weight)
-
-    def part(self, start: int, stop: int) -> "Dense":
-        return Dense(self.weight[start:stop])
-
-    def destination(self, start: int, stop: int) -> Destination:
-        return self.weight[start:stop]
-
-
-@dataclass(frozen=True)
-class Float8:
-    """weight: float8 [N, K]; scale: float32 [1, N]; `dtype`: the output's."""
-
-    weight: Tensor
-    scale: Tensor
-    dtype: torch.dtype
-    input_dtype = FLOAT8
-
-    def __call__(self, rows: Activations) -> Tensor:
+        if self.scale is None:
+            return torch.nn.functional.linear(rows.values, self.weight)
         assert rows.scale is not None
         if not rows.values.is_cuda:
             # CPUs have no float8 product. Computed in float32, for tests and accuracy figures.
@@ -100,11 +71,15 @@ class Float8:
             use_fast_accum=True,
         )
 
-    def part(self, start: int, stop: int) -> "Float8":
-        return Float8(self.weight[start:stop], self.scale[:, start:stop].contiguous(), self.dtype)
+    def part(self, start: int, stop: int) -> "Linear":
+        """The layer of the output channels from `start` to `stop`; it shares the weights."""
+        scale = None if self.scale is None else self.scale[:, start:stop].contiguous()
+        return Linear(self.weight[start:stop], self.dtype, scale)
 
     def destination(self, start: int, stop: int) -> Destination:
-        return _Float8Destination(self.weight[start:stop], self.scale[0, start:stop])
+        """The destination of the weights of those channels."""
+        weight = self.weight[start:stop]
+        return weight if self.scale is None else _Float8Destination(weight, self.scale[0, start:stop])
 
 
 @dataclass(frozen=True)
@@ -130,14 +105,10 @@ class _Float8Destination:
         self.scale.copy_(scale[:, 0])
 
 
-def empty(
-    out_features: int, in_features: int, device: torch.device, dtype: torch.dtype, float8: bool
-) -> Dense | Float8:
+def empty(out_features: int, in_features: int, device: torch.device, dtype: torch.dtype, float8: bool) -> Linear:
     """A layer with uninitialised weights. `dtype`: the output's, and the weights' unless they are float8."""
-    if not float8:
-        return Dense(torch.empty(out_features, in_features, device=device, dtype=dtype))
-    weight = torch.empty(out_features, in_features, device=device, dtype=FLOAT8)
-    return Float8(weight, torch.empty(1, out_features, device=device), dtype)
+    weight = torch.empty(out_features, in_features, device=device, dtype=FLOAT8 if float8 else dtype)
+    return Linear(weight, dtype, torch.empty(1, out_features, device=device) if float8 else None)
 
 
 def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:

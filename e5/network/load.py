@@ -15,11 +15,12 @@ import torch
 
 from e5 import catalog
 from e5.errors import SettingsError, WeightsError
-from e5.network import decoder, pooling
+from e5.network import decoder
 from e5.network.device import check_float8, use_device
 from e5.network.linear import FLOAT8
 from e5.network.memory import keep_freed_memory
 from e5.network.model import Network, PackedModel
+from e5.network.pooling import POOLINGS
 from e5.network.stopwatch import Stopwatch
 from e5.weights import checkpoint
 from e5.weights.files import LocalWeights
@@ -57,11 +58,11 @@ def _allocate(model: catalog.Model, folder: Path, device: torch.device, dtype: t
             f"{folder} holds a {model_type} model, {model.name} is a {model.architecture} one: "
             "set E5_MODEL to the model that the folder holds"
         )
-    poolings = ["last"] if model_type == "mistral" else list(pooling.POOLINGS)
+    poolings = ["last"] if model_type == "mistral" else list(POOLINGS)
     if model.pooling not in poolings:
+        cure = f"set it to {' or '.join(map(repr, poolings))} in e5/catalog.py"
         raise SettingsError(
-            f"{model.name} has pooling {model.pooling!r}, which {model_type} models do not support here: "
-            f"set it to {' or '.join(map(repr, poolings))} in e5/catalog.py"
+            f"{model.name} has pooling {model.pooling!r}, which {model_type} models do not have: {cure}"
         )
     if model_type == "mistral":
         if dtype == FLOAT8:

@@ -8,14 +8,12 @@ from contextlib import suppress
 import torch
 
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Messages of plain RuntimeErrors: from torch's CPU allocator; from the driver, for pinned memory and launches; and
-from cuBLAS."""
+"""RuntimeErrors of torch's CPU allocator; of the driver, for pinned memory and launches; and of cuBLAS."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error means that the device or the host is out of memory."""
-    types = torch.OutOfMemoryError | MemoryError
-    return isinstance(error, types) or any(message in str(error) for message in OUT_OF_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def release_memory() -> None:

@@ -11,11 +11,6 @@ from torch import Tensor
 from e5.catalog import Pooling
 
 
-def pool(kind: Pooling, hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """hidden [T, D] of any float dtype, cu_seqlens int [N + 1] → float32 [N, D]."""
-    return POOLINGS[kind](hidden, cu_seqlens)
-
-
 def last_token(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
     """The hidden state of each text's last token."""
     return hidden.index_select(0, cu_seqlens[1:].long() - 1).float()

@@ -21,7 +21,7 @@ from e5.errors import WeightsError
 from e5.network import device, torch_ops
 from e5.network import load as loading
 from e5.network.decoder import Config, Decoder
-from e5.network.linear import FLOAT8, Activations, Float8, quantize
+from e5.network.linear import FLOAT8, Activations, Linear, quantize
 from e5.network.load import load
 from e5.weights.files import LocalWeights
 from e5_cog.repository import ROOT
@@ -121,13 +121,14 @@ def test_float8_layer_multiplies_the_rounded_operands() -> None:
     torch.manual_seed(0)
     rows, weight = torch.randn(7, 64) * torch.logspace(-3, 3, 7).unsqueeze(1), torch.randn(32, 64)
     weight[3] = 0
-    layer = Float8(torch.empty(32, 64, dtype=FLOAT8), torch.empty(1, 32), torch.float32)
+    layer = Linear(torch.empty(32, 64, dtype=FLOAT8), torch.float32, torch.empty(1, 32))
     for start, stop in ((0, 20), (20, 32)):
         layer.destination(start, stop).copy_(weight[start:stop])
     values, scale = quantize(rows)
-    quantized = Activations(values, scale)
+    quantized, weight_scale = Activations(values, scale), layer.scale
+    assert weight_scale is not None
     assert torch.equal(values.float().abs().amax(1), torch.full((7,), 448.0))
-    want = (values.double() * scale) @ (layer.weight.double() * layer.scale.T).T
+    want = (values.double() * scale) @ (layer.weight.double() * weight_scale.T).T
     assert torch.allclose(layer(quantized).double(), want, rtol=1e-5, atol=1e-6 * float(want.abs().max()))
     exact = rows.double() @ weight.double().T
     error = torch.linalg.norm(want - exact, dim=1) / torch.linalg.norm(exact, dim=1)
@@ -200,7 +201,7 @@ def test_a_device_that_multiplies_float8_wrongly_is_refused(
     device._try_float8(CPU)  # passes
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (12, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA RTX 5090")
-    monkeypatch.setattr(Float8, "__call__", multiply)
+    monkeypatch.setattr(Linear, "__call__", multiply)
     try_float8 = device._try_float8
     monkeypatch.setattr(device, "_try_float8", lambda device: try_float8(CPU))
     with pytest.raises(SettingsError, match=rf"cannot multiply float8 on NVIDIA RTX 5090 \({reason}.*leave it out"):

@@ -146,16 +146,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from e5.network import kernels
 
-NUMBERS = dict(MAX=448.0, SMALLEST=1e-12)
 F16 = dict(hidden="*fp16", residual="*fp16", weight="*fp16", gate_up="*fp16", heads="*fp16", rows="*fp16")
 for float8 in (False, True):
     out = dict(out="*fp8e4nv", scale="*fp32") if float8 else dict(out="*fp16", scale="*fp16")
-    more = dict(FLOAT8=float8, **NUMBERS)
     for kernel, constants in (
-        (kernels._add_rms_norm, dict(WIDTH=4096, BLOCK=4096, ADD=True, **more)),
+        (kernels._add_rms_norm, dict(WIDTH=4096, BLOCK=4096, ADD=True)),
         (kernels._apply_rope, dict(HALF=64, BLOCK=64, HEADS=8)),
-        (kernels._silu_and_mul, dict(WIDTH=14336, BLOCK=16384 if float8 else 2048, **more)),
-        (kernels._quantize, dict(WIDTH=4096, BLOCK=4096, **NUMBERS)),
+        (kernels._silu_and_mul, dict(WIDTH=14336, BLOCK=16384 if float8 else 2048)),
+        (kernels._quantize, dict(WIDTH=4096, BLOCK=4096)),
     ):
         if kernel is kernels._quantize and not float8:
             continue

@@ -2,7 +2,7 @@
 
 import torch
 
-from e5.network.pooling import last_token, mean, normalize, pool, scores
+from e5.network.pooling import POOLINGS, last_token, mean, normalize, scores
 
 HIDDEN = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0], [-9.0, 10.0]])
 CU_SEQLENS = torch.tensor([0, 2, 3, 5], dtype=torch.int32)
@@ -23,9 +23,9 @@ def test_the_mean_accumulates_in_float32() -> None:
     assert got.dtype == torch.float32 and got.item() == 511.5 / 512
 
 
-def test_pool_dispatches_on_the_kind() -> None:
-    assert torch.equal(pool("last", HIDDEN, CU_SEQLENS), last_token(HIDDEN, CU_SEQLENS))
-    assert torch.equal(pool("mean", HIDDEN, CU_SEQLENS), mean(HIDDEN, CU_SEQLENS))
+def test_poolings_by_the_catalogue_s_names() -> None:
+    assert torch.equal(POOLINGS["last"](HIDDEN, CU_SEQLENS), last_token(HIDDEN, CU_SEQLENS))
+    assert torch.equal(POOLINGS["mean"](HIDDEN, CU_SEQLENS), mean(HIDDEN, CU_SEQLENS))
 
 
 def test_normalize_and_scores() -> None:
