@@ -34,10 +34,7 @@ MAX_ANSWER_NUMBERS = "E5_MAX_ANSWER_NUMBERS"
 
 
 def main(
-    argv: list[str],
-    add_page: Callable[[FastAPI, GatewaySettings], None] | None = None,
-    *,
-    program: str | None = None,
+    argv: list[str], add_page: Callable[[FastAPI, GatewaySettings], None] | None = None, *, program: str | None = None
 ) -> int:
     """Serve until a signal and return the exit status. A wrong option exits with one line and status 2.
 
@@ -62,16 +59,14 @@ def main(
 
 
 def argument_parser(program: str | None) -> argparse.ArgumentParser:
-    defaults = GatewaySettings
-    parser = argparse.ArgumentParser(
-        program, description="OpenAI's and Replicate's APIs for a Cog server of this model."
-    )
+    description = "OpenAI's and Replicate's APIs for a Cog server of this model."
+    parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("--target", help="address of a running Cog server (default: start one, configured by E5_*)")
-    parser.add_argument("--host", default=defaults.host, help=f"address to listen on (default: {defaults.host})")
-    parser.add_argument("--port", type=int, default=defaults.port, help=f"port (default: {defaults.port})")
+    parser.add_argument("--host", default=GatewaySettings.host, help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=GatewaySettings.port, help="port (default: %(default)s)")
     parser.add_argument("--model", help="the model's name, if the server does not report it")
     parser.add_argument("--concurrency", type=int, help="predictions that the server runs at a time (default: its own)")
-    parser.add_argument("--queue", type=int, default=defaults.max_waiting, help="further requests that may wait")
+    parser.add_argument("--queue", type=int, default=GatewaySettings.max_waiting, help="further requests that may wait")
     parser.add_argument("--grace", type=int, default=20, help="seconds that requests have to finish after SIGTERM")
     parser.add_argument("--database", type=Path, default=DATABASE, help="SQLite file of the predictions")
     parser.add_argument("--log-level", choices=["INFO", "WARNING", "ERROR"], default="INFO", help="INFO: each request")
@@ -80,9 +75,11 @@ def argument_parser(program: str | None) -> argparse.ArgumentParser:
 
 def read_settings(arguments: argparse.Namespace, port: int) -> GatewaySettings:
     """Settings from the options and the environment. `port`: of a Cog server started here. Raises SettingsError."""
-    concurrency = arguments.concurrency
     # The other E5_* variables configure a Cog server, which may run elsewhere.
     limits = Settings.from_environment({MAX_ANSWER_NUMBERS: os.environ.get(MAX_ANSWER_NUMBERS, "")}).limits
+    concurrency = arguments.concurrency
+    if concurrency is None:
+        concurrency = static_schema.read(PREDICTOR).concurrency
     return GatewaySettings(
         target=arguments.target or f"http://127.0.0.1:{port}",
         database=arguments.database,
@@ -90,7 +87,7 @@ def read_settings(arguments: argparse.Namespace, port: int) -> GatewaySettings:
         port=arguments.port,
         api_key=os.environ.get(KEY_VARIABLE) or None,
         model=arguments.model,
-        concurrency=static_schema.read(PREDICTOR).concurrency if concurrency is None else concurrency,
+        concurrency=concurrency,
         max_waiting=arguments.queue,
         max_answer_numbers=limits.answer_numbers,
     )
