@@ -183,10 +183,11 @@ def test_variants_are_undone(library: Embedder, monkeypatch: pytest.MonkeyPatch)
         assert variants.graphs(library) is graphs
     monkeypatch.setattr(library.packed, "graphs", None)
     kernels: Any = object()
-    monkeypatch.setattr(library.packed.network, "ops", kernels)
-    with variants.without_kernels(library):
-        inside = library.packed.network.ops
-    assert (inside, library.packed.network.ops) == (torch_ops, kernels)
+    with monkeypatch.context() as patch:
+        patch.setattr(library.packed.network, "ops", kernels)
+        with variants.without_kernels(library):
+            inside = library.packed.network.ops
+        assert (inside, library.packed.network.ops) == (torch_ops, kernels)
     tokens = library.max_batch_tokens
     with variants.budget(library, 7):
         assert library.max_batch_tokens == 7
@@ -240,7 +241,7 @@ def test_parity_compares_graphs_with_eager_passes(monkeypatch: pytest.MonkeyPatc
     ]
     assert rows[0]["identical"] and all(row["max_relative_l2"] < 1e-5 for row in rows)
     runs: list[int] = []
-    monkeypatch.setattr(Graphs, "run", lambda *_: runs.append(1))
+    monkeypatch.setattr(Graphs, "embed", lambda *_: runs.append(1))
     for recorded in (True, False):
         latency.forward_action(embedder, [ids[:2]], recorded)(0)
     assert runs == [1] and latency.capture_cost(embedder) == {"seconds": graphs.seconds, "bytes": graphs.bytes}
