@@ -128,14 +128,13 @@ def encode(vectors: Vectors, request: EmbedRequest) -> EncodedOutput:
     """float32 [N, D], all queries and then all documents → output. Raises FloatingPointError for NaN or infinity."""
     queries = len(request.queries)
     returned = e5.normalize(vectors) if request.normalize else vectors
+    # Before the scores, so that an error for NaN names the text's place in the whole request.
+    embeddings = None if request.base64 else serialize.json_rows(returned)
+    embeddings_base64 = serialize.base64_rows(returned) if request.base64 else None
     paired = 0 < queries < len(vectors)
     scores = serialize.json_rows(e5.scores(vectors[:queries], vectors[queries:])) if paired else None
-    return EncodedOutput(
-        embeddings=None if request.base64 else serialize.json_rows(returned),
-        embeddings_base64=serialize.base64_rows(returned) if request.base64 else None,
-        score=float(scores[0, 0]) if scores is not None and scores.size == 1 else None,
-        scores=scores,
-    )
+    score = float(scores[0, 0]) if scores is not None and scores.size == 1 else None
+    return EncodedOutput(embeddings, embeddings_base64, score, scores)
 
 
 async def _call(function: Callable[[], T], *, in_thread: bool) -> T:
