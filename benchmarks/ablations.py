@@ -1,6 +1,6 @@
 """Ablations: the speed of the engine with one part switched off at a time, on the same texts.
 
-Measures many texts in tokens per second, tokenising included, and one query and one document in milliseconds from token
+Measures many texts in tokens per second, tokenizing included, and one query and one document in milliseconds from token
 IDs to vectors on the host. All ablations are interleaved in one process. docs/performance-notes.md has the predictions.
 """
 
@@ -44,8 +44,8 @@ Samples = dict[str, list[Sample[None]]]
 class Ablation:
     """One change to the engine.
 
-    `requires`: the key in `variants.missing` that rules it out. `tokenize`: with each batch while the device computes
-    ("overlapped"), all texts before the first batch ("first"), or outside of the measured time ("untimed").
+    `requires`: the key in `variants.missing` that rules it out. `tokenize`: when texts are tokenized: while the device
+    computes ("overlapped"), before the first batch ("first"), or before the timer starts ("untimed").
     """
 
     name: str
@@ -61,8 +61,8 @@ ABLATIONS = (
     Ablation("products by cuBLASLt", variants.cublaslt, "products"),
     Ablation("float16 products summed in float32", variants.sums_in_float32, "products"),
     Ablation("synchronised after each batch", variants.synchronised, "synchronised"),
-    Ablation("all texts tokenised first", tokenize="first"),
-    Ablation("tokenised before the timer", tokenize="untimed"),
+    Ablation("all texts tokenized first", tokenize="first"),
+    Ablation("tokenized before the timer", tokenize="untimed"),
     *(Ablation(f"batches of {size:,} tokens", partial(variants.budget, tokens=size)) for size in BUDGETS),
     Ablation("dense attention by length", variants.dense_attention, "attention"),
 )

@@ -100,7 +100,7 @@ def check_same_ids(engines: Engines, texts: Sequence[str]) -> int:
 
 
 def score_ours(embedder: Embedder, pair: Pair) -> float:
-    """100 × cosine from this package: tokenise, forward, score."""
+    """100 × cosine from this package: tokenize, forward, score."""
     vectors = embedder.embed_tokens(embedder.tokenize([pair.query], [pair.document], DEFAULT_TASK))
     return float(scores(vectors[:1], vectors[1:])[0, 0])
 

@@ -51,7 +51,7 @@ FORWARD, EAGER = "forward pass", "forward pass, no graphs"
 def measure(
     engines: Engines, texts: RandomTexts, count: int, counts: Counts, bytes_per_second: float, keep: Keep = discard
 ) -> Json:
-    """Score `count` different pairs with every engine: tokenise, forward, score.
+    """Score `count` different pairs with every engine: tokenize, forward, score.
 
     `bytes_per_second`: the device's memory bandwidth; `counts`: the weights that it has to read.
     """

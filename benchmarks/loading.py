@@ -3,7 +3,7 @@
 The limit is bytes / bandwidth, with the bandwidth of threads that read the same files into reused memory. "cold": the
 files were dropped from the page cache (verified with mincore); "warm": they are in it. Every way runs once per round.
 Whole loads run in fresh processes, in the device's default dtype: from a process with torch and transformers imported
-and the device initialised, to the model on the device.
+and the device initialized, to the model on the device.
 """
 
 import ctypes

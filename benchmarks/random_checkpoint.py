@@ -25,7 +25,7 @@ MAX_SHARD_BYTES = 4_900_000_000
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK, ALPHA = 16, 32
 STD = 0.02
-"""Standard deviation of the weights: the models' own initialisation. Activations stay within float16's range."""
+"""Standard deviation of the weights: the models' own initialization. Activations stay within float16's range."""
 
 MISTRAL_7B: dict[str, Any] = {  # the config.json of mistralai/Mistral-7B-v0.1
     "vocab_size": 32000,

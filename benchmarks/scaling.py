@@ -11,7 +11,7 @@ SIZES, QUICK_SIZES = (1_000, 10_000, 100_000), (300, 1_000, 3_000)
 
 
 def measure(embedder: Embedder, texts: RandomTexts, sizes: tuple[int, ...], rounds: int) -> Json:
-    """Embed short documents, tokenising included: the largest list once, smaller lists up to `rounds` times."""
+    """Embed short documents, tokenizing included: the largest list once, smaller lists up to `rounds` times."""
     documents = texts.short(max(sizes))
     embedder.embed_documents(documents[: min(sizes)], progress=False)
     rows = []
@@ -44,7 +44,7 @@ def card(result: Json) -> str:
     rows = cells(result["sizes"], formats)
     return "\n".join(
         [
-            f"Scaling: short documents in {result['dtype']}, tokenising included",
+            f"Scaling: short documents in {result['dtype']}, tokenizing included",
             table(["texts", "tokens", "rounds", "median s", "µs/token"], rows, text_columns=0),
             f"  µs/token of the largest list / the smallest  {result['largest_to_smallest_ratio']:.2f}",
         ]

@@ -145,7 +145,7 @@ def _shares(rows: Sequence[Json], engine_rate: float) -> list[Json]:
 
 
 def _engine_rate(embedder: Embedder, pairs: Sequence[Pair]) -> float:
-    """Pairs per second when all are embedded in one call, tokenising included."""
+    """Pairs per second when all are embedded in one call, tokenizing included."""
     started = time.perf_counter()
     tokens = embedder.tokenize([pair.query for pair in pairs], [pair.document for pair in pairs], DEFAULT_TASK)
     embedder.embed_tokens(tokens)

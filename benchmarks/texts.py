@@ -1,6 +1,6 @@
 """Random texts, drawn with a seed from words of the tokenizer's own vocabulary, so that no data file is needed.
 
-Nearly every word is one token, so a text of N tokens is about N words. Reported lengths are counted after tokenising.
+Nearly every word is one token, so a text of N tokens is about N words. Reported lengths are counted after tokenizing.
 """
 
 from collections.abc import Sequence

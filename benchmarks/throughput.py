@@ -45,7 +45,7 @@ def measure(
     limit: float,
     keep: Keep = discard,
 ) -> Json:
-    """Embed `count` documents, tokenising included. The first round warms up on the same texts.
+    """Embed `count` documents, tokenizing included. The first round warms up on the same texts.
 
     `limit`: tokens/s that the device's matrix rate allows; each row has its share of it.
     """
@@ -169,7 +169,7 @@ def card(result: Json) -> str:
     return "\n".join(
         [
             f"Throughput: {result['texts']:,} documents, {result['tokens']:,} tokens (median "
-            f"{result['median_tokens']}, longest {result['longest_tokens']:,}), tokenising included; "
+            f"{result['median_tokens']}, longest {result['longest_tokens']:,}), tokenizing included; "
             f"interleaved rounds: {result['rounds']}",
             table(head, rows, text_columns=2),
             "  ratio of tokens/s, medians:",

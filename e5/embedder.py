@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Default token budget of a forward pass."""
 WINDOW = 4096
-"""Texts that a GPU's batches are planned from: about 40 batches, a second or more of the flagship's time."""
+"""Number of texts tokenized and planned into batches at a time on a GPU: about 40 batches, a second or more of the
+flagship's time."""
 
 Tokenize = Callable[[Sequence[str]], Tokens]
 
@@ -40,7 +41,7 @@ class Embedder:
     """A loaded model of the E5 family. Not thread-safe, except for `tokenize`.
 
     Attributes: `model` (its catalog entry), `source`, `dimensions`, `device`, `dtype`, `max_batch_tokens`, and
-    `phases`: the seconds that `locate`, `load` and `merge` took.
+    `phases`: the seconds that `locate`, `load`, `merge` and, on CUDA, `graphs` took.
     """
 
     def __init__(
@@ -157,7 +158,10 @@ class Embedder:
         )
 
     def tokenize(self, queries: Sequence[str], documents: Sequence[str], task: str) -> Tokens:
-        """Prompt and tokenize checked texts: all queries, then all documents. Raises InputError for too long a task."""
+        """Prompt and tokenize checked texts: all queries, then all documents.
+
+        Raises InputError if the task is too long.
+        """
         kind = self.model.prompt
         if queries and task and self.uses_task:
             cure = "pass an instruction of one sentence, and the text itself as query"
@@ -169,7 +173,7 @@ class Embedder:
         return self.tokenizer.encode(texts)
 
     def forward(self, ids: Sequence[TokenIds]) -> torch.Tensor:
-        """One packed forward pass over the token ids of N texts → float32 [N, D] on the device, not normalised.
+        """One packed forward pass over the token ids of N texts → float32 [N, D] on the device, not normalized.
 
         A GPU may still be computing the result on return. Texts sorted by length are fastest.
         """
@@ -180,7 +184,7 @@ class Embedder:
         return PendingResult(self.forward(ids), sum(map(len, ids)))
 
     def embed_tokens(self, tokens: Tokens, progress: bool | None = False) -> Vectors:
-        """Embed token ids → float32 [N, D], not normalised, in the order of `tokens`.
+        """Embed token ids → float32 [N, D], not normalized, in the order of `tokens`.
 
         Raises FloatingPointError for a vector with NaN or infinity.
         """

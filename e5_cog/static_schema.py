@@ -200,7 +200,7 @@ class _Reader:
             if not (isinstance(value, ast.Constant) and type(value.value) is int and value.value > 0):
                 raise self._error(decorator, "write @cog.concurrent(max=N) with a whole number for N")
             if not isinstance(method, ast.AsyncFunctionDef):
-                raise self._error(method, "@cog.concurrent wants `async def predict`")
+                raise self._error(method, "@cog.concurrent requires `async def predict`")
             return value.value
         return 1
 

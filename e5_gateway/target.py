@@ -36,7 +36,7 @@ MEANING = {
     "SETUP_FAILED": "it could not load; its log says why",
     "UNHEALTHY": "it cannot compute any more and has to be started again",
     "DEFUNCT": "its worker has ended and has to be started again",
-    "UNRESPONSIVE": "it takes connections and does not answer in time",
+    "UNRESPONSIVE": "it accepts connections but does not respond in time",
     "FOREIGN": "what answers there is not a Cog server of this package",
     "UNKNOWN": "it has not been asked yet",
 }
@@ -45,9 +45,9 @@ CONNECT_SECONDS = 5.0
 HEALTH_SECONDS = 10.0
 """Time limit of one /health-check."""
 SILENT_SECONDS = 30.0
-"""A server that has sent no answer of any kind for so long does not respond."""
+"""After this long without any response the server counts as unresponsive."""
 FRESH_SECONDS = 0.2
-"""A state that is not older is not refreshed."""
+"""A state younger than this is not refreshed."""
 MIN_CAPACITY_PAUSE, MAX_CAPACITY_PAUSE = 0.01, 0.25
 """Seconds before a retry after a 409, doubled each time: coglet 0.23 frees a slot a moment after it has answered."""
 FINAL_WITHOUT_OUTPUT = ("failed", "canceled")
@@ -203,7 +203,7 @@ class Target:
     async def compute(
         self, body: bytes, method: str = "POST", path: str = "/predictions", **headers: str
     ) -> TargetResponse:
-        """Send one prediction, of a caller that has its turn. Cancelling this call cancels the prediction.
+        """Send one prediction, for a caller whose turn has come. Cancelling this call cancels the prediction.
 
         Raises Unavailable if the target goes away, and GatewayError 504 after the time limit.
         """

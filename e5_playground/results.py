@@ -167,7 +167,7 @@ FACTS = (
     ("input_tokens", "Tokens", ""),
     ("truncated", "Cut texts", ""),
     ("batch_texts", "Texts in the shared batch", ""),
-    ("tokenize_ms", "Tokenising", "ms"),
+    ("tokenize_ms", "Tokenizing", "ms"),
     ("queued_ms", "Waiting", "ms"),
     ("model_ms", "Model", "ms"),
     ("encode_ms", "Encoding", "ms"),

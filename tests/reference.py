@@ -27,7 +27,7 @@ def sentencepiece_model() -> sentencepiece.SentencePieceProcessor:
 
 
 def decoder_ids(text: str, max_tokens: int) -> list[int]:
-    """As in the card: tokenise with max_length - 1 (including BOS), then append EOS."""
+    """As in the card: tokenize with max_length - 1 (including BOS), then append EOS."""
     return [*[BOS, *sentencepiece_model().encode(text)][: max_tokens - 1], EOS]
 
 
@@ -56,7 +56,7 @@ class Reference:
         )
 
     def embed(self, texts: list[str]) -> Vectors:
-        """Prompted texts → float32 [N, D], not normalised."""
+        """Prompted texts → float32 [N, D], not normalized."""
         return np.stack([self._embed_text(text) for text in texts])
 
     @torch.no_grad()

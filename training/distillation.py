@@ -61,7 +61,7 @@ def train_base(
 
 
 def initial_adapter(config: Config) -> dict[str, Tensor]:
-    """peft's initialisation: A uniform (He et al. 2015, a = √5), B zero."""
+    """peft's initialization: A uniform (He et al. 2015, a = √5), B zero."""
     generator = torch.Generator().manual_seed(config.seed + 3)
     adapter = {}
     for name, (outputs, inputs) in config.model.projections().items():

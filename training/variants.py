@@ -21,7 +21,7 @@ QUESTION_STARTS = (
     "how to", "why", "Why do", "Which", "which", "is", "Does", "What kind of", "What does", "In what year did",
     "What was the name of",
 )  # fmt: skip
-"""A search has an empty start."""
+"""An empty start makes a keyword search instead of a question."""
 
 
 def generate(

@@ -22,7 +22,7 @@ def synsets(folder: Path) -> Iterator[Synset]:
     for part in ("noun", "verb", "adj", "adv"):
         for line in (folder / "wordnet-base/usr/share/wordnet" / f"data.{part}").open(encoding="utf-8"):
             if line.startswith("  "):
-                continue  # the licence
+                continue  # the license
             data, _, gloss = line.partition(" | ")
             fields = data.split()
             count = int(fields[3], 16)

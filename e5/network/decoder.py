@@ -93,7 +93,7 @@ class Layer:
 
 
 class Decoder:
-    """One model's weights, uninitialised until `destinations()` are filled, and its forward pass."""
+    """One model's weights, uninitialized until `destinations()` are filled, and its forward pass."""
 
     capturable = True
 

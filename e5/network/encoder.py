@@ -23,7 +23,7 @@ NAME = "e5_packed"
 
 
 class Encoder:
-    """One encoder's weights, uninitialised until `destinations()` are filled, its forward pass and its pooling."""
+    """One encoder's weights, uninitialized until `destinations()` are filled, its forward pass and its pooling."""
 
     capturable = False  # pooling slices by the token count on the host, which a graph would freeze
 

@@ -15,7 +15,7 @@ from e5.network.linear import Activations
 
 
 class FusedOps(Protocol):
-    """`dtype` of a result is the `input_dtype` of the linear layer that takes it; float8 rows get a scale each."""
+    """`dtype`: of the result; the `input_dtype` of the layer that reads it. Float8 rows get a scale each."""
 
     def add_rms_norm(
         self, hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype

@@ -5,7 +5,7 @@ captured launches on fixed buffers. A batch is copied into the buffers of the sm
 tokens that belong to no text follow. Up to about 180 tokens, reading the weights dominates, so filler is free. Above
 that the time grows with the tokens, and a graph has at most 31 of filler.
 
-Graphs are an optimisation: if capture fails, the model logs a warning and runs without them.
+Graphs are an optimization: if capture fails, the model logs a warning and runs without them.
 """
 
 import logging
@@ -111,7 +111,7 @@ class _CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
-        # Warm up outside of capture: libraries initialise on their first call, which must not be captured.
+        # Warm up outside of capture: libraries initialize on their first call, which must not be captured.
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):

@@ -106,7 +106,7 @@ class _Float8Destination:
 
 
 def empty(out_features: int, in_features: int, device: torch.device, dtype: torch.dtype, float8: bool) -> Linear:
-    """A layer with uninitialised weights. `dtype`: the output's, and the weights' unless they are float8."""
+    """A layer with uninitialized weights. `dtype`: the output's, and the weights' unless they are float8."""
     weight = torch.empty(out_features, in_features, device=device, dtype=FLOAT8 if float8 else dtype)
     return Linear(weight, dtype, torch.empty(1, out_features, device=device) if float8 else None)
 

@@ -51,7 +51,7 @@ def load(
 
 
 def _allocate(model: catalog.Model, folder: Path, device: torch.device, dtype: torch.dtype) -> Network:
-    """The network that config.json describes, uninitialised."""
+    """The network that config.json describes, uninitialized."""
     model_type = checkpoint.config(folder).get("model_type")
     if model_type not in model.architectures:
         raise WeightsError(

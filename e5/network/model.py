@@ -33,7 +33,7 @@ class Network(Protocol):
     def destinations(self) -> dict[str, Destination]: ...
 
     def embed(self, batch: PackedBatch) -> Tensor:
-        """N texts on the device → their pooled vectors [N, D], in `dtype` or float32, not normalised."""
+        """N texts on the device → their pooled vectors [N, D], in `dtype` or float32, not normalized."""
 
 
 class PackedModel:
@@ -54,7 +54,7 @@ class PackedModel:
 
     @torch.inference_mode()
     def embed(self, batch: PackedBatch) -> Tensor:
-        """N texts → float32 [N, D] on the device, not normalised."""
+        """N texts → float32 [N, D] on the device, not normalized."""
         with use_device(self.device):
             vectors = self.graphs.embed(batch) if self.graphs is not None else None
             return self.network.embed(batch.to(self.device)).float() if vectors is None else vectors

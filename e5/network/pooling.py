@@ -1,4 +1,4 @@
-"""Pooling of a packed batch's hidden states into one vector per text; normalisation and cosine scores.
+"""Pooling of a packed batch's hidden states into one vector per text; normalization and cosine scores.
 
 Pure functions. All accumulate in float32, whatever the model's dtype.
 """
@@ -27,11 +27,11 @@ POOLINGS: dict[Pooling, Callable[[Tensor, Tensor], Tensor]] = {"last": last_toke
 
 
 def normalize(vectors: Tensor) -> Tensor:
-    """L2-normalised rows, float32 [N, D]. A zero row stays zero, as in torch.nn.functional.normalize."""
+    """L2-normalized rows, float32 [N, D]. A zero row stays zero, as in torch.nn.functional.normalize."""
     return torch.nn.functional.normalize(vectors.float(), dim=-1)
 
 
 def scores(queries: Tensor, documents: Tensor) -> Tensor:
-    """100 × cosine of each query [Q, D] with each document [N, D] → float32 [Q, N]. Inputs need not be normalised."""
+    """100 × cosine of each query [Q, D] with each document [N, D] → float32 [Q, N]. Inputs need not be normalized."""
     # Clamp: by rounding, a text scores 100.00002 with itself.
     return (100 * (normalize(queries) @ normalize(documents).T)).clamp_(-100, 100)

@@ -37,10 +37,10 @@ TRIM = 256
 
 @dataclass(frozen=True)
 class Embedded:
-    """Vectors float32 [N, D], not normalised, and their timings.
+    """Vectors float32 [N, D], not normalized, and their timings.
 
-    `model_seconds`: time during which a batch with one of the request's texts was computed; `queued_seconds`: the rest
-    of the time in the queue. `batch_texts`: size of the largest such batch.
+    `model_seconds`: time spent computing batches that contained a text of the request; `queued_seconds`: the rest of
+    the time in the queue. `batch_texts`: size of the largest such batch.
     """
 
     vectors: Vectors
@@ -108,7 +108,7 @@ class Batcher:
     async def healthcheck(self) -> bool:
         """Health probe. Runs a forward pass only if the last batch failed and none is in flight.
 
-        Raises what the device raises.
+        Raises ModelError if the pass fails.
         """
         if self.suspect and not self.dead and not self._working:
             await self.embed(self.embedder.tokenize([], ["health"], ""))

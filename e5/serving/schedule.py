@@ -1,7 +1,7 @@
 """Scheduling: which texts of the waiting requests make up the next batch. Plain data, without threads or a device.
 
-1. Half of the token budget serves requests in order of arrival, so none takes more than twice as long as it would
-   first come, first served. A text longer than that half accumulates its share over several batches.
+1. Half of the token budget serves requests in order of arrival, so no request takes more than twice as long as under
+   first-come, first-served order. A text longer than that half accumulates its share over several batches.
 2. The other half serves the requests with the fewest tokens left, so short requests don't wait for long ones.
 
 A text that several requests contain is computed once.
@@ -27,12 +27,12 @@ class Text(Generic[R]):
     taken: bool = False
 
     def __len__(self) -> int:
-        """Its tokens."""
+        """Number of tokens."""
         return len(self.ids)
 
 
 @dataclass(eq=False)
-class _Work(Generic[R]):
+class _Waiting(Generic[R]):
     """A request's texts. `waiting`: those that no batch has taken, longest first; `tokens`: their sum."""
 
     texts: list[Text[R]]
@@ -45,7 +45,7 @@ class _Work(Generic[R]):
         return self.waiting[0] if self.waiting else None
 
 
-class _Batch(Generic[R]):
+class _NextBatch(Generic[R]):
     """Texts of the next batch, at most `budget` tokens. A longer text becomes a batch of its own."""
 
     def __init__(self, budget: int) -> None:
@@ -66,13 +66,13 @@ class Schedule(Generic[R]):
 
     def __init__(self) -> None:
         self._texts: dict[bytes, Text[R]] = {}  # waiting or with the device, by key
-        self._work: dict[R, _Work[R]] = {}  # in order of arrival
+        self._waiting: dict[R, _Waiting[R]] = {}  # in order of arrival
         self._saved = 0  # tokens of rule 1 accumulated for a long text
 
     @property
     def requests(self) -> list[R]:
         """Requests that have entered and not left."""
-        return list(self._work)
+        return list(self._waiting)
 
     def enter(self, request: R, ids: Sequence[TokenIds]) -> None:
         """Queue a request's texts. Equal token ids share one text."""
@@ -84,11 +84,11 @@ class Schedule(Generic[R]):
                 texts.append(text)
             text.rows.setdefault(request, []).append(row)
         waiting = deque(text for text in texts if not text.taken)
-        self._work[request] = _Work(texts, waiting, sum(map(len, waiting)))
+        self._waiting[request] = _Waiting(texts, waiting, sum(map(len, waiting)))
 
     def leave(self, request: R) -> None:
         """Remove an answered or cancelled request. Texts that no other request has are dropped from the queue."""
-        work = self._work.pop(request, None)
+        work = self._waiting.pop(request, None)
         for text in work.texts if work else ():
             text.rows.pop(request, None)
             if not text.rows and not text.taken:
@@ -96,8 +96,8 @@ class Schedule(Generic[R]):
 
     def take(self, budget: int) -> list[Text[R]]:
         """The next batch, longest text first: at most `budget` tokens, or one longer text; empty if nothing waits."""
-        batch: _Batch[R] = _Batch(budget)
-        unfinished = [work for work in self._work.values() if work.next()]
+        batch: _NextBatch[R] = _NextBatch(budget)
+        unfinished = [work for work in self._waiting.values() if work.next()]
         self._take_oldest(batch, unfinished)
         self._take_shortest(batch, unfinished)
         return sorted(batch.texts, key=len, reverse=True)
@@ -107,22 +107,22 @@ class Schedule(Generic[R]):
         del self._texts[text.key]
         return list(text.rows.items())
 
-    def _take_oldest(self, batch: _Batch[R], unfinished: list[_Work[R]]) -> None:
+    def _take_oldest(self, batch: _NextBatch[R], unfinished: list[_Waiting[R]]) -> None:
         """Rule 1: fill half of the budget, and what earlier batches left of it, in order of arrival."""
         self._saved += max(1, batch.budget // 2)
         for work in unfinished:
             self._move(work, batch, max_tokens=self._saved)
-            if work.next():  # does not fit: it gets the rest of this half with a later batch
+            if work.next():  # did not fit: its unused share carries over to later batches
                 self._saved -= batch.tokens
                 return
         self._saved = 0
 
-    def _take_shortest(self, batch: _Batch[R], unfinished: list[_Work[R]]) -> None:
+    def _take_shortest(self, batch: _NextBatch[R], unfinished: list[_Waiting[R]]) -> None:
         """Rule 2: fill the rest, fewest tokens left first."""
         for work in sorted(unfinished, key=lambda work: work.tokens):
             self._move(work, batch, max_tokens=None)
 
-    def _move(self, work: _Work[R], batch: _Batch[R], max_tokens: int | None) -> None:
+    def _move(self, work: _Waiting[R], batch: _NextBatch[R], max_tokens: int | None) -> None:
         """Move texts into the batch until one does not fit, or the batch would exceed `max_tokens`."""
         while text := work.next():
             if not batch.fits(text) or (max_tokens is not None and batch.tokens + len(text) > max_tokens):
@@ -130,4 +130,4 @@ class Schedule(Generic[R]):
             text.taken = True
             batch.add(text)
             for request in text.rows:
-                self._work[request].tokens -= len(text)
+                self._waiting[request].tokens -= len(text)

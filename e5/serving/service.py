@@ -84,7 +84,7 @@ class Service:
         return f"{model}: {sum(self.phases.values()):.1f} s = {seconds}"
 
     async def healthcheck(self) -> bool:
-        """Health probe. Raises what the device raises."""
+        """Health probe. Raises ModelError if the pass fails."""
         return await self.batcher.healthcheck()
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:

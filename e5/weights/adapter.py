@@ -82,7 +82,8 @@ class Adapter:
         if base.dim() == 2 and (pair is not None) != self._is_target(module):
             tensors, config = ("no tensors", "says") if pair is None else ("tensors", "does not say")
             raise WeightsError(
-                f"{self.folder} has {tensors} for {module}, which its configuration {config} to adapt: fetch it again"
+                f"{self.folder} has {tensors} for {module}, which its configuration {config} to adapt: "
+                "download it again"
             )
         if pair is None:
             return base
@@ -154,12 +155,12 @@ def _matches(targets: str | list[str], name: str) -> bool:
 def _check_supported(folder: Path, config: dict[str, Any]) -> None:
     for key in ("r", "lora_alpha", "target_modules"):
         if not config.get(key):
-            raise WeightsError(f"{folder}/adapter_config.json has no {key}: fetch it again")
+            raise WeightsError(f"{folder}/adapter_config.json has no {key}: download it again")
     unsupported = [key for key in sorted(set(config) - SUPPORTED - WITHOUT_EFFECT) if config[key]]
     unsupported += [key for key, value in (("peft_type", "LORA"), ("bias", "none")) if config.get(key, value) != value]
     if config.get("fan_in_fan_out"):
         unsupported.append("fan_in_fan_out")
-    # Other initialisations (PiSSA, OLoRA, …) also change the base, so base + B @ A would be a different model.
+    # Other initializations (PiSSA, OLoRA, …) also change the base, so base + B @ A would be a different model.
     if config.get("init_lora_weights", True) not in (True, False, "gaussian"):
         unsupported.append("init_lora_weights")
     if unsupported:
@@ -178,7 +179,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = dict(torch.load(path, map_location="cpu", weights_only=True))
         return tensors
     except Exception as error:  # safetensors, pickle and zipfile each raise their own types
-        raise WeightsError(f"{path} cannot be read as tensors ({error}): delete it and fetch it again") from error
+        raise WeightsError(f"{path} cannot be read as tensors ({error}): delete it and download it again") from error
 
 
 def _lora_pairs(folder: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, tuple[Tensor, Tensor]], str]:
@@ -195,5 +196,5 @@ def _lora_pairs(folder: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, tup
     for module, pair in matrices.items():
         if len(pair) != 2:
             missing = "A" if "B" in pair else "B"
-            raise WeightsError(f"{folder} has no {module}.lora_{missing}.weight: it is incomplete, fetch it again")
+            raise WeightsError(f"{folder} has no {module}.lora_{missing}.weight: it is incomplete, download it again")
     return {module: (pair["A"], pair["B"]) for module, pair in matrices.items()}, prefix

@@ -81,7 +81,7 @@ def check_shapes(folder: Path, expected: Mapping[str, Sequence[int]]) -> None:
             )
         missing.discard(stored.name)
     if missing:
-        raise WeightsError(f"{folder} lacks {min(missing)} ({len(missing)} missing): fetch it again")
+        raise WeightsError(f"{folder} lacks {min(missing)} ({len(missing)} missing): download it again")
 
 
 def tensors(folder: Path, pin: bool = False) -> Iterator[tuple[str, Tensor]]:

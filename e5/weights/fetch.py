@@ -249,7 +249,7 @@ def _http_message(error: HfHubHTTPError, model: Model, source: str, part: Part) 
         cause = "HF_TOKEN is unset or wrong" if status == 401 else "the account of HF_TOKEN has no access"
         cure = f"see {page}, and set HF_TOKEN to a valid token, or unset it"
         if part.gated:
-            cure = f"accept its licence on {page} and set HF_TOKEN to a token of that account"
+            cure = f"accept its license on {page} and set HF_TOKEN to a token of that account"
         if source != "merged" and any(name == "merged" for name, _ in model.sources):
             cure += ", or set E5_SOURCE=merged, which does not need that repository"
         return f"{part.repo} denies access ({status}, {cause}): {cure}"

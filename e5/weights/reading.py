@@ -123,7 +123,7 @@ def read(
 
 def unreadable(path: Path, cause: object) -> WeightsError:
     """The error for a file that exists but cannot be used."""
-    return WeightsError(f"{path} cannot be read ({cause}): delete it and fetch it again")
+    return WeightsError(f"{path} cannot be read ({cause}): delete it and download it again")
 
 
 class _RingBuffer:

@@ -424,7 +424,7 @@ def write_sources(target: Path) -> None:
     wordnet = target / "wordnet-base/usr/share/wordnet"
     wordnet.mkdir(parents=True)
     nouns = ["dog", "cat", "guitar", "flute", "mountain", "river", "teacher", "house", "Peru", "Lake_Garda"]
-    lines = ["  1 a licence\n"]
+    lines = ["  1 a license\n"]
     for number, noun in enumerate(nouns):
         gloss = f'a common {noun} that most people know; "they saw the {noun} near the old bridge"'
         lines.append(f"{number:08d} 05 n 01 {noun} 0 001 @ 00000099 n 0000 | {gloss}  \n")
@@ -432,7 +432,7 @@ def write_sources(target: Path) -> None:
     lines.append('00000099 03 n 01 thing 0 000 | a separate and self-contained entity; "it was full of things"  \n')
     (wordnet / "data.noun").write_text("".join(lines))
     for part in ("verb", "adj", "adv"):
-        (wordnet / f"data.{part}").write_text("  1 a licence\n")
+        (wordnet / f"data.{part}").write_text("  1 a license\n")
     spelling = target / "wamerican-huge/usr/share/dict"
     spelling.mkdir(parents=True)
     (spelling / "american-english-huge").write_text("Anna\nAnna's\nBerlin\nNATO\na\nbridge\ncarve\ncafé\nMcKay\n")

@@ -72,7 +72,7 @@ def test_an_unreadable_config_is_refused(content: str | None, decoder_folder: Pa
             content = json.dumps({"model_type": "mistral", **json.loads(content)})
         path.write_text(content, "utf-8")
     base = folder / "base"
-    with pytest.raises(WeightsError, match=r"config\.json cannot be read \(.*\): delete it and fetch it again"):
+    with pytest.raises(WeightsError, match=r"config\.json cannot be read \(.*\): delete it and download it again"):
         load(catalog.get("e5-mistral-7b-instruct"), LocalWeights("merged", base, base, None), CPU, torch.float32)
 
 

@@ -320,7 +320,7 @@ def test_normalize_and_scores_of_the_library(tiny: Embedder) -> None:
     raw, unit = tiny.embed_documents(DOCUMENTS), tiny.embed_documents(DOCUMENTS, normalize=True)
     assert raw.dtype == unit.dtype == np.float32 and raw.shape == (2, 256)
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-6)
-    assert abs(np.linalg.norm(raw, axis=1) - 1).min() > 0.01, "not normalised unless asked"
+    assert abs(np.linalg.norm(raw, axis=1) - 1).min() > 0.01, "not normalized unless asked"
     np.testing.assert_array_equal(normalize(raw), unit)
     np.testing.assert_allclose(scores(raw, raw), scores(unit, unit), atol=1e-4)
 

@@ -427,7 +427,7 @@ def test_two_processes_at_once_download_once(machine: Machine) -> None:
 def test_error_for_a_gated_base_explains_access_and_the_alternative(machine: Machine, status: int) -> None:
     machine.hub.gated[BASE] = status
     error = machine.fail(FLAGSHIP.name)
-    for words in (BASE, str(status), "HF_TOKEN", f"https://huggingface.co/{BASE}", "licence", "E5_SOURCE=merged"):
+    for words in (BASE, str(status), "HF_TOKEN", f"https://huggingface.co/{BASE}", "license", "E5_SOURCE=merged"):
         assert words in error
     assert sum(machine.hub.sent.values()) == 0
     machine.start(FLAGSHIP.name, source="merged")
@@ -436,7 +436,7 @@ def test_error_for_a_gated_base_explains_access_and_the_alternative(machine: Mac
 def test_error_for_denied_access_offers_no_source_that_the_model_lacks(machine: Machine) -> None:
     machine.hub.gated["intfloat/e5-small"] = 401
     error = machine.fail()
-    assert "HF_TOKEN" in error and "E5_SOURCE" not in error and "licence" not in error
+    assert "HF_TOKEN" in error and "E5_SOURCE" not in error and "license" not in error
 
 
 def test_error_names_the_missing_commit(machine: Machine) -> None:

@@ -102,7 +102,7 @@ def test_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layers.1.mlp.up_proj.weight": None}, "lacks layers.1.mlp.up_proj.weight (1 missing): fetch it again"),
+        ({"layers.1.mlp.up_proj.weight": None}, "lacks layers.1.mlp.up_proj.weight (1 missing): download it again"),
         (
             {"layers.2.mlp.up_proj.weight": torch.zeros(48, 32)},
             "has a tensor layers.2.mlp.up_proj.weight [48, 32]: not a checkpoint of its config",

@@ -15,7 +15,7 @@ from e5.errors import WeightsError
 from e5.weights import checkpoint, reading
 from tests import checkpoints
 
-UNREADABLE = r"cannot be read \(.*\): delete it and fetch it again"
+UNREADABLE = r"cannot be read \(.*\): delete it and download it again"
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +124,7 @@ def test_file_that_shrinks_or_disappears_is_an_error(tmp_path: Path) -> None:
     save_file(random_tensors(), file)
     wanted = reading.read_header(file)
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(WeightsError, match=r"ends at byte \d+, \d+ bytes too soon\): delete it and fetch it again"):
+    with pytest.raises(WeightsError, match=r"ends at byte \d+, \d+ bytes too soon\): delete it and download it again"):
         for _ in reading.read(wanted):
             pass
     file.unlink()

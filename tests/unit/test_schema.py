@@ -211,7 +211,7 @@ CALL = 'Input(description="A text.", default="x")'
         ("score: float | None", "score: list[float | None]", "no such type here"),
         ("max=8", "max=LIMIT", "with a whole number for N"),
         ("max=8", "8", "with a whole number for N"),
-        ("async def", "def", "wants `async def predict`"),
+        ("async def", "def", "requires `async def predict`"),
         ("import cog\n", "", "cog is not imported from cog at the top level"),
         ("import cog\n", "try:\n    import cog\nexcept ImportError: ...\n", "cog is not imported"),
         (", Input\n", "\nfrom other import Input\n", "Input is not imported from cog"),
