@@ -1,6 +1,6 @@
 """The official Node clients of OpenAI and Replicate, from npm, against the gateway.
 
-The scripts tests/clients/*.mjs, also examples, each print one JSON object. Every vector must equal the library's.
+The scripts tests/clients/node/*.mjs, also examples, each print one JSON object. Every vector must equal the library's.
 """
 
 import json
@@ -31,7 +31,7 @@ from tests.clients.test_clients_python import (
 )
 from tests.gateways import Gateway
 
-CLIENTS = ROOT / "tests" / "clients"
+CLIENTS = ROOT / "tests" / "clients" / "node"
 UNREACHABLE = re.compile(r"\b(ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|EHOSTUNREACH)\b")
 INSTALL = [
     "install",
@@ -49,7 +49,7 @@ Node = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def clients(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of tests/clients with its npm packages. Skips without Node or without a connection to the registry."""
+    """A copy of tests/clients/node with its npm packages. Skips without Node or without a connection to the registry."""
     for program in ("node", "npm"):
         if shutil.which(program) is None:
             pytest.skip(f"NODE'S CLIENTS ARE NOT TESTED: `{program}` is not installed")
