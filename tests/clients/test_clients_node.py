@@ -49,7 +49,7 @@ Node = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def clients(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of tests/clients/node with its npm packages. Skips without Node or without a connection to the registry."""
+    """A copy of tests/clients/node with its npm packages. Skips without Node or a connection to the registry."""
     for program in ("node", "npm"):
         if shutil.which(program) is None:
             pytest.skip(f"NODE'S CLIENTS ARE NOT TESTED: `{program}` is not installed")
