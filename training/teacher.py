@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from e5 import catalog
 from e5.embedder import Embedder, normalize
+from e5.network.device import choose_dtype
 from e5.network.load import load
 from e5.tokens import Tokenizer
 from e5.vectors import Vectors
@@ -38,11 +39,12 @@ def teacher_folder() -> Path:
 class Teacher:
     """Embeds texts as float32 [N, 384], rows of length 1."""
 
-    def __init__(self, device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         folder = teacher_folder()
         model = replace(catalog.get("e5-small"), name="all-MiniLM-L6-v2", max_tokens=MAX_TOKENS, layers=6, sources=())
         weights = LocalWeights(checkpoint=folder, tokenizer=folder / "tokenizer.json", adapter=None, source="merged")
-        packed, _ = load(model, weights, torch.device(device), dtype)
+        # By default bfloat16 where the CPU multiplies it natively, else float32: emulated, it takes 20 times as long.
+        packed, _ = load(model, weights, torch.device(device), dtype or choose_dtype(None, torch.device(device)))
         tokenizer = Tokenizer(weights.tokenizer, model.special_tokens, MAX_TOKENS, literal=False)
         self._embedder = Embedder(model, packed, tokenizer, source="merged", max_batch_tokens=BATCH_TOKENS, phases={})
 
