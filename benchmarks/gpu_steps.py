@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from e5.catalog import EMBEDDED, FLAGSHIP
 from e5_cog.repository import ROOT
 
-FLAGSHIP, EMBEDDED = "e5-mistral-7b-instruct", "e5-mistral-tiny"
 RIVAL = "sentence_transformers"
 
 
