@@ -46,6 +46,9 @@ from training.publishing import write_adapter, write_base
 from training.teacher import Teacher, pca, project, teacher_folder
 from training.trainer import LinearSchedule, LossFunction, train
 
+# Training multiplies in bfloat16. A CPU that emulates it takes minutes for the run that many tests here share.
+pytestmark = pytest.mark.timeout(900)
+
 SMALL = ModelConfig(
     hidden_size=64,
     intermediate_size=48,
