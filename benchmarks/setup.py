@@ -28,7 +28,7 @@ def measure(model: str, weights: Path | None, device: str, rounds: int) -> Json:
     facts = {name: runs[0][name] for name in ("device", "dtype", "source", "weights_bytes")}
     # Memory on the device that holds the weights, to compare with their size.
     memory = "cuda" if facts["device"].startswith("cuda") else "host"
-    peak, kept = ([_above_import(run[f"{memory}_{kind}_bytes"]) for run in runs] for kind in ("peak", "kept"))
+    peak, kept = ([_added_by_loading(run, memory, kind) for run in runs] for kind in ("peak", "kept"))
     added = _median_bytes(peak)
     return {
         "rounds": rounds,
@@ -70,9 +70,9 @@ def _peaks(runs: list[Json], memory: str) -> dict[str, int | None]:
     return {phase: _median_bytes([run[f"{memory}_peak_bytes"][phase] for run in runs]) for phase in MEMORY_PHASES}
 
 
-def _above_import(measured: dict[str, int | None]) -> int | None:
-    """Bytes that loading added to those after importing. `measured`: bytes by phase."""
-    imported, loaded = measured["import"], measured["load"]
+def _added_by_loading(run: Json, memory: str, kind: str) -> int | None:
+    """Bytes that loading added to those that the imports left: at its peak, or kept at its end."""
+    imported, loaded = run[f"{memory}_kept_bytes"]["import"], run[f"{memory}_{kind}_bytes"]["load"]
     return None if imported is None or loaded is None else loaded - imported
 
 
