@@ -2,6 +2,8 @@
 
 import hmac
 import ipaddress
+import re
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from e5_gateway.errors import GatewayError
@@ -13,6 +15,15 @@ API_PREFIXES = ("/v1/", "/predictions", "/openapi.json", "/metrics", "/shutdown"
 """Paths that need the key. If a page is mounted at `/`, the other paths are the page's."""
 
 Headers = dict[bytes, bytes]
+_HOST = re.compile(rb"[A-Za-z0-9.:\[\]-]+")
+
+
+def read_headers(pairs: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """The headers by name. What decides on access counts as empty if it comes twice: a proxy may read the other one."""
+    headers: Headers = {}
+    for name, value in pairs:
+        headers[name] = b"" if name in headers and name in (b"authorization", b"host", b"origin") else value
+    return headers
 
 
 class Access:
@@ -20,7 +31,7 @@ class Access:
 
     def __init__(self, api_key: str | None, page: bool) -> None:
         self._key = None if api_key is None else api_key.encode()
-        self._page = page
+        self.page = page
 
     def has_key(self, headers: Headers) -> bool:
         """Whether the request has the right key, or none is needed."""
@@ -39,7 +50,7 @@ class Access:
                 return None
             cure = f"set {KEY_VARIABLE} to open it to other host names"
             return GatewayError(403, f"this gateway answers to localhost alone: {cure}")
-        needs_key = path.startswith(API_PREFIXES) or (path != HEALTH_CHECK and not self._page)
+        needs_key = path.startswith(API_PREFIXES) or (path != HEALTH_CHECK and not self.page)
         if not needs_key or self.has_key(headers):
             return None
         cause = "the API key is wrong" if headers.get(b"authorization") else "no API key was sent"
@@ -53,8 +64,11 @@ def is_page_path(path: str) -> bool:
 
 def _is_loopback(address: bytes) -> bool:
     """Whether a Host header, or an Origin (which has a scheme), names this machine."""
+    host = address.partition(b"://")[2] or address
+    if not _HOST.fullmatch(host):
+        return False
     try:
-        name = urlsplit(address if b"://" in address else b"http://" + address).hostname or b""
+        name = urlsplit(b"http://" + host).hostname or b""
         return name == b"localhost" or ipaddress.ip_address(name.decode("latin-1")).is_loopback
     except ValueError:
         return False

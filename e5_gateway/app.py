@@ -13,13 +13,14 @@ from starlette.responses import Response
 from e5.errors import SettingsError
 from e5_gateway import cog_api, openai_api, replicate_api
 from e5_gateway.access import Access
+from e5_gateway.destinations import Destinations
 from e5_gateway.errors import GatewayError
 from e5_gateway.metrics import Metrics
 from e5_gateway.middleware import Middleware, PageRequests
 from e5_gateway.predictions import Predictions
 from e5_gateway.requests import BodyBudget
 from e5_gateway.settings import GatewaySettings
-from e5_gateway.store import Store
+from e5_gateway.store import Prediction, Store
 from e5_gateway.target import Target
 from e5_gateway.webhooks import Webhooks
 
@@ -32,7 +33,12 @@ def create(settings: GatewaySettings, *, page: bool = False) -> FastAPI:
     metrics = Metrics()
     target = Target(settings)
     store = Store(settings.database)
-    webhooks = Webhooks(store, metrics, replicate_api.render)
+    destinations = Destinations(settings.target, settings.webhooks_to)
+
+    def webhook_body(prediction: Prediction) -> bytes:
+        return replicate_api.render(prediction, settings.public_url or prediction.base)
+
+    webhooks = Webhooks(store, metrics, destinations, webhook_body)
     predictions = Predictions(target, store, webhooks, metrics, settings)
 
     @asynccontextmanager
@@ -85,6 +91,7 @@ def create(settings: GatewaySettings, *, page: bool = False) -> FastAPI:
     async def disconnected(_: Request, __: Exception) -> Response:
         return Response(status_code=499)  # for the log; the client has gone
 
+    app.state.metrics = metrics
     page_requests = app.state.page_requests = PageRequests()
     app.add_middleware(
         Middleware,

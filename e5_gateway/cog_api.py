@@ -1,7 +1,7 @@
 """Cog's own endpoints, passed through: the same requests and answers, with the queue in front.
 
 Prediction ids are validated, because coglet 0.23 creates a folder of that name. POST /shutdown is refused: it would end
-the server for everyone.
+the server for everyone. Webhooks are refused, because coglet sends them to any address and follows redirects.
 """
 
 import asyncio
@@ -13,13 +13,16 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from e5_gateway.errors import ErrorFormat, GatewayError, Json
+from e5_gateway.errors import MAX_MESSAGE, ErrorFormat, GatewayError, Json, shorten
 from e5_gateway.queue import Ticket
 from e5_gateway.requests import cancel_on_disconnect, read_json
 from e5_gateway.settings import GatewaySettings
-from e5_gateway.target import HEALTH_SECONDS, Target, TargetResponse, new_id
+from e5_gateway.target import HEALTH_SECONDS, OWN_ID, Target, TargetResponse, new_id
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+WEBHOOK = "`webhook` goes with POST /v1/predictions: on this path the server itself would send it, to any address"
+MAX_ERRORS = 20
+"""Entries of the server's `detail` that are passed on."""
 
 
 def router(target: Target, settings: GatewaySettings) -> APIRouter:
@@ -28,7 +31,9 @@ def router(target: Target, settings: GatewaySettings) -> APIRouter:
 
     async def predict(request: Request, prediction_id: str | None, method: str) -> Response:
         body = await read_json(request, settings.max_body_bytes)
-        name = _check_id(body.get("id") if prediction_id is None else prediction_id)
+        name = _check_new_id(body.get("id") if prediction_id is None else prediction_id)
+        if body.get("webhook") is not None:
+            raise GatewayError(422, WEBHOOK)
         path = f"/predictions/{name}" if method == "PUT" else "/predictions"
         headers = {"prefer": request.headers["prefer"]} if "prefer" in request.headers else {}
         content = orjson.dumps(body | ({"id": name} if method == "POST" or "id" in body else {}))
@@ -52,7 +57,7 @@ def router(target: Target, settings: GatewaySettings) -> APIRouter:
             ticket.leave()
             if tickets.get(name) is ticket:
                 del tickets[name]
-        return _json(response.content, response.status)
+        return _json(_without_long_quotes(response), response.status)
 
     @routes.post("/predictions")
     async def post(request: Request) -> Response:
@@ -121,12 +126,30 @@ def index(state: str) -> Json:
 
 
 def _check_id(prediction_id: object) -> str:
-    """A valid id; a new one for None. Raises GatewayError 422."""
-    if prediction_id is None:
-        return new_id()
+    """A valid id. Raises GatewayError 422."""
     if not isinstance(prediction_id, str) or not ID.fullmatch(prediction_id):
         raise GatewayError(422, "the id must be 1 to 128 letters, digits, `-` and `_`, the first a letter or a digit")
     return prediction_id
+
+
+def _check_new_id(prediction_id: object) -> str:
+    """The id of a new prediction; a random one for None. Raises GatewayError 422."""
+    if prediction_id is None:
+        return new_id()
+    if _check_id(prediction_id).startswith(OWN_ID):
+        raise GatewayError(422, f"ids that begin with `{OWN_ID}` are the gateway's own: choose another one")
+    return str(prediction_id)
+
+
+def _without_long_quotes(response: TargetResponse) -> bytes:
+    """The response's body. The server's errors quote whole inputs: these are shortened."""
+    if response.status < 400 or len(response.content) < MAX_MESSAGE:
+        return response.content
+    try:
+        detail = response.json()["detail"][:MAX_ERRORS]
+        return orjson.dumps({"detail": [{**entry, "msg": shorten(entry["msg"])} for entry in detail]})
+    except (ValueError, KeyError, TypeError):
+        return orjson.dumps({"detail": shorten(response.content.decode(errors="replace"), MAX_MESSAGE)})
 
 
 def _json(body: bytes, status: int = 200) -> Response:

@@ -8,11 +8,21 @@ from typing import Any
 from e5_cog.failures import parse_failure
 
 Json = dict[str, Any]
+MAX_QUOTE, MAX_MESSAGE = 200, 1_000
+"""Characters that a message quotes of what a client sent, and of a whole message."""
+
+
+def shorten(text: str, limit: int = MAX_QUOTE) -> str:
+    """The text, or its beginning and its end, in at most `limit` characters."""
+    return text if len(text) <= limit else f"{text[: 2 * limit // 3]} … {text[3 - limit // 3 :]}"
 
 
 @dataclass
 class GatewayError(Exception):
-    """A refusal with its HTTP status. `param`: the field at fault. `code`: OpenAI's identifier of the cause."""
+    """A refusal with its HTTP status. `param`: the field at fault. `code`: OpenAI's identifier of the cause.
+
+    A message may quote what the client sent: what is too long is shortened.
+    """
 
     status: int
     message: str
@@ -21,6 +31,15 @@ class GatewayError(Exception):
     retry_after: int | None = None  # seconds
     state: str | None = None
     invalid_fields: list[Json] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for entry in self.invalid_fields:
+            entry |= {name: shorten(entry[name]) for name in ("field", "description")}
+        if self.invalid_fields:
+            self.message = "".join(f"- {entry['field']}: {entry['description']}\n" for entry in self.invalid_fields)
+        else:
+            self.message = shorten(self.message, MAX_MESSAGE)
+        self.param = None if self.param is None else shorten(self.param)
 
     def __str__(self) -> str:
         return self.message

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -26,6 +27,8 @@ from e5_cog.repository import IS_CLONE, PREDICTOR, ROOT
 from e5_cog.serve import StartError, listening_host
 from e5_cog.server import free_port, stop
 from e5_gateway import app
+from e5_gateway.connection import Connection, Connections, max_connections
+from e5_gateway.destinations import Inner
 from e5_gateway.logs import log_to_stderr
 from e5_gateway.settings import KEY_VARIABLE, GatewaySettings
 
@@ -69,6 +72,14 @@ def argument_parser(program: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--queue", type=int, default=GatewaySettings.max_waiting, help="further requests that may wait")
     parser.add_argument("--grace", type=int, default=20, help="seconds that requests have to finish after SIGTERM")
     parser.add_argument("--database", type=Path, default=DATABASE, help="SQLite file of the predictions")
+    parser.add_argument(
+        "--webhooks-to",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="inner host or network that webhooks may reach",
+    )
+    parser.add_argument("--public-url", help="the gateway's address for its clients, if a proxy is in front")
     parser.add_argument("--log-level", choices=["INFO", "WARNING", "ERROR"], default="INFO", help="INFO: each request")
     return parser
 
@@ -90,22 +101,14 @@ def read_settings(arguments: argparse.Namespace, port: int) -> GatewaySettings:
         concurrency=concurrency,
         max_waiting=arguments.queue,
         max_answer_numbers=limits.answer_numbers,
+        webhooks_to=Inner.parse(arguments.webhooks_to),
+        public_url=arguments.public_url and arguments.public_url.rstrip("/"),
     )
 
 
 def serve(application: FastAPI, settings: GatewaySettings, grace: int, *, own_server: bool) -> int:
     """Listen until SIGTERM or SIGINT and return the exit status. `grace`: seconds that requests have to finish."""
-    config = uvicorn.Config(
-        application,
-        host=settings.host,
-        port=settings.port,
-        access_log=False,  # middleware.py logs one line per request, without the path
-        log_level="critical",  # middleware.py logs errors, without users' texts
-        timeout_graceful_shutdown=grace,
-        server_header=False,
-    )
-    server = Server(config)
-    raise_file_limit()
+    server = listener(application, settings, grace)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
     if not own_server:
@@ -120,22 +123,56 @@ def serve(application: FastAPI, settings: GatewaySettings, grace: int, *, own_se
         return run(server, settings) or (1 if process.poll() else 0)
 
 
+def listener(application: FastAPI, settings: GatewaySettings, grace: int) -> "Server":
+    """The HTTP server, not yet listening, with limits on its connections (`e5_gateway.connection`)."""
+    connections = Connections(max_connections(raise_file_limit()), application.state.metrics.count_cut_off)
+    config = uvicorn.Config(
+        application,
+        http=functools.partial(Connection, connections=connections),  # type: ignore[arg-type]  # it is only called
+        ws="none",  # neither the APIs nor the page have a WebSocket
+        host=settings.host,
+        port=settings.port,
+        access_log=False,  # middleware.py logs one line per request, without the path
+        log_level="critical",  # middleware.py logs errors, without users' texts
+        timeout_graceful_shutdown=grace,
+        server_header=False,
+    )
+    return Server(config, connections)
+
+
 class Server(uvicorn.Server):
-    """uvicorn's server, but shutdown ends the page's streams, which last until the user leaves."""
+    """uvicorn's server, but slow clients are cut off, and shutdown ends the page's streams, which last until the user
+    leaves.
+    """
+
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+        super().__init__(config)
+        self.connections = connections
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second."""
+        if counter % 10 == 0:
+            self.connections.check()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.config.app.state.page_requests.close()  # type: ignore[union-attr]  # it is the FastAPI application
         await super().shutdown(sockets)
 
 
-def raise_file_limit() -> None:
-    """Raise the limit of open files, usually 1,024, as far as the system allows: a request takes two connections."""
+def raise_file_limit() -> int:
+    """Raise the limit of open files, usually 1,024, as far as the system allows, and return it."""
+    limit = 65_536
     if resource is not None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        limit = 65_536 if hard == resource.RLIM_INFINITY else hard
-        if soft != resource.RLIM_INFINITY and soft < limit:
-            with contextlib.suppress(OSError, ValueError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        if soft == resource.RLIM_INFINITY or soft >= limit:
+            return limit
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        except (OSError, ValueError):
+            limit = soft
+    return limit
 
 
 def _exit(*_: object) -> None:
@@ -158,6 +195,7 @@ def cog_server(settings: GatewaySettings) -> Iterator["subprocess.Popen[bytes]"]
     port = settings.target.rpartition(":")[2]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "scripts" / "serve.py"), "--port", port],
+        env={name: value for name, value in os.environ.items() if name != KEY_VARIABLE},
         start_new_session=True,  # Ctrl+C must not reach it: the gateway lets requests finish first
     )
     try:

@@ -22,6 +22,7 @@ class Metrics:
         self.tokens = self._counter("input_tokens", "Tokens of the texts embedded", "api")
         self.predictions = self._counter("predictions", "Predictions of the Replicate API that ended", "status")
         self.webhooks = self._counter("webhooks", "Webhook deliveries tried", "outcome")
+        self.cut_off = self._counter("connections_cut_off", "Connections that the gateway ended, by reason", "reason")
         self.waiting = self._gauge("queue_waiting", "Requests that wait for their turn")
         self.running = self._gauge("queue_running", "Requests that the target computes")
         self.ready = self._gauge("target_ready", "1 when the target can compute, else 0")
@@ -32,6 +33,9 @@ class Metrics:
             value = prediction_metrics.get(name)
             if isinstance(value, int | float):
                 counter.labels(api).inc(value)
+
+    def count_cut_off(self, reason: str) -> None:
+        self.cut_off.labels(reason).inc()
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

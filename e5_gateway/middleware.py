@@ -1,4 +1,5 @@
-"""Outer middleware: request ID, access control, memory budget for bodies, last-resort errors, log and metrics.
+"""Outer middleware: request ID, access control, security headers, memory budget for bodies, last-resort errors, log and
+metrics.
 
 Pure ASGI. Logs and metric labels contain the route's template, never the path or the body, so no user's text.
 """
@@ -15,12 +16,18 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from e5_gateway.access import Access, is_page_path
+from e5_gateway.access import Access, is_page_path, read_headers
 from e5_gateway.errors import GatewayError
 from e5_gateway.logs import log
 from e5_gateway.metrics import Metrics
 from e5_gateway.requests import BodyBudget
 
+BROWSER_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+API_POLICY = b"default-src 'none'; frame-ancestors 'none'"
+PAGE_POLICY = (
+    b"default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "  # Gradio 6 needs both
+    b"style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
@@ -69,7 +76,7 @@ class Middleware:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        headers: dict[bytes, bytes] = dict(scope["headers"])
+        headers = read_headers(scope["headers"])
         scope.setdefault("state", {})["has_key"] = self.access.has_key(headers)
         refusal = self.access.refusal(scope["path"], headers)
         if scope["type"] == "http":
@@ -91,7 +98,9 @@ class Middleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                policy = PAGE_POLICY if self.access.page and is_page_path(scope["path"]) else API_POLICY
+                added = (b"x-request-id", request_id.encode()), (b"content-security-policy", policy)
+                message["headers"] = [*message["headers"], *added, *BROWSER_HEADERS]
             await send(message)
 
         async def send_error(error: GatewayError) -> None:

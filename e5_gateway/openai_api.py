@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from e5 import InputError, tasks
-from e5_gateway.errors import ErrorFormat, GatewayError, Json, prediction_error
+from e5_gateway.errors import ErrorFormat, GatewayError, Json, prediction_error, shorten
 from e5_gateway.metrics import Metrics
 from e5_gateway.requests import cancel_on_disconnect, read_json
 from e5_gateway.settings import GatewaySettings
@@ -115,7 +115,8 @@ def parse(body: Json, identity: Identity, max_numbers: int) -> EmbeddingsRequest
     body = {name: value for name, value in body.items() if value is not None}
     for name in body:
         if name not in FIELDS:
-            raise _invalid(f"`{name}` is not a field of this API: the fields are {', '.join(FIELDS)}", name)
+            fields = ", ".join(FIELDS)
+            raise _invalid(f"`{shorten(name)}` is not a field of this API: the fields are {fields}", name)
     for name in ("input", "model"):
         if name not in body:
             raise _invalid(f"`{name}` is missing", name)
@@ -158,7 +159,8 @@ def parse_model(name: object, identity: Identity) -> dict[str, Any]:
         try:
             return options | ({"task": tasks.instruction(task)} if task else {})
         except InputError as error:
-            raise GatewayError(404, f"model {_quoted(name)}: {error}", "model_not_found", "model") from None
+            message = f"model {_quoted(name)}: {error}"
+            raise GatewayError(404, message, "model_not_found", "model") from None
     known = ", ".join(identity.model + suffix for suffix in ("", ":query", ":document", ":query:TASK"))
     raise GatewayError(404, f"no model is called {_quoted(name)} here: there are {known}", "model_not_found", "model")
 

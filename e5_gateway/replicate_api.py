@@ -10,8 +10,8 @@ import contextlib
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, TypeGuard
+from urllib.parse import urlencode, urlsplit
 
 import jsonschema_rs
 import orjson
@@ -19,7 +19,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from e5_gateway.errors import ErrorFormat, GatewayError, Json
+from e5_gateway.destinations import Destinations
+from e5_gateway.errors import MAX_QUOTE, ErrorFormat, GatewayError, Json, shorten
 from e5_gateway.predictions import Predictions
 from e5_gateway.requests import read_json
 from e5_gateway.settings import GatewaySettings
@@ -56,6 +57,10 @@ _schemas: dict[str, tuple[Json, jsonschema_rs.Validator]] = {}  # by version
 def router(target: Target, predictions: Predictions, settings: GatewaySettings) -> APIRouter:
     routes = APIRouter()
 
+    def own_address(request: Request) -> str:
+        """The gateway's address in a response: the public one, or that of the request, never that of another client."""
+        return settings.public_url or str(request.base_url).rstrip("/")
+
     async def create(request: Request, owner: str | None, name: str | None) -> Response:
         identity = await target.require_identity()
         body = await read_json(request, settings.max_body_bytes)
@@ -66,14 +71,15 @@ def router(target: Target, predictions: Predictions, settings: GatewaySettings) 
             owner, name = _owner_and_name(body.get("version"), identity)
         _check_model(owner, str(name), identity)
         inputs = orjson.dumps(check_inputs(body.get("input", {}), identity))
-        webhook, wait = _webhook(body), _wait_seconds(request.headers.get("prefer", ""))
-        base, model = str(request.base_url).rstrip("/"), f"{owner}/{identity.model}"
+        webhook = _webhook(body, predictions.webhooks.destinations)
+        wait = _wait_seconds(request.headers.get("prefer", ""))
+        base, model = own_address(request), f"{owner}/{identity.model}"
         del body  # free the parsed texts while it waits: as Python objects they take ten times their bytes
         prediction = await predictions.create(model, identity.version, inputs, base, webhook, wait)
         if wait is None or prediction.final:
-            return _json(render(prediction), 201)
+            return _json(render(prediction, base), 201)
         # Both official clients (Python 1.0.7, npm 1.4.0) take any status but `starting` for the end of a wait.
-        return _json(render(replace(prediction, status="starting")), 202)
+        return _json(render(replace(prediction, status="starting"), base), 202)
 
     @routes.post("/v1/predictions")
     async def create_by_version(request: Request) -> Response:
@@ -84,23 +90,23 @@ def router(target: Target, predictions: Predictions, settings: GatewaySettings) 
         return await create(request, owner, name)
 
     @routes.get("/v1/predictions/{prediction_id}")
-    async def get(prediction_id: str) -> Response:
-        return _json(render(_existing(await predictions.get(prediction_id))))
+    async def get(request: Request, prediction_id: str) -> Response:
+        return _json(render(_existing(await predictions.get(prediction_id)), own_address(request)))
 
     @routes.post("/v1/predictions/{prediction_id}/cancel")
-    async def cancel(prediction_id: str) -> Response:
-        return _json(render(_existing(await predictions.cancel(prediction_id))))
+    async def cancel(request: Request, prediction_id: str) -> Response:
+        return _json(render(_existing(await predictions.cancel(prediction_id)), own_address(request)))
 
     @routes.get("/v1/predictions")
     async def newest(request: Request) -> Response:
         """A page of predictions, newest first, without their inputs, outputs and logs."""
         page = await predictions.page(_parse_cursor(request.query_params.get("cursor")), PAGE_SIZE + 1)
-        next_url = None
+        base, next_url = own_address(request), None
         if len(page) > PAGE_SIZE:
             page = page[:PAGE_SIZE]
             cursor = base64.urlsafe_b64encode(f"{page[-1].created_at!r} {page[-1].id}".encode()).decode()
-            next_url = str(request.url.include_query_params(cursor=cursor))
-        results = [summary(prediction) for prediction in page]
+            next_url = f"{base}/v1/predictions?{urlencode({'cursor': cursor})}"
+        results = [summary(prediction, base) for prediction in page]
         return _json(orjson.dumps({"previous": None, "next": next_url, "results": results}))
 
     @routes.get("/v1/models/{owner}/{name}")
@@ -145,12 +151,12 @@ def model_list(identity: Identity, runs: int) -> Json:
     return {"previous": None, "next": None, "results": [model_object(OWNER, identity, runs)]}
 
 
-def summary(prediction: PredictionSummary) -> Json:
-    """Replicate's prediction object in a list, where input, logs and output are null.
+def summary(prediction: PredictionSummary, base: str) -> Json:
+    """Replicate's prediction object in a list, where input, logs and output are null. `base`: the gateway's address.
 
     Times are in UTC: created_at to the millisecond, the others to the microsecond.
     """
-    url = f"{prediction.base}/v1/predictions/{prediction.id}"
+    url = f"{base}/v1/predictions/{prediction.id}"
     return {
         "id": prediction.id,
         "model": prediction.model,
@@ -169,10 +175,10 @@ def summary(prediction: PredictionSummary) -> Json:
     }
 
 
-def render(prediction: Prediction) -> bytes:
-    """Replicate's prediction object."""
+def render(prediction: Prediction, base: str) -> bytes:
+    """Replicate's prediction object, as JSON. `base`: the gateway's address."""
     details = {"input": _raw(prediction.input), "logs": prediction.logs, "output": _raw(prediction.output)}
-    return orjson.dumps(summary(prediction) | details)
+    return orjson.dumps(summary(prediction, base) | details)
 
 
 def timestamp(seconds: float | None, precision: str = "microseconds") -> str | None:
@@ -189,8 +195,7 @@ def check_inputs(inputs: object, identity: Identity) -> Json:
     properties, validator = _schema(identity)
     given = {k: v for k, v in inputs.items() if not (v is None and properties.get(k, {}).get("nullable"))}
     if errors := _first_errors(given, properties, validator):
-        detail = "".join(f"- {error['field']}: {error['description']}\n" for error in errors)
-        raise GatewayError(422, detail, invalid_fields=errors)
+        raise GatewayError(422, "", invalid_fields=errors)
     return given
 
 
@@ -213,7 +218,7 @@ def _first_errors(inputs: Json, properties: Json, validator: jsonschema_rs.Valid
         except jsonschema_rs.ValidationError as error:
             path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path)
             keyword = str(error.schema_path[-1])
-            message = error.message if len(error.message) < 200 else f"violates `{keyword}` of the model's schema"
+            message = error.message if len(error.message) < MAX_QUOTE else f"violates `{keyword}` of the model's schema"
             if keyword == "additionalProperties":
                 message += f"; the inputs are {', '.join(properties)}"
             errors.append({"type": keyword, "field": f"input{path}", "description": message})
@@ -224,7 +229,8 @@ def _first_errors(inputs: Json, properties: Json, validator: jsonschema_rs.Valid
 
 def _check_model(owner: str, name: str, identity: Identity) -> None:
     if name != identity.model or not _OWNER.fullmatch(owner):
-        raise GatewayError(404, f"no model is called {owner}/{name} here: there is {OWNER}/{identity.model}")
+        called = shorten(f"{owner}/{name}")
+        raise GatewayError(404, f"no model is called {called} here: there is {OWNER}/{identity.model}")
 
 
 def _owner_and_name(version: object, identity: Identity) -> tuple[str, str]:
@@ -236,7 +242,7 @@ def _owner_and_name(version: object, identity: Identity) -> tuple[str, str]:
     return match["owner"] or OWNER, match["name"] or identity.model
 
 
-def _webhook(body: Json) -> Webhook | None:
+def _webhook(body: Json, destinations: Destinations) -> Webhook | None:
     """The webhook of a request. Raises GatewayError 422.
 
     A prediction's output and logs arrive with its end, so the events `output` and `logs` become `completed`.
@@ -248,6 +254,8 @@ def _webhook(body: Json) -> Webhook | None:
         return None
     if not _is_web_address(url):
         raise _invalid(field, "must be the URL of a web server, https://… or http://…")
+    if problem := destinations.problem(url):
+        raise _invalid(field, problem)
     events = body.get("webhook_events_filter")
     events = EVENTS if events is None else events
     if not isinstance(events, list | tuple) or any(event not in EVENTS for event in events):
@@ -257,7 +265,7 @@ def _webhook(body: Json) -> Webhook | None:
     return Webhook(url, start + end)
 
 
-def _is_web_address(url: object) -> bool:
+def _is_web_address(url: object) -> TypeGuard[str]:
     if not isinstance(url, str) or not _URL.fullmatch(url):
         return False
     with contextlib.suppress(ValueError):  # of a bad port or IPv6 address
@@ -318,8 +326,7 @@ def _existing(prediction: Prediction | None) -> Prediction:
 
 
 def _invalid(field: str, message: str) -> GatewayError:
-    invalid_field = {"type": "invalid", "field": field, "description": message}
-    return GatewayError(422, f"- {field}: {message}\n", invalid_fields=[invalid_field])
+    return GatewayError(422, "", invalid_fields=[{"type": "invalid", "field": field, "description": message}])
 
 
 def _raw(value: bytes | None) -> Any:

@@ -1,4 +1,4 @@
-"""Request bodies and disconnects, for all APIs: JSON within limits of size, memory and depth."""
+"""Request bodies and disconnects, for all APIs: JSON within limits of size, memory, values and depth."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
@@ -13,6 +13,8 @@ from e5_gateway.errors import GatewayError, Json, QueueFull
 T = TypeVar("T")
 MAX_DEPTH = 32
 """Nesting levels of a JSON body; an input of the model has three."""
+MAX_VALUES = 100_000
+"""Values in a JSON body. 64 MiB of `[],` would take 2 GiB and ten seconds to parse; 100,000 texts are 50 requests."""
 
 
 class BodyBudget:
@@ -42,12 +44,37 @@ class BodyBudget:
             self.used -= acquired
 
 
+class ValueCounter:
+    """Counts the values of a JSON text that arrives in parts, without parsing it: what would be a huge tree is refused
+    before it is built.
+
+    Exact up to the first error in the JSON; a parser stops there.
+    """
+
+    def __init__(self) -> None:
+        self.values = 1
+        """An upper bound: commas and brackets outside of strings, and one."""
+        self._in_string = False
+        self._escape = b""
+        """A backslash at the end of the last part, that belongs to the next one."""
+
+    def feed(self, part: bytes) -> None:
+        part = self._escape + part
+        unescaped = part.rstrip(b"\\")
+        self._escape = b"\\" * ((len(part) - len(unescaped)) % 2)
+        pieces = unescaped.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        outside = b"".join(pieces[self._in_string :: 2])
+        self._in_string ^= len(pieces) % 2 == 0
+        self.values += sum(map(outside.count, (b",", b"[", b"{")))
+
+
 async def read_json(request: Request, max_bytes: int) -> Json:
     """Read the body, a JSON object of at most `max_bytes` bytes. Raises GatewayError 413, 429 and 400.
 
     Acquires its bytes from the request's share of the BodyBudget.
     """
     parts, size = [], 0
+    counter = ValueCounter()
     if int(request.headers.get("content-length") or 0) > max_bytes:
         raise _too_large(max_bytes)
     async for part in request.stream():
@@ -56,6 +83,10 @@ async def read_json(request: Request, max_bytes: int) -> Json:
         if size > max_bytes:
             raise _too_large(max_bytes)
         request.state.acquire_body(len(part))
+        counter.feed(part)
+        if counter.values > MAX_VALUES:
+            cure = "send texts, not token ids, and fewer of them at a time"
+            raise GatewayError(413, f"the body has more than {MAX_VALUES:,} values: {cure}", "request_too_large")
     content = b"".join(parts)
     del parts
     try:
@@ -65,7 +96,7 @@ async def read_json(request: Request, max_bytes: int) -> Json:
         raise GatewayError(400, f"the body is not JSON{position}: send an object in UTF-8", "invalid_json") from None
     if not isinstance(body, dict):
         raise GatewayError(400, "the body is not a JSON object", "invalid_json")
-    if content.count(b"[") + content.count(b"{") > MAX_DEPTH:
+    if counter.values > MAX_DEPTH:
         _check_depth(body)
     return body
 

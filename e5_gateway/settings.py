@@ -1,18 +1,22 @@
 """The gateway's configuration, validated once.
 
 The key comes from the environment (GATEWAY_API_KEY), so that the process list does not show it. main.py has command
-line options for `target`, `database`, `host`, `port`, `model`, `concurrency` and `max_waiting`.
+line options for `target`, `database`, `host`, `port`, `model`, `concurrency`, `max_waiting`, `webhooks_to` and
+`public_url`.
 """
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from e5.errors import SettingsError
 from e5.limits import Limits
+from e5_gateway.destinations import Inner
 
 KEY_VARIABLE = "GATEWAY_API_KEY"
+MIN_KEY_LENGTH = 16
+"""Of a key beyond loopback, where anyone may try keys: thousands a second."""
 OPTIONS = {"concurrency": "--concurrency", "max_waiting": "--queue"}
 
 
@@ -27,6 +31,8 @@ class GatewaySettings:
     `max_body_bytes`, `max_bodies_bytes`: one request body, and all bodies being read or answered.
     `max_answer_numbers`: JSON numbers in an answer of OpenAI's API, as E5_MAX_ANSWER_NUMBERS of the target.
     `timeout`: for one prediction.
+    `webhooks_to`: inner hosts and networks that webhooks may reach.
+    `public_url`: the gateway's address as its clients know it, without a slash at the end. None: as each request says.
     `keep_…`: age, number and bytes of finished predictions that GET /v1/predictions/{id} still finds.
     """
 
@@ -39,10 +45,12 @@ class GatewaySettings:
     concurrency: int = 64
     max_waiting: int = 1_000
     max_waiting_bytes: int = 256 * 2**20
-    max_body_bytes: int = 64 * 2**20
+    max_body_bytes: int = 32 * 2**20
     max_bodies_bytes: int = 512 * 2**20
     max_answer_numbers: int = Limits.answer_numbers
     timeout: float = 600.0
+    webhooks_to: Inner = field(default_factory=Inner)
+    public_url: str | None = None
     keep_seconds: float = 3_600.0
     keep_predictions: int = 10_000
     keep_bytes: int = 2**30
@@ -53,6 +61,10 @@ class GatewaySettings:
             raise SettingsError(f"--target {self.target}: pass the server's address, such as http://127.0.0.1:5000")
         if not 0 < self.port < 65536:
             raise SettingsError(f"--port {self.port}: pass a port from 1 to 65535")
+        if self.public_url is not None:
+            public = urlsplit(self.public_url)
+            if public.scheme not in ("http", "https") or not public.hostname or public.query or public.fragment:
+                raise SettingsError(f"--public-url {self.public_url}: pass an address such as https://e5.example.com")
         key = self.api_key
         if key is not None and (not key.isascii() or not key.isprintable() or key != key.strip() or not key):
             raise SettingsError(f"{KEY_VARIABLE}: use printable ASCII without spaces at the ends; it is an HTTP header")
@@ -60,6 +72,11 @@ class GatewaySettings:
             raise SettingsError(
                 f"--host {self.host} opens the gateway to other machines: set {KEY_VARIABLE} to a secret, "
                 "or omit --host to serve this machine only"
+            )
+        if key is not None and len(key) < MIN_KEY_LENGTH and not self.loopback:
+            raise SettingsError(
+                f"{KEY_VARIABLE} has {len(key)} characters, too few for an address that other machines reach: "
+                f"use {MIN_KEY_LENGTH} or more, such as those of `openssl rand -hex 32`"
             )
         sizes = ("concurrency", "max_waiting", "max_waiting_bytes", "max_body_bytes", "max_bodies_bytes")
         for name in (*sizes, "max_answer_numbers", "timeout", "keep_predictions", "keep_bytes"):

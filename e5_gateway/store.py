@@ -35,10 +35,7 @@ Statement = tuple[str, tuple[Any, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionSummary:
-    """The columns of a prediction that a list shows. Times are Unix times; `metrics` is JSON.
-
-    `model`: owner/name. `base`: the gateway's address as the client knows it.
-    """
+    """The columns of a prediction that a list shows. Times are Unix times; `metrics` is JSON. `model`: owner/name."""
 
     id: str
     model: str
@@ -49,7 +46,6 @@ class PredictionSummary:
     completed_at: float | None = None
     error: str | None = None
     metrics: bytes | None = None
-    base: str
 
     @property
     def final(self) -> bool:
@@ -60,10 +56,12 @@ class PredictionSummary:
 class Prediction(PredictionSummary):
     """All columns of a prediction. `input` and `output` are JSON.
 
+    `base`: the gateway's address as the client that made the prediction knows it, for its webhook.
     `attempts`: times that the target broke while it ran this prediction. `size`: bytes of input and output.
     `webhook_due`: the webhook of its end is wanted, and has been neither delivered nor given up.
     """
 
+    base: str
     input: bytes
     size: int
     output: bytes | None = None

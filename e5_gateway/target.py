@@ -10,7 +10,6 @@ import base64
 import contextlib
 import errno
 import hashlib
-import itertools
 import math
 import random
 import secrets
@@ -53,16 +52,15 @@ MIN_CAPACITY_PAUSE, MAX_CAPACITY_PAUSE = 0.01, 0.25
 FINAL_WITHOUT_OUTPUT = ("failed", "canceled")
 JSON_TYPE = {"Content-Type": "application/json"}
 OUT_OF_FILES = "the gateway has as many connections as the system allows: raise `ulimit -n`, or send fewer at a time"
-_counter = itertools.count()
-_process = secrets.token_hex(4)
+OWN_ID = "gw-"
 
 
 def new_id() -> str:
-    """A prediction id for the target. Clients may not choose it: coglet creates a folder of that name.
+    """A prediction id for the target, of 128 random bits: who knows an id may read and cancel the prediction.
 
-    coglet's own ids collide.
+    Clients of the other APIs may not choose it, because coglet creates a folder of that name; coglet's own ids collide.
     """
-    return f"gw-{_process}-{next(_counter)}"
+    return OWN_ID + secrets.token_hex(16)
 
 
 @dataclass(frozen=True)

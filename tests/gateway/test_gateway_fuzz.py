@@ -13,12 +13,14 @@ from e5_cog.failures import parse_failure
 from e5_cog.repository import ROOT
 from e5_gateway import replicate_api
 from e5_gateway.app import ERROR_FORMATS
+from e5_gateway.destinations import Destinations, Inner
 from e5_gateway.errors import GatewayError
 from e5_gateway.openai_api import FIELDS, parse
 from e5_gateway.target import Identity
 
 NAME = "e5-mistral-tiny"
 SCHEMA = openapi.openapi(static_schema.read(ROOT / "predict.py"))
+DESTINATIONS = Destinations("http://127.0.0.1:5000", Inner())
 IDENTITY = Identity(NAME, 256, SCHEMA, "0.23.1", catalog.get(NAME), "0" * 64, 0.0, "")
 WORDS = st.sampled_from(
     ["", NAME, f"{NAME}:query", f"{NAME}:query:NQ", "query", "document", "float", "base64", "http://x"]
@@ -87,7 +89,7 @@ def test_accepted_replicate_inputs_have_the_types_of_predict(inputs: dict[str, A
 @settings(max_examples=300, deadline=None)
 def test_replicate_fields(body: dict[str, Any]) -> None:
     try:
-        replicate_api._webhook(body)
+        replicate_api._webhook(body, DESTINATIONS)
     except GatewayError as error:
         check(error)
     try:

@@ -17,7 +17,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from e5_cog.server import Server, running
 from tests.gateways import Gateway, gateway, until
 from tests.rule_predictor import MODEL, RULE, vector
-from tests.webhook_receiver import Receiver
 
 KEY = "secret key of the tests"
 BEARER = {"Authorization": f"Bearer {KEY}"}
@@ -264,15 +263,20 @@ def test_disconnect_frees_the_slot_at_once(local: Gateway, client: httpx.Client)
     assert time.monotonic() - started < 5  # the cancelled predictions would take 20 s
 
 
-def test_respond_async_and_cogs_webhook_pass_through(client: httpx.Client) -> None:
-    with Receiver() as receiver:
-        body = {"input": {"document": "text"}, "webhook": receiver.url, "webhook_events_filter": ["completed"]}
-        answer = client.put("/predictions/async-1", json=body, headers={"Prefer": "respond-async"})
-        assert (answer.status_code, answer.json()["status"]) == (202, "starting")
-        end = time.monotonic() + 10
-        while ("async-1", "succeeded") not in receiver.seen and time.monotonic() < end:
-            time.sleep(0.05)
-        assert ("async-1", "succeeded") in receiver.seen
+def test_respond_async_passes_through(client: httpx.Client) -> None:
+    answer = client.put(
+        "/predictions/async-1", json={"input": {"document": "text"}}, headers={"Prefer": "respond-async"}
+    )
+    assert (answer.status_code, answer.json()["status"]) == (202, "starting")
+
+
+@pytest.mark.parametrize("path", ["/predictions", "/predictions/hook-1"])
+def test_webhooks_of_cogs_api_are_refused(client: httpx.Client, path: str) -> None:
+    """coglet would send them to any address, and follow redirects: POST /shutdown would end it."""
+    body = {"input": {"document": "text"}, "webhook": "https://example.com/hook"}
+    answer = client.request("PUT" if "hook-1" in path else "POST", path, json=body)
+    assert answer.status_code == 422
+    assert "POST /v1/predictions" in answer.json()["detail"]
 
 
 # ---- Replicate's

@@ -1,0 +1,142 @@
+"""Where webhooks may go: public addresses, and the inner hosts and networks that the operator names.
+
+A client of the gateway chooses the URL of its webhook. Without a limit it could make the gateway send requests to
+services that only the gateway can reach: the Cog server (POST /shutdown ends it), a database, a cloud's metadata.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from e5.errors import SettingsError
+from e5_gateway.errors import shorten
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+AddressInfo = tuple[Any, ...]
+"""family, type, protocol, name, (address, port, …): an item of socket.getaddrinfo()"""
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
+
+
+class Refused(OSError):
+    """A webhook's address is not allowed."""
+
+
+@dataclass(frozen=True)
+class Inner:
+    """The inner hosts and networks that webhooks may reach, of the option --webhooks-to."""
+
+    hosts: frozenset[str] = frozenset()
+    networks: tuple[Network, ...] = ()
+
+    @classmethod
+    def parse(cls, values: Iterable[str]) -> Self:
+        """Host names, addresses and networks such as 10.0.0.0/8. Raises SettingsError."""
+        hosts, networks = set(), []
+        for value in values:
+            try:
+                networks.append(ipaddress.ip_network(value))
+            except ValueError:
+                if "/" in value or ":" in value or not value:
+                    raise SettingsError(
+                        f"--webhooks-to {value}: pass a host name, an address, or a network such as 10.0.0.0/8"
+                    ) from None
+                hosts.add(value.lower())
+        return cls(frozenset(hosts), tuple(networks))
+
+
+def is_public(address: Address) -> bool:
+    """Whether everybody can reach the address. An IPv4 address inside of an IPv6 address counts for itself."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inside = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+        if address in NAT64:
+            inside.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        if not all(is_public(inner) for inner in inside if inner is not None):
+            return False
+        if address.ipv4_mapped is not None:
+            return True
+    return address.is_global and not address.is_multicast
+
+
+def literal(host: str) -> Address | None:
+    """The address that a URL's host spells out, also in the old forms 127.1, 0x7f.1 and 2130706433; None for a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    except (OSError, ValueError):
+        return None
+
+
+class Destinations:
+    """Decides about each address at the moment of connecting to it, so it does not matter what DNS answered before.
+
+    `target`: the Cog server's URL. No webhook reaches its address, and none reaches its port on any inner address.
+    """
+
+    def __init__(self, target: str, inner: Inner) -> None:
+        parts = urlsplit(target)
+        self.inner = inner
+        self._target_host = str(parts.hostname)
+        self._target_port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._target_addresses: set[Address] = set()
+
+    def problem(self, url: str) -> str | None:
+        """Why a URL is refused without asking DNS; None if its host may be allowed."""
+        parts = urlsplit(url)
+        host = str(parts.hostname)
+        if parts.username is not None or parts.password is not None:
+            return "must not have a user and password: receivers check the signature (webhook-signature)"
+        address = literal(host)
+        name_may_be_public = address is None and host != "localhost"
+        if name_may_be_public or host in self.inner.hosts or (address is not None and self._is_allowed(address)):
+            return None
+        return f"{shorten(host)} is not a public address: the gateway's option --webhooks-to allows inner ones"
+
+    @contextlib.asynccontextmanager
+    async def sessions(self, timeout: float) -> AsyncIterator[Callable[[str], aiohttp.ClientSession]]:
+        """Yields a function from a URL to the session for it, which connects to allowed addresses only."""
+
+        def session(socket_factory: Callable[[Any], socket.socket]) -> aiohttp.ClientSession:
+            return aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(socket_factory=socket_factory, limit=0),
+                timeout=aiohttp.ClientTimeout(total=timeout),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+
+        async with session(self._connect) as public, session(self._connect_inner_host) as inner_hosts:
+            yield lambda url: inner_hosts if urlsplit(url).hostname in self.inner.hosts else public
+
+    async def resolve_target(self) -> None:
+        """Look up the target's addresses. To be called before each delivery."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):  # then the last addresses count
+            found = await loop.getaddrinfo(self._target_host, self._target_port, type=socket.SOCK_STREAM)
+            self._target_addresses = {ipaddress.ip_address(address[0]) for *_, address in found}
+
+    def _connect(self, info: AddressInfo) -> socket.socket:
+        address = ipaddress.ip_address(info[4][0])
+        if not self._is_allowed(address):
+            raise Refused(f"{address} is not a public address")
+        return self._connect_inner_host(info)
+
+    def _connect_inner_host(self, info: AddressInfo) -> socket.socket:
+        """The socket for a connection to an address of any kind, but not to the Cog server."""
+        family, kind, protocol, _, (host, port, *_) = info
+        address = ipaddress.ip_address(host)
+        if port == self._target_port and (address in self._target_addresses or not is_public(address)):
+            raise Refused(f"{address}:{port} is the Cog server, or has its port")
+        return socket.socket(family, kind, protocol)
+
+    def _is_allowed(self, address: Address) -> bool:
+        plain = getattr(address, "ipv4_mapped", None) or address
+        return is_public(address) or any(plain in network for network in self.inner.networks)
