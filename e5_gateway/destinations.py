@@ -6,6 +6,7 @@ services that only the gateway can reach: the Cog server (POST /shutdown ends it
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -22,6 +23,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 AddressInfo = tuple[Any, ...]
 """family, type, protocol, name, (address, port, …): an item of socket.getaddrinfo()"""
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # RFC 4291
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 
 
@@ -53,15 +55,15 @@ class Inner:
 
 
 def is_public(address: Address) -> bool:
-    """Whether everybody can reach the address. An IPv4 address inside of an IPv6 address counts for itself."""
+    """Whether everybody can reach the address. One that contains an IPv4 address is public if both are."""
     if isinstance(address, ipaddress.IPv6Address):
-        inside = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-        if address in NAT64:
-            inside.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        if not all(is_public(inner) for inner in inside if inner is not None):
-            return False
         if address.ipv4_mapped is not None:
-            return True
+            return is_public(address.ipv4_mapped)
+        if address in NAT64:
+            return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        inside = [address.sixtofour, *(address.teredo or ())]
+        if address not in GLOBAL_UNICAST or not all(is_public(inner) for inner in inside if inner is not None):
+            return False
     return address.is_global and not address.is_multicast
 
 
@@ -126,7 +128,7 @@ class Destinations:
     def _connect(self, info: AddressInfo) -> socket.socket:
         address = ipaddress.ip_address(info[4][0])
         if not self._is_allowed(address):
-            raise Refused(f"{address} is not a public address")
+            raise Refused(errno.EACCES, f"{address} is not a public address")
         return self._connect_inner_host(info)
 
     def _connect_inner_host(self, info: AddressInfo) -> socket.socket:
@@ -134,7 +136,7 @@ class Destinations:
         family, kind, protocol, _, (host, port, *_) = info
         address = ipaddress.ip_address(host)
         if port == self._target_port and (address in self._target_addresses or not is_public(address)):
-            raise Refused(f"{address}:{port} is the Cog server, or has its port")
+            raise Refused(errno.EACCES, f"{address}:{port} is the Cog server, or has its port")
         return socket.socket(family, kind, protocol)
 
     def _is_allowed(self, address: Address) -> bool:
