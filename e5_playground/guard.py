@@ -78,13 +78,13 @@ def is_plain(body: bytes, choices: dict[int, list[bool]]) -> bool:
         return False
     if not isinstance(sent, dict) or not sent.keys() <= FIELDS or type(sent.get("fn_index", 0)) is not int:
         return False
-    for name in ("trigger_id", "session_hash", "event_id", "event_data"):
-        if not (sent.get(name) is None or _ID.fullmatch(str(sent[name])[:65])):
-            return False
+    if not all(_ID.fullmatch(str(sent[name])) for name in ("trigger_id", "session_hash", "event_id") if sent.get(name)):
+        return False
     values = sent.get("data", [])
-    if not isinstance(values, list) or not all(
-        value is None or isinstance(value, str | int | float) for value in values
-    ):
+    if not isinstance(values, list):
+        return False
+    # `event_data` is the value that was typed, once more.
+    if not all(value is None or isinstance(value, str | int | float) for value in [*values, sent.get("event_data")]):
         return False
     chosen = zip(values, choices.get(sent.get("fn_index", 0), []), strict=False)
     return all(len(str(value)) <= MAX_CHOICE for value, is_choice in chosen if is_choice)

@@ -451,11 +451,41 @@ def test_file_references_in_place_of_texts_are_refused(
             assert httpx.post(f"{keyed_url}/gradio_api/queue/join", json=bad).status_code == 422
     assert httpx.get(f"{keyed_url}/gradio_api/file={secret}").status_code == 403
     # Gradio refuses them too, if they pass the guard.
-    monkeypatch.setattr(guard, "is_plain", lambda _: True)
+    monkeypatch.setattr(guard, "is_plain", lambda *_: True)
     file = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
     answer = httpx.post(f"{keyed_url}/gradio_api/run/x", json=call | {"data": [*values[:3], file, *values[4:]]})
     assert answer.status_code == 500
     assert "gradio/" not in answer.text
+
+
+def test_what_gradio_would_keep_or_log_is_short(keyed_url: str) -> None:
+    """Gradio keeps session hashes in memory, and logs a preset that is none of the choices, without the key."""
+    values = [None, "", "task", "query", "document", True, "float"]
+    call = handler({"fn_index": index_of_write(keyed_url), "data": values})
+    long = "x" * 10_000
+    for wrong in (
+        {"session_hash": long},
+        {"session_hash": "a/b"},
+        {"session_hash": {"a": 1}},
+        {"event_id": long},
+        {"trigger_id": long},
+        {"fn_index": "13"},
+        {"fn_index": True},
+        {"event_data": {"path": "x"}},
+        {"more": 1},
+        {"data": [None, long, *values[2:]]},
+        {"data": [*values[:6], long]},
+    ):
+        answer = httpx.post(f"{keyed_url}/gradio_api/run/x", json=call | wrong)
+        assert (answer.status_code, wrong.keys()) == (422, wrong.keys())
+    assert httpx.get(f"{keyed_url}/gradio_api/queue/data", params={"session_hash": long}).status_code == 404
+    assert httpx.get(f"{keyed_url}/gradio_api/heartbeat/{long}").status_code == 404
+
+
+def test_page_may_not_be_framed_and_loads_nothing_from_elsewhere(keyed_url: str) -> None:
+    policy = httpx.get(keyed_url).headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in policy and "default-src 'self'" in policy
+    assert "http" not in policy and "*" not in policy
 
 
 @pytest.mark.parametrize(
