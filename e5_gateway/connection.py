@@ -73,6 +73,8 @@ class Connection(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self.all = connections
         self.refusal = 400
+        self.keep_alive = True
+        """What the head of the newest request says."""
         self.head_bytes = 0
         """Bytes of the request line, headers and trailers that the parser has passed on."""
         self.unparsed_bytes = 0
@@ -113,6 +115,9 @@ class Connection(HttpToolsProtocol):
         self.body_since = time.monotonic()
         self.all.waiting.pop(self, None)
         super().on_headers_complete()
+        # uvicorn would close after an early response, such as 401 or 413, and a client that still sends its body would
+        # get a reset instead of the response. check() closes if the rest of the body takes too long.
+        self.keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, True
         if len(self.pipeline) > MAX_PIPELINED:
             raise OverflowError  # ends the parser: data_received() calls send_400_response()
 
@@ -124,6 +129,9 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self.unparsed_bytes = 0
         super().on_message_complete()
+        self.cycle.keep_alive = self.cycle.keep_alive and self.keep_alive
+        if self.cycle.response_complete and not self.cycle.keep_alive:
+            self.transport.close()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

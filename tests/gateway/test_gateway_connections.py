@@ -9,6 +9,8 @@ import json
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -174,6 +176,20 @@ def test_rest_of_a_body_is_not_read_for_ever_after_the_answer(server: main.Serve
         for _ in itertools.repeat(None):
             client.sendall(b"a" * 1000)
             time.sleep(0.01)
+
+
+def test_client_that_closes_after_one_request_gets_an_early_answer(server: main.Server) -> None:
+    """uvicorn closes then, and a client that still sends its body gets a reset instead of the answer."""
+    request = urllib.request.Request(f"http://127.0.0.1:{server.config.port}/none", bytes(2**25))  # Connection: close
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(request)
+
+
+def test_connection_closes_after_the_answer_if_the_client_asks_so(server: main.Server) -> None:
+    for head in (HEAD + b"Connection: close\r\n\r\n", b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n"):
+        started = time.monotonic()
+        assert rest(connect(server, head)).startswith(b"HTTP/1.1 200 ")
+        assert time.monotonic() - started < 4  # an idle connection has five seconds
 
 
 def test_pipelined_requests_are_answered_up_to_a_number(server: main.Server) -> None:
