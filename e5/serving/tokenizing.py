@@ -65,12 +65,9 @@ class TokenizerPool:
             self._threads.submit(self._tokenize_next)
         try:
             return await asyncio.wrap_future(waiting.result)
-        finally:
-            self._leave(waiting)
-
-    def _leave(self, waiting: _Waiting) -> None:
-        with self._lock, suppress(ValueError):  # all of its slices are taken
-            self._waiting.remove(waiting)
+        finally:  # after an error or a cancellation there may be slices left
+            with self._lock, suppress(ValueError):
+                self._waiting.remove(waiting)
 
     def _tokenize_next(self) -> None:
         """Tokenize one slice of the request whose turn it is. Runs in a thread, once for each slice that entered."""
@@ -87,7 +84,6 @@ class TokenizerPool:
         try:
             tokens = self._tokenize(taken.queries, taken.documents, waiting.task)
         except BaseException as error:
-            self._leave(waiting)
             with suppress(InvalidStateError):  # it was cancelled, or the other thread has failed too
                 waiting.result.set_exception(error)
             return

@@ -156,7 +156,6 @@ def test_an_error_fails_its_request_only(library: Embedder) -> None:
         error, tokens = await asyncio.gather(bad, good, return_exceptions=True)
         assert isinstance(error, InputError) and "`task` takes" in str(error)
         assert isinstance(tokens, Tokens) and len(tokens) == 2
-        assert gate.started.count("bad") <= THREADS
         assert not pool._waiting
 
     run(scenario)

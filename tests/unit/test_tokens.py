@@ -123,6 +123,7 @@ def test_many_texts_keep_their_order() -> None:
 
 def test_chunks_have_a_limited_number_of_characters() -> None:
     long = "word " * (CHUNK_CHARACTERS // 10)  # half of a chunk
+    assert list(map(len, e5.tokens._chunks(["a", 3 * long, 3 * long, "b"]))) == [1, 1, 1, 1]
     texts = [long, "a", long, "b", "c"]
     assert list(map(len, e5.tokens._chunks(texts))) == [2, 3]
     ids = lists(_mistral().encode(texts).ids)
