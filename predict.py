@@ -12,7 +12,7 @@ from cog import BaseModel, BasePredictor, Input
 from e5.serving.request import EmbedRequest
 from e5.serving.service import Service
 from e5.settings import Settings
-from e5_cog.housekeeping import clean_periodically
+from e5_cog.housekeeping import clean_periodically, keep_private
 
 TASK = "Given a web search query, retrieve relevant passages that answer the query"
 TASK_HELP = "What the queries look for, in one sentence: goes with each query, never with documents. May be empty."
@@ -39,6 +39,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
     async def setup(self) -> None:
         """Load the model. Raises SettingsError, WeightsError."""
         self.service = await Service.start(Settings.from_environment())
+        keep_private()
         self.housekeeping = asyncio.create_task(clean_periodically())
         print(f"Ready: {self.service}", flush=True)
 

@@ -11,14 +11,23 @@ from e5.errors import InputError
 
 CHARACTERS_PER_TOKEN = 20
 """Character budget per token of the request limit. English averages 4–5; truncated text still counts."""
+MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN = 1_000_000, 250
+"""Default of E5_MAX_CHARACTERS: the smaller of the first, and the second for each token that the model reads of a text.
+
+For an encoder's 512 tokens that is 128,000. One million characters can keep XLM-R's tokenizer busy for 5 s, and take
+1.7 GB, because it normalizes and splits the whole text before it is cut.
+"""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The values of E5_MAX_TEXTS and so on (`e5.settings.LIMITS`)."""
+    """The values of E5_MAX_TEXTS and so on (`e5.settings.LIMITS`).
+
+    `characters`: None means no limit here; `Settings` replaces it by the model's default.
+    """
 
     texts: int = 2_048
-    characters: int = 1_000_000
+    characters: int | None = None
     request_tokens: int = 1_000_000
     queued_tokens: int = 4_000_000
     answer_numbers: int = 2_000_000

@@ -6,14 +6,14 @@ Checks that depend on the model or the machine (does the model have this source?
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Self
 
 from e5 import catalog
 from e5.errors import SettingsError
-from e5.limits import Limits
+from e5.limits import MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN, Limits
 
 SOURCES = ("adapter", "merged")
 WHOLE_NUMBER = "a whole number, 1 or more"
@@ -29,7 +29,7 @@ class Settings:
     """The model to load and how to run it. None: choose by the model and the machine.
 
     `max_batch_tokens`: token budget of a packed forward pass; a longer text gets a pass of its own. `limits`: for
-    servers.
+    servers; the default for a text's characters depends on the model.
     """
 
     model: str = catalog.EMBEDDED
@@ -53,6 +53,9 @@ class Settings:
             raise _invalid("E5_DTYPE", self.dtype, DTYPES)
         if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
             raise _invalid("E5_MAX_BATCH_TOKENS", self.max_batch_tokens, (WHOLE_NUMBER,))
+        if self.limits.characters is None:
+            characters = min(MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN * catalog.get(self.model).max_tokens)
+            object.__setattr__(self, "limits", replace(self.limits, characters=characters))
         for variable, name in LIMITS.items():
             if getattr(self.limits, name) < 1:
                 raise _invalid(variable, getattr(self.limits, name), (WHOLE_NUMBER,))

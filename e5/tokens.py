@@ -25,8 +25,9 @@ from e5.errors import WeightsError
 TokenIds = NDArray[np.int32]
 """The token ids of one text: int32 [T]."""
 
-CHUNK_TEXTS, CHUNK_CHARACTERS = 1024, 1_000_000
-"""Limits of one tokenizer call. They bound the memory of its Encoding objects, about 100 bytes a token."""
+CHUNK_TEXTS, CHUNK_CHARACTERS = 1024, 100_000
+"""Limits of one tokenizer call, which bound its memory: about 100 bytes a token for the Encoding objects, and XLM-R's
+normalization makes up to 18 characters of one (U+FDFA), which takes 1.7 kB. A longer text gets a call of its own."""
 
 PARALLEL_CHARACTERS = 10_000
 """Shorter calls use one thread, which takes a few milliseconds. Batch calls wake the tokenizer's thread pool, whose
@@ -97,14 +98,14 @@ class Tokenizer:
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of at most CHUNK_TEXTS texts. The text that takes a chunk past CHUNK_CHARACTERS is its last."""
+    """Lists of at most CHUNK_TEXTS texts and CHUNK_CHARACTERS characters, or of one longer text."""
     chunk: list[str] = []
     characters = 0
     for text in texts:
-        chunk.append(text)
-        characters += len(text)
-        if len(chunk) == CHUNK_TEXTS or characters > CHUNK_CHARACTERS:
+        if chunk and (len(chunk) == CHUNK_TEXTS or characters + len(text) > CHUNK_CHARACTERS):
             yield chunk
             chunk, characters = [], 0
+        chunk.append(text)
+        characters += len(text)
     if chunk:
         yield chunk

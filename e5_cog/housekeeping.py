@@ -1,31 +1,60 @@
-"""Removal of the empty folders that Cog's server leaves behind.
+"""Users' texts that Cog's server puts in files: nobody else can read them, and none stays behind.
 
-coglet 0.23 creates two folders for each prediction and never removes them: 12 kB and three inodes each.
+coglet 0.23 creates two folders for each prediction in /tmp/coglet and never removes them: 12 kB and three inodes each.
+It writes an input or an output of more than 6 MiB of JSON to a file there, which the other of its two processes removes
+as soon as it has read it. If one of them is killed in between, the file stays.
 """
 
 import asyncio
+import logging
 import os
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
 
+log = logging.getLogger(__name__)
+
 COG_FOLDERS = Path("/tmp/coglet/predictions")
-INTERVAL_SECONDS, MAX_AGE_SECONDS = 60, 900  # no prediction takes that long
+INTERVAL_SECONDS, MAX_AGE_SECONDS = 60, 900
+"""Folders and files of this age are left over. No prediction takes that long, and a file is read within seconds. The
+age is what protects other servers of this user, which share the folder."""
+
+
+def keep_private() -> None:
+    """Make files that this process writes from now on, and /tmp/coglet, accessible to this user only.
+
+    The image's server has started with another umask; its files are protected by the folder.
+    """
+    os.umask(0o077)
+    folder = COG_FOLDERS.parent
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.lstat().st_uid != os.geteuid():
+            raise PermissionError(f"it belongs to the user with the id {folder.lstat().st_uid}")
+        folder.chmod(0o700)
+    except OSError as error:
+        log.warning(
+            "%s is not private (%s): other users may read large requests, or make them fail; remove it, or run the "
+            "server in a container",
+            folder,
+            error,
+        )
 
 
 async def clean_periodically() -> None:
-    """Remove old empty folders now and once a minute, in a worker thread, until cancelled."""
+    """Remove leftovers now and once a minute, in a worker thread, until cancelled."""
     while True:
         with suppress(OSError):  # the folder is not ours, or has disappeared in the meantime
-            await asyncio.to_thread(remove_empty_folders, COG_FOLDERS, time.time() - MAX_AGE_SECONDS)
+            await asyncio.to_thread(remove_leftovers, COG_FOLDERS, time.time() - MAX_AGE_SECONDS)
         await asyncio.sleep(INTERVAL_SECONDS)
 
 
-def remove_empty_folders(parent: Path, before: float) -> int:
-    """Remove folders in `parent` that are last modified before `before` (seconds since the epoch), along with empty
-    folders inside.
+def remove_leftovers(parent: Path, before: float) -> int:
+    """Remove folders in `parent` that are last modified before `before` (seconds since the epoch).
 
-    Never removes a file, or a folder that contains one. Returns the number of folders removed.
+    They may contain folders, and these this user's files `spill_*` that are as old. A folder with another file or a
+    younger one stays. Returns the number of folders removed.
     """
     if not parent.is_dir():
         return 0
@@ -34,7 +63,16 @@ def remove_empty_folders(parent: Path, before: float) -> int:
         with suppress(OSError):  # it contains a file, belongs to another user, or has disappeared in the meantime
             if entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_mtime < before:
                 for inner in os.scandir(entry.path):
+                    if inner.is_dir(follow_symlinks=False):
+                        _remove_spills(Path(inner.path), before)
                     Path(inner.path).rmdir()
                 Path(entry.path).rmdir()
                 removed += 1
     return removed
+
+
+def _remove_spills(folder: Path, before: float) -> None:
+    for file in folder.glob("spill_*"):
+        status = file.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_mtime < before:
+            file.unlink()

@@ -41,7 +41,9 @@ def main(argv: list[str]) -> int:
 async def answer(inputs: Json) -> str:
     """Run setup() and predict(); return the output as JSON."""
     predictor = predict.Predictor()
+    umask = os.umask(0o077)
     await predictor.setup()
+    os.umask(umask)  # setup() changes it, but the output file is the user's
     output = await predictor.predict(**inputs)
     return json.dumps(dataclasses.asdict(output), default=lambda rows: rows.tolist(), allow_nan=False)
 

@@ -5,6 +5,7 @@ To run that program as a child process, see `e5_cog.server`.
 
 import argparse
 import importlib.util
+import ipaddress
 import json
 import os
 import socket
@@ -33,7 +34,14 @@ def main(argv: list[str]) -> None:
         environment = prepare(arguments.port, settings)
     except (SettingsError, StartError, static_schema.SignatureError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    if not ipaddress.ip_address(host.strip("[]")).is_loopback:
+        print(
+            f"{parser.prog}: warning: anyone who can reach {host}:{arguments.port} may use and shut down the server: "
+            "put the gateway in front, and keep the server in a container's network (docs/serving.md)",
+            file=sys.stderr,
+        )
     os.chdir(ROOT)
+    os.umask(0o077)  # the server writes large requests to files
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", "cog.server.http", "--host", host], environment)
 
@@ -66,9 +74,11 @@ def prepare(port: int, settings: Settings) -> dict[str, str]:
         raise StartError(f"cannot write {openapi.SCHEMA} ({error.strerror}): run from a writable folder") from None
     # The server runs in the repository's folder, where a relative path means another folder.
     weights = {} if settings.weights is None else {"E5_WEIGHTS": str(settings.weights.resolve())}
+    # The server does not need the gateway's key, which the gateway may have started it with.
+    inherited = {name: value for name, value in os.environ.items() if name != "GATEWAY_API_KEY"}
     return {
         "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
-        **os.environ,
+        **inherited,
         **weights,
         "COG_MAX_CONCURRENCY": str(signature.concurrency),
         "PORT": str(port),

@@ -137,15 +137,11 @@ class Store:
         return str((await self._select("SELECT value FROM secrets WHERE name = ?", name))[0]["value"])
 
     async def prune(self, max_age: float, max_count: int, max_bytes: int) -> None:
-        """Delete finished predictions older than `max_age` seconds, then the oldest beyond the other limits."""
-        ended = f"status IN {FINAL}"
-        await self._write(f"DELETE FROM predictions WHERE {ended} AND completed_at < ?", time.time() - max_age)
-        await self._write(
-            f"DELETE FROM predictions WHERE {ended} AND id IN (SELECT id FROM (SELECT id,"
-            f" row_number() OVER newest AS position, sum(size) OVER newest AS bytes FROM predictions WHERE {ended}"
-            " WINDOW newest AS (ORDER BY completed_at DESC, id)) WHERE position > ? OR bytes > ?)",
-            max_count, max_bytes,
-        )  # fmt: skip
+        """Delete finished predictions older than `max_age` seconds, then the oldest beyond the other limits.
+
+        Their texts are then in neither the database nor its write-ahead log.
+        """
+        await self._run(self._prune, max_age, max_count, max_bytes)
 
     async def _write(self, sql: str, *values: Any) -> None:
         """Return once committed. Statements are committed in the order of the calls."""
@@ -172,6 +168,21 @@ class Store:
             for sql, values in statements:
                 self._database.execute(sql, values)
 
+    def _prune(self, max_age: float, max_count: int, max_bytes: int) -> None:
+        ended = f"status IN {FINAL}"
+        with self._database:  # one transaction
+            aged = self._database.execute(
+                f"DELETE FROM predictions WHERE {ended} AND completed_at < ?", (time.time() - max_age,)
+            )
+            surplus = self._database.execute(
+                f"DELETE FROM predictions WHERE {ended} AND id IN (SELECT id FROM (SELECT id,"
+                f" row_number() OVER newest AS position, sum(size) OVER newest AS bytes FROM predictions WHERE {ended}"
+                " WINDOW newest AS (ORDER BY completed_at DESC, id)) WHERE position > ? OR bytes > ?)",
+                (max_count, max_bytes),
+            )
+        if aged.rowcount or surplus.rowcount:
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log still has the deleted rows
+
     async def _select(self, sql: str, *values: Any) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = await self._run(lambda: [dict(row) for row in self._database.execute(sql, values)])
         return rows
@@ -181,19 +192,34 @@ class Store:
 
     def _open(self) -> None:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))  # it holds users' texts
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_private()
             self._database = sqlite3.connect(self._path, timeout=1, check_same_thread=False)
             self._database.row_factory = sqlite3.Row
             self._database.execute("PRAGMA locking_mode=EXCLUSIVE")  # two gateways would run each prediction twice
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
+            self._database.execute("PRAGMA secure_delete=ON")  # overwrite deleted rows; not every build's default
             self._database.executescript(SCHEMA)
             self._database.execute("BEGIN IMMEDIATE").close()
             self._database.commit()
         except (OSError, sqlite3.Error) as error:
             reason = "another gateway uses it" if "locked" in str(error) else str(error)
             raise SettingsError(f"--database {self._path} cannot be used: {reason}") from None
+
+    def _make_private(self) -> None:
+        """Create the database for its owner only; tighten an existing one and its logs: they hold users' texts."""
+        os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
+        for suffix in ("", "-wal", "-shm"):
+            path = self._path.with_name(self._path.name + suffix)
+            try:
+                path.chmod(0o600)
+            except FileNotFoundError:
+                continue
+            except PermissionError:
+                raise SettingsError(
+                    f"--database {path} belongs to another user, who could read the texts in it: name a new file"
+                ) from None
 
 
 def _prediction(row: dict[str, Any]) -> Prediction:

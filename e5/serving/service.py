@@ -5,10 +5,9 @@ Importing this module does not load torch; `Service.start` does.
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 import e5
 from e5.limits import Limits
@@ -16,18 +15,18 @@ from e5.network import openmp
 from e5.prompts import DEFAULT_TASK
 from e5.serving import serialize
 from e5.serving.request import EmbedRequest
+from e5.serving.tokenizing import TokenizerPool
 from e5.settings import Settings
 from e5.vectors import Vectors
 
 if TYPE_CHECKING:
     from e5.serving.batcher import Batcher
 
-T = TypeVar("T")
 Metrics = dict[str, str | int | float]
 
 INLINE_CHARACTERS, INLINE_FLOATS = 4_096, 65_536
-"""The event loop itself tokenizes and encodes up to these sizes, which takes milliseconds. Larger requests use a worker
-thread, so that health checks and cancellations don't wait."""
+"""The event loop itself tokenizes and encodes up to these sizes, which takes milliseconds. Larger requests use worker
+threads, so that health checks and cancellations don't wait."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ class Service:
         self.batcher = batcher
         self.embedder = batcher.embedder
         self.limits = limits
+        self.tokenizers = TokenizerPool(self.embedder.tokenize)
         self.phases: dict[str, float] = {}
 
     @classmethod
@@ -99,8 +99,10 @@ class Service:
         if queries and not task and self.embedder.uses_task:
             warnings += ["`task` is empty: queries are embedded without the instruction that this model is made for"]
         started = time.perf_counter()
-        tokenize = partial(self.embedder.tokenize, queries, documents, task)
-        tokens = await _call(tokenize, in_thread=request.characters > INLINE_CHARACTERS)
+        if request.characters > INLINE_CHARACTERS:
+            tokens = await self.tokenizers.tokenize(request)
+        else:
+            tokens = self.embedder.tokenize(queries, documents, task)
         self.limits.check_tokens(tokens.total)
         if tokens.truncated:
             max_tokens = self.embedder.tokenizer.max_tokens
@@ -108,8 +110,10 @@ class Service:
         tokenized = time.perf_counter()
         embedded = await self.batcher.embed(tokens)
         done = time.perf_counter()
-        encoded = partial(encode, embedded.vectors, request)
-        output = await _call(encoded, in_thread=embedded.vectors.size > INLINE_FLOATS)
+        if embedded.vectors.size > INLINE_FLOATS:
+            output = await asyncio.to_thread(encode, embedded.vectors, request)
+        else:
+            output = encode(embedded.vectors, request)
         metrics: Metrics = {
             "model": self.embedder.model.name,
             "texts": len(tokens),
@@ -135,11 +139,6 @@ def encode(vectors: Vectors, request: EmbedRequest) -> EncodedOutput:
     scores = serialize.json_rows(e5.scores(vectors[:queries], vectors[queries:])) if paired else None
     score = float(scores[0, 0]) if scores is not None and scores.size == 1 else None
     return EncodedOutput(embeddings, embeddings_base64, score, scores)
-
-
-async def _call(function: Callable[[], T], *, in_thread: bool) -> T:
-    """Call a function in a worker thread or, if it is quick, in the event loop."""
-    return await asyncio.to_thread(function) if in_thread else function()
 
 
 def _milliseconds(seconds: float) -> float:

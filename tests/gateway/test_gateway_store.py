@@ -1,10 +1,12 @@
 """Predictions on disk: committed writes survive the process; pruning deletes the oldest finished predictions."""
 
 import asyncio
+import os
 import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -61,7 +63,69 @@ def test_predictions_are_read_back_and_the_file_is_private(tmp_path: Path) -> No
 
     use(path, write)
     use(path, read)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert mode(path) == 0o600 and mode(path.parent) == 0o700
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_existing_files_are_made_private(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite3"
+    files = [path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))]
+
+    async def nothing(_: Store) -> None:
+        pass
+
+    async def check(_: Store) -> None:
+        assert [mode(file) for file in files if file.exists()] == [0o600] * sum(file.exists() for file in files)
+
+    use(path, nothing)
+    for file in files:
+        file.touch()
+        file.chmod(0o644)
+    use(path, check)
+    assert mode(path) == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_s_database_is_refused() -> None:
+    async def never(_: Store) -> None:
+        raise AssertionError
+
+    with tempfile.TemporaryDirectory() as folder:  # not tmp_path, which other users cannot enter
+        path = Path(folder) / "store.sqlite3"
+        path.touch()
+        path.chmod(0o666)
+        Path(folder).chmod(0o777)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(SettingsError, match=r"belongs to another user, who could read .*: name a new file"):
+                use(path, never)
+        finally:
+            os.seteuid(0)
+        assert mode(path) == 0o666
+
+
+def test_pruned_texts_are_in_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite3"
+
+    def copies() -> int:
+        return sum(file.read_bytes().count(b"MARKER") for file in tmp_path.iterdir())
+
+    async def fill_and_prune(store: Store) -> None:
+        text = b'["' + b"a MARKER " * 2_000 + b'"]'
+        for index in range(20):
+            await store.insert(prediction(f"id{index}", input=text, size=len(text)))
+            await store.update(f"id{index}", status="succeeded", completed_at=1.0, output=text)
+        await store.insert(prediction("kept", input=b'"KEPT"'))
+        assert copies()
+        await store.prune(60.0, 1000, 10**9)
+        assert copies() == 0
+        assert (await store.get("kept")) is not None
+
+    use(path, fill_and_prune)
+    assert copies() == 0
 
 
 def test_concurrent_writes_share_few_commits_in_order(tmp_path: Path) -> None:

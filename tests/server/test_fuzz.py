@@ -341,7 +341,8 @@ def test_texts_are_truncated_to_the_model_s_limit_and_counted(
 
 # The service's own steps
 
-LIMITS = Limits(texts=4, characters=12, request_tokens=2)  # so 40 characters in total
+CHARACTERS = 12
+LIMITS = Limits(texts=4, characters=CHARACTERS, request_tokens=2)  # so 40 characters in total
 
 
 @settings(FUZZ, max_examples=300)
@@ -361,11 +362,11 @@ def test_texts_of_a_request_are_gathered_in_order_or_rejected(
     texts = singles + [text for group in groups if isinstance(group, list | tuple) for text in group]
     valid = (
         all(isinstance(group, list | tuple) for group in groups)
-        and all(is_text(text) and len(text) <= LIMITS.characters for text in texts)
+        and all(is_text(text) and len(text) <= CHARACTERS for text in texts)
         and 1 <= len(texts) <= LIMITS.texts
         and sum(map(len, texts)) <= 20 * LIMITS.request_tokens
         and isinstance(task, str)
-        and len(task) <= LIMITS.characters
+        and len(task) <= CHARACTERS
         and is_unicode(task)
     )
     check = partial(

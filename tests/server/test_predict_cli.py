@@ -74,6 +74,9 @@ def test_request_from_stdin_is_written_to_a_file(tmp_path: Path) -> None:
     done = run("--json", "@-", "-o", str(target), text='{"documents": ["é", "漢字"], "encoding_format": "base64"}')
     assert (done.returncode, done.stdout) == (0, "")
     assert len(json.loads(target.read_text())["embeddings_base64"]) == 2
+    umask = os.umask(0)
+    os.umask(umask)
+    assert target.stat().st_mode & 0o777 == 0o666 & ~umask, "setup() makes Cog's files private, not the user's"
     assert list(tmp_path.iterdir()) == [target]
 
 

@@ -60,6 +60,16 @@ def test_invalid_values_are_rejected(variable: str, value: str, message: str) ->
         Settings.from_environment({variable: value})
 
 
+@pytest.mark.parametrize(
+    ("model", "characters"),
+    [("e5-small", 128_000), ("e5-mistral-7b-instruct", 1_000_000), ("e5-mistral-tiny", 1_000_000)],
+)
+def test_default_limit_of_characters_fits_the_model(model: str, characters: int) -> None:
+    assert Settings.from_environment({"E5_MODEL": model}).limits == Limits(characters=characters)
+    assert Settings.from_environment({"E5_MODEL": model, "E5_MAX_CHARACTERS": "7"}).limits.characters == 7
+    assert Settings.from_environment({}, model=model).limits.characters == characters
+
+
 def test_other_programs_variables_are_ignored() -> None:
     """Kubernetes sets these in every pod of a namespace with a service called e5."""
     names = ("E5_SERVICE_HOST", "E5_SERVICE_PORT", "E5_PORT", "E5_PORT_5000_TCP", "E5_PORT_5000_TCP_ADDR")

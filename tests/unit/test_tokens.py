@@ -123,8 +123,9 @@ def test_many_texts_keep_their_order() -> None:
 
 def test_chunks_have_a_limited_number_of_characters() -> None:
     long = "word " * (CHUNK_CHARACTERS // 10)  # half of a chunk
+    assert list(map(len, e5.tokens._chunks(["a", 3 * long, 3 * long, "b"]))) == [1, 1, 1, 1]
     texts = [long, "a", long, "b", "c"]
-    assert list(map(len, e5.tokens._chunks(texts))) == [3, 2]
+    assert list(map(len, e5.tokens._chunks(texts))) == [2, 3]
     ids = lists(_mistral().encode(texts).ids)
     assert [ids[1], ids[3], ids[4]] == [decoder_ids(text, 99) for text in "abc"]
 
