@@ -10,6 +10,7 @@ import shutil
 import struct
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -296,6 +297,8 @@ def test_bin_with_two_directories_is_an_error(pickled: Path) -> None:
         struct.pack_into("<H", harmless, at + 10, zipfile.ZIP_STORED)
         struct.pack_into("<L", harmless, at + 24, packed)
         (start,) = struct.unpack("<L", seen_by_torch[at + 42 : at + 46])
+        begin = start + 30 + sum(struct.unpack("<HH", compressed[start + 26 : start + 30]))
+        struct.pack_into("<L", harmless, at + 16, zlib.crc32(compressed[begin : begin + packed]))
         struct.pack_into("<L", seen_by_torch, at + 42, start + size)
         at += 46 + name + extra + comment
     head = padding + compressed[:offset]
