@@ -4,7 +4,8 @@ Sources: the model cards, microsoft/unilm `e5/README.md` and mteb's model metada
 Hugging Face repositories. For local files see `e5.weights`, for tensors `e5.network`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from e5.errors import SettingsError
@@ -31,6 +32,7 @@ class Part:
     """Files of one repository at one commit. Downloaded, they go to `folder` in the model's local folder.
 
     All of `files` are required, and the first of `one_of` that exists. Their names are relative to `subfolder`.
+    `checksums`: the sha256 of LFS files, by name, as far as they are known. The hub must list the same ones.
     """
 
     repo: str
@@ -40,6 +42,7 @@ class Part:
     subfolder: str = ""
     folder: str = ""
     gated: bool = False
+    checksums: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,21 @@ class Model:
         raise SettingsError(f"E5_SOURCE={source}: {self.name} has no such source; it has: {available}")
 
 
+# Sources: reports of people who downloaded the files at these commits. For multilingual-e5-small, the results of
+# ZYK-Labs/ai-beacon's benchmark of 2026-10-01, and two more for the model; for multilingual-e5-base, the qualification
+# report of Service Insight (issue 39, 2026-07-18), which used curl. Many projects report the same at later commits.
+_CHECKSUMS = {
+    "multilingual-e5-small": {
+        "model.safetensors": "1a55775f53449dac10a2bcbc312469fac40b96d53198c407081a831f81c98477",
+        "tokenizer.json": "0b44a9d7b51c3c62626640cda0e2c2f70fdacdc25bbbd68038369d14ebdf4c39",
+    },
+    "multilingual-e5-base": {
+        "model.safetensors": "a18a44fad1d0b46ded15928144138cff1135d5cc8233bdd90be5f18822de09a7",
+        "tokenizer.json": "62c24cdc13d4c9952d63718d6c9fa4c287974249e16b7ade6d5a85e7bbb75626",
+    },
+}
+
+
 def _encoder(
     name: str,
     revision: str,
@@ -95,7 +113,8 @@ def _encoder(
     license: str = "mit",
     prompt: PromptKind = "prefix",
 ) -> Model:
-    part = Part(f"intfloat/{name}", revision, ("config.json", "tokenizer.json"), CHECKPOINT)
+    files = ("config.json", "tokenizer.json")
+    part = Part(f"intfloat/{name}", revision, files, CHECKPOINT, checksums=_CHECKSUMS.get(name, {}))
     multilingual = name.startswith("multilingual-")
     return Model(
         name=name,

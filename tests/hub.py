@@ -13,6 +13,7 @@ import io
 import json
 import os
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -42,6 +43,8 @@ class Fault:
     status: int | None = None  # sent instead of the file
     hold_at: int | None = None  # bytes sent before setting `Hub.held` and waiting for `Hub.go_on`; sets `Hub.ended`
     ranges: bool = True  # whether the server honours Range
+    content_range: str | None = None  # sent with status 206, whatever was requested
+    endless: bool = False  # sends up to 50 MB more, without a length
 
 
 @dataclass
@@ -52,6 +55,12 @@ class Hub:
     faults: dict[str, Fault] = field(default_factory=dict)
     listing_status: list[int] = field(default_factory=list)
     """Statuses of the next listings; a negative one stays (-503: always 503)."""
+    listed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Changes to the listing's entries, by path."""
+    raw_listing: bytes | None = None
+    """Sent instead of the listing."""
+    certificate: Path | None = None
+    """A PEM file with key and certificate for 127.0.0.1: the hub uses HTTPS, the other host does not."""
     gated: dict[str, int] = field(default_factory=dict)
     """Repositories whose files (but not the listing) answer with this status and GatedRepo."""
     offer_xet: Counter[str] = field(default_factory=Counter)
@@ -73,6 +82,11 @@ class Hub:
         hosts = ("127.0.0.1", "localhost")
         addresses = zip(hosts, self.servers, strict=True)
         self.url, self.cdn = (f"http://{host}:{server.server_port}" for host, server in addresses)
+        if self.certificate:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(self.certificate)
+            self.servers[0].socket = tls.wrap_socket(self.servers[0].socket, server_side=True)
+            self.url = self.url.replace("http:", "https:")
         for server in self.servers:
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return self
@@ -98,7 +112,7 @@ class Hub:
             if path.endswith(LFS):
                 entry["blobId"] = git_blob(b"pointer of " + path.encode())
                 entry["lfs"] = {"sha256": sha256(content), "size": len(content), "pointerSize": 130}
-            siblings.append(entry)
+            siblings.append(entry | self.listed.get(path, {}))
         return {"_id": "0", "id": repo, "modelId": repo, "sha": revision, "private": False, "siblings": siblings}
 
 
@@ -207,7 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(abs(status), "Busy")
         if (repo, revision) not in self.hub.repos:
             return self._refuse_unknown(repo)
-        return self._send(200, json.dumps(self.hub.listing(repo, revision)).encode(), {"X-Repo-Commit": revision})
+        listing = self.hub.raw_listing or as_json(self.hub.listing(repo, revision))
+        return self._send(200, listing, {"X-Repo-Commit": revision})
 
     def _refuse_unknown(self, repo: str) -> None:
         known = any(repo == name for name, _ in self.hub.repos)
@@ -244,7 +259,13 @@ class _Handler(BaseHTTPRequestHandler):
         if requested and fault.ranges:
             status, start = 206, int(requested.removeprefix("bytes=").rstrip("-"))
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        self._head(status, headers, len(content) - start)
+        if fault.content_range:
+            status, headers["Content-Range"] = 206, fault.content_range
+        self._head(status, headers, None if fault.endless else len(content) - start)
+        if fault.endless:
+            self.close_connection = True
+            self._body(name, content + bytes(50_000_000))
+            return
         stop = len(content)
         for limit in (fault.cut_after, fault.close_after):
             stop = stop if limit is None else min(stop, start + limit)
@@ -278,9 +299,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _head(self, status: int, headers: dict[str, str], length: int) -> None:
+    def _head(self, status: int, headers: dict[str, str], length: int | None) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(length))
+        if length is not None:
+            self.send_header("Content-Length", str(length))
         self.end_headers()

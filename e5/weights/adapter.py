@@ -6,12 +6,14 @@ and rounds once to float32. Float32 sums differ between GPU and CPU, and some of
 in float64.
 
 Supports plain LoRA on linear layers. Any other setting raises an error that names it, and so does a missing or unused
-tensor: a partly applied adapter gives plausible but wrong vectors.
+tensor: a partly applied adapter gives plausible but wrong vectors. An adapter's files are untrusted: reading one runs
+no code, memory is bounded by the size of the files, and so is the time of its patterns (`e5.weights.patterns`).
 """
 
-import json
+import io
 import math
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +24,27 @@ from torch import Tensor
 from e5.catalog import ADAPTER_TENSORS
 from e5.errors import WeightsError
 from e5.weights.checkpoint import bare_name
+from e5.weights.files import read_json
+from e5.weights.patterns import Patterns
+from e5.weights.reading import unreadable
 
-SUPPORTED = {
-    "alpha_pattern",
-    "bias",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "init_lora_weights",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_alpha",
-    "peft_type",
-    "r",
-    "rank_pattern",
-    "target_modules",
-    "use_rslora",
+SUPPORTED = {  # the types of the values; all may be null
+    "alpha_pattern": dict,
+    "bias": str,
+    "exclude_modules": str | list,
+    "fan_in_fan_out": bool,
+    "init_lora_weights": bool | str,
+    "layers_pattern": str | list,
+    "layers_to_transform": int | list,
+    "lora_alpha": int | float,
+    "peft_type": str,
+    "r": int,
+    "rank_pattern": dict,
+    "target_modules": str | list,
+    "use_rslora": bool,
 }
+MAX_CONFIG_BYTES = 1_000_000
+"""The flagship's has 500 bytes, one with a rank for each module 20,000."""
 WITHOUT_EFFECT = {  # training details, and settings of features that are rejected when enabled
     "auto_mapping",
     "base_model_name_or_path",
@@ -67,7 +74,14 @@ class Adapter:
     def __init__(self, folder: Path) -> None:
         """Read adapter_config.json and the tensors. Raises WeightsError for anything but plain LoRA."""
         self.folder = folder
-        self.config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        path = folder / "adapter_config.json"
+        try:
+            if (size := path.stat().st_size) > MAX_CONFIG_BYTES:
+                raise ValueError(f"{size} bytes, the limit is {MAX_CONFIG_BYTES}")
+            self.config: dict[str, Any] = read_json(path)
+        except (OSError, ValueError) as error:
+            raise unreadable(path, error) from error
+        self._patterns = Patterns(path)
         _check_supported(folder, self.config)
         self._pairs, self._prefix = _lora_pairs(folder, _read_tensors(folder))
         self._unused = set(self._pairs)
@@ -88,13 +102,14 @@ class Adapter:
         if pair is None:
             return base
         self._unused.discard(module)
-        a, b = (matrix.to(base.device, torch.float64) for matrix in pair)
+        a, b = pair
         if (b.shape[0], a.shape[1]) != base.shape or a.shape[0] != b.shape[1]:
             shapes = f"A {list(a.shape)} and B {list(b.shape)}"
             raise WeightsError(
                 f"{self.folder}: {shapes} of {module} do not make a {list(base.shape)} weight: wrong base?"
             )
         scaling, result = self.scaling(module), torch.empty_like(base, dtype=torch.float32)
+        a, b = (matrix.to(base.device, torch.float64) for matrix in pair)
         chunk_rows = min(base.shape[0], max(1, CHUNK // base.shape[1]))
         buffer = torch.empty(chunk_rows, base.shape[1], dtype=torch.float64, device=base.device)
         for start in range(0, base.shape[0], chunk_rows):
@@ -115,18 +130,18 @@ class Adapter:
         """Raise WeightsError if the adapter has tensors for a module that was never merged."""
         if self._unused:
             raise WeightsError(
-                f"{self.folder} adapts {min(self._unused)} ({len(self._unused)} left over), which the base does not "
-                "have: base and adapter do not belong together"
+                f"{self.folder} adapts {min(self._unused):.200} ({len(self._unused)} left over), which the base does "
+                "not have: base and adapter do not belong together"
             )
 
     def _is_target(self, module: str) -> bool:
         """Whether the configuration targets this module, by the rules of peft's check_target_module_exists."""
         name, config = self._prefix + module, self.config
-        if _matches(config.get("exclude_modules") or [], name):
+        if self._matches(config.get("exclude_modules") or [], name):
             return False
         if config["target_modules"] == "all-linear":
             return module != "embed_tokens"
-        if not _matches(config["target_modules"], name):
+        if not self._matches(config["target_modules"], name):
             return False
         layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or [r"[^.]*"]
         if layers is None:
@@ -134,29 +149,35 @@ class Adapter:
         if isinstance(patterns, str):
             patterns = [patterns]
         for pattern in patterns:
-            if match := re.match(rf"(?:.*\.)?{pattern}\.(\d+)\.", name):
-                return int(match[1]) in ([layers] if isinstance(layers, int) else layers)
+            whole = rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\."
+            if match := self._patterns.compile(whole, name).match(name):
+                return int(match["index"]) in ([layers] if isinstance(layers, int) else layers)
         return False
 
+    def _matches(self, targets: str | list[str], name: str) -> bool:
+        """Whether the regular expression matches the module's name, or the list has the name or its last parts."""
+        if isinstance(targets, str):
+            return self._patterns.compile(targets, name).fullmatch(name) is not None
+        return any(name == target or name.endswith(f".{target}") for target in targets)
+
     def _by_pattern(self, field: str, module: str, default: float) -> float:
+        name = self._prefix + module
         for pattern, value in (self.config.get(field) or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", self._prefix + module):
+            if self._patterns.compile(rf"(.*\.)?({pattern})$", name).match(name):
                 return float(value)
         return default
-
-
-def _matches(targets: str | list[str], name: str) -> bool:
-    """Whether the regular expression matches the module's name, or the list has the name or its last parts."""
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def _check_supported(folder: Path, config: dict[str, Any]) -> None:
     for key in ("r", "lora_alpha", "target_modules"):
         if not config.get(key):
             raise WeightsError(f"{folder}/adapter_config.json has no {key}: download it again")
-    unsupported = [key for key in sorted(set(config) - SUPPORTED - WITHOUT_EFFECT) if config[key]]
+    for key, types in SUPPORTED.items():
+        if (value := config.get(key)) is not None and not (isinstance(value, types) and _has_valid_items(value)):
+            raise WeightsError(
+                f"{folder}/adapter_config.json has {key}={value!r:.100}, which peft does not write: download it again"
+            )
+    unsupported = [key for key in sorted(set(config) - set(SUPPORTED) - WITHOUT_EFFECT) if config[key]]
     unsupported += [key for key, value in (("peft_type", "LORA"), ("bias", "none")) if config.get(key, value) != value]
     if config.get("fan_in_fan_out"):
         unsupported.append("fan_in_fan_out")
@@ -164,10 +185,17 @@ def _check_supported(folder: Path, config: dict[str, Any]) -> None:
     if config.get("init_lora_weights", True) not in (True, False, "gaussian"):
         unsupported.append("init_lora_weights")
     if unsupported:
-        settings = ", ".join(f"{key}={config[key]!r}" for key in unsupported)
+        settings = ", ".join(f"{key}={config[key]!r:.100}" for key in unsupported)
         raise WeightsError(
-            f"{folder} asks for {settings}, which is more than plain LoRA: merge it with peft and use the result"
+            f"{folder} asks for {settings:.200}, which is more than plain LoRA: merge it with peft and use the result"
         )
+
+
+def _has_valid_items(value: Any) -> bool:
+    """Whether a list has strings and numbers only, a mapping numbers only, and no number is huge or NaN."""
+    items = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    allowed = int | float if isinstance(value, dict) else int | float | str
+    return all(isinstance(item, allowed) and (isinstance(item, str) or abs(item) < 1e9) for item in items)
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -176,10 +204,37 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     try:
         if path == safetensors:
             return load_file(path)
-        tensors: dict[str, Tensor] = dict(torch.load(path, map_location="cpu", weights_only=True))
-        return tensors
+        return _read_pickled(path)
     except Exception as error:  # safetensors, pickle and zipfile each raise their own types
-        raise WeightsError(f"{path} cannot be read as tensors ({error}): delete it and download it again") from error
+        raise WeightsError(
+            f"{path} cannot be read as tensors ({error!s:.200}): delete it and download it again"
+        ) from error
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    """Read what torch.save wrote, without running code, in at most three times the file's size of memory.
+
+    torch gets a copy of the archive. It reads the directory to which the archive's end points, zipfile the one that
+    stands before the end, so that checking the file with one and reading it with the other would check nothing.
+    """
+    size, copy = path.stat().st_size, io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as stored:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("it is compressed, which torch.save does not do")
+        if (unpacked := sum(entry.file_size for entry in entries)) > size:
+            raise ValueError(f"it unpacks to {unpacked} bytes, but has only {size}")
+        for entry in entries:
+            stored.writestr(entry.filename, archive.read(entry))
+    copy.seek(0)
+    tensors: dict[str, Tensor] = dict(torch.load(copy, map_location="cpu", weights_only=True))
+    for name, tensor in tensors.items():
+        dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_meta
+        if not isinstance(name, str) or not dense:
+            raise ValueError(f"{name!r:.100} is not a named dense tensor")
+    if (total := sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())) > size:
+        raise ValueError(f"its tensors have {total} bytes, but it has only {size}")
+    return tensors
 
 
 def _lora_pairs(folder: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, tuple[Tensor, Tensor]], str]:
@@ -188,13 +243,17 @@ def _lora_pairs(folder: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, tup
     prefix = ""
     for name, tensor in tensors.items():
         match = TENSOR_NAME.fullmatch(name)
-        if not match:
-            raise WeightsError(f"{folder} has the tensor {name}, which is not a LoRA matrix: is it a plain adapter?")
+        if not match or tensor.dim() != 2 or not tensor.numel() or not tensor.is_floating_point():
+            raise WeightsError(
+                f"{folder} has the tensor {name:.200}, which is not a LoRA matrix: is it a plain adapter?"
+            )
         module = bare_name(match["module"])
         prefix = match["module"].removesuffix(module)
         matrices.setdefault(module, {})[match["matrix"]] = tensor
     for module, pair in matrices.items():
         if len(pair) != 2:
             missing = "A" if "B" in pair else "B"
-            raise WeightsError(f"{folder} has no {module}.lora_{missing}.weight: it is incomplete, download it again")
+            raise WeightsError(
+                f"{folder} has no {module:.200}.lora_{missing}.weight: it is incomplete, download it again"
+            )
     return {module: (pair["A"], pair["B"]) for module, pair in matrices.items()}, prefix

@@ -5,7 +5,6 @@ model, or of a model with a head (prefixed with `model.`, `bert.` or `roberta.`)
 names. Pickled checkpoints are not supported, on purpose.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -18,7 +17,7 @@ from torch import Tensor
 from e5.catalog import CHECKPOINT
 from e5.errors import WeightsError
 from e5.weights import reading
-from e5.weights.files import shard_names
+from e5.weights.files import read_json, shard_names
 
 PREFIXES = ("model.", "bert.", "roberta.")
 HEADS = ("lm_head.", "cls.", "pooler.")
@@ -44,12 +43,9 @@ def config(folder: Path) -> dict[str, Any]:
     """Read config.json. Raises WeightsError if it is missing or not a JSON object."""
     path = folder / "config.json"
     try:
-        content = json.loads(path.read_text("utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise reading.unreadable(path, error) from error
-    if not isinstance(content, dict):
-        raise reading.unreadable(path, "not a JSON object")
-    return content
 
 
 def shards(folder: Path) -> list[Path]:
@@ -76,9 +72,8 @@ def check_shapes(folder: Path, expected: Mapping[str, Sequence[int]]) -> None:
         shape = expected.get(stored.name)
         if shape is None or tuple(shape) != stored.shape:
             wanted = "" if shape is None else f", which is {list(shape)} in the model"
-            raise WeightsError(
-                f"{folder} has a tensor {stored.name} {list(stored.shape)}{wanted}: not a checkpoint of its config"
-            )
+            found = f"{stored.name:.100} {list(stored.shape)!s:.100}"
+            raise WeightsError(f"{folder} has a tensor {found}{wanted}: not a checkpoint of its config")
         missing.discard(stored.name)
     if missing:
         raise WeightsError(f"{folder} lacks {min(missing)} ({len(missing)} missing): download it again")

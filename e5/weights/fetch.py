@@ -1,9 +1,10 @@
 """Download a model's missing files from the hub, into the hub's cache or a folder.
 
 A file downloads under a temporary name in a staging folder, is verified against the size and checksum that the hub
-lists at the pinned commit, and only then gets its final name. So every file under a final name is verified, even if a
-process is killed at any point, and no journal is needed. Files that are in place and pass the check of
-`e5.weights.files` are neither downloaded nor hashed again. `e5.weights.transfer` downloads one file.
+lists at the pinned commit, and only then gets its final name. If the catalog has a checksum, the hub must list the same
+one. So every file under a final name is verified, even if a process is killed at any point, and no journal is needed.
+Files that are in place and pass the check of `e5.weights.files` are neither downloaded nor hashed again.
+`e5.weights.transfer` downloads one file.
 """
 
 import errno
@@ -139,18 +140,28 @@ def _missing_files(part: Part, store: FolderStore) -> list[File]:
         names.append(next((name for name in part.one_of if _path_in_repo(part, name) in listing), part.one_of[0]))
     for index in [name for name in names if name.endswith(".index.json")]:
         _put_in_place(part, _listed(part, index, listing), store)
+        if broken := problem(store.path(part, index)):
+            raise WeightsError(
+                f"{constants.ENDPOINT} sent it, but {broken}, or set HF_ENDPOINT to a hub that you trust"
+            )
         names += [shard for shard in shard_names(store.path(part, index)) if shard not in names]
     files = [_listed(part, name, listing) for name in names]
     return [file for file in files if not transfer.is_in_place(store.path(part, file.name), file)]
 
 
 def _listed(part: Part, name: str, listing: dict[str, File]) -> File:
-    if file := listing.get(_path_in_repo(part, name)):
-        return file
-    raise WeightsError(
-        f"{part.repo} at {part.revision} lists no {name} with size and checksum: "
-        f"set HF_ENDPOINT ({constants.ENDPOINT}) to a complete hub"
-    )
+    file, pinned = listing.get(_path_in_repo(part, name)), part.checksums.get(name)
+    if file is None:
+        raise WeightsError(
+            f"{part.repo} at {part.revision} lists no {name} with size and checksum: "
+            f"set HF_ENDPOINT ({constants.ENDPOINT}) to a complete hub"
+        )
+    if pinned and file.checksum != pinned:
+        raise WeightsError(
+            f"{constants.ENDPOINT} offers another {name} than the pinned one of {part.repo}: its checksum is "
+            f"{file.checksum} instead of {pinned}. Set HF_ENDPOINT to a hub that you trust, or leave it out"
+        )
+    return file
 
 
 def _put_in_place(part: Part, file: File, store: FolderStore) -> None:

@@ -5,6 +5,7 @@ Checksums are compared only once, after a download (`e5.weights.transfer`).
 """
 
 import json
+import re
 import struct
 import zipfile
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from e5.catalog import ADAPTER_TENSORS, CHECKPOINT, Model
 from e5.errors import WeightsError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
 GIT_LFS_POINTER = b"version "  # "version https://git-lfs…": in clones made without git-lfs, instead of a large file
 
 
@@ -60,8 +62,10 @@ def _detect_source(model: Model, folder: Path) -> str:
 def check(model: Model, weights: LocalWeights) -> list[str]:
     """List the problems that keep these weights from being used, each with its path. Reads only headers."""
     config = weights.checkpoint / "config.json"
-    if problem(config) is None and (model_type := _read_json(config).get("model_type")) not in model.architectures:
-        return [f"{config} has model_type {model_type}, not {model.architecture}: set E5_MODEL to the model it holds"]
+    if problem(config) is None and (model_type := read_json(config).get("model_type")) not in model.architectures:
+        return [
+            f"{config} has model_type {model_type!s:.100}, not {model.architecture}: set E5_MODEL to the model it holds"
+        ]
     result = problems(weights.checkpoint, ("config.json",), CHECKPOINT)
     result += problems(weights.tokenizer.parent, (weights.tokenizer.name,))
     if weights.adapter is not None:
@@ -94,25 +98,40 @@ def problem(path: Path) -> str | None:
         if path.name.endswith(".index.json"):
             shard_names(path)
         else:
-            _read_json(path)
+            read_json(path)
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
     except ValueError as error:
-        return f"{path} is broken ({error}): replace it"
+        return f"{path} is broken ({error!s:.200}): replace it"
     return None
 
 
 def shard_names(index: Path) -> tuple[str, ...]:
     """The files that a checkpoint's index names, sorted. Raises ValueError if it is not a valid index."""
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError("no weight_map")
-    names = sorted({str(name) for name in weight_map.values()})
     # The index is untrusted: it may name safetensors files in its own folder, but no pickle and no ../../elsewhere.
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"its weight_map names {name}, which is not a safetensors file in the same folder")
-    return tuple(names)
+    for name in weight_map.values():
+        if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
+            raise ValueError(f"its weight_map names {name!s:.100}, which is not a safetensors file in the same folder")
+    return tuple(sorted(set(weight_map.values())))
+
+
+def parse_json(content: bytes) -> dict[str, Any]:
+    """Parse a JSON object that comes from outside. Raises ValueError for anything else, and for deep nesting."""
+    try:
+        parsed = json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(parsed, dict):
+        raise ValueError("not a JSON object")
+    return parsed
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """`parse_json` of a file. Raises OSError and ValueError."""
+    return parse_json(path.read_bytes())
 
 
 def _safetensors_problem(path: Path) -> str | None:
@@ -124,29 +143,21 @@ def _safetensors_problem(path: Path) -> str | None:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length > min(size - 8, MAX_HEADER_BYTES):
             return f"{path} is truncated or not a safetensors file ({size} bytes, fewer than its header): replace it"
-        ends = _tensor_ends(json.loads(file.read(length)))
+        ends = _tensor_ends(parse_json(file.read(length)))
     expected = 8 + length + max(ends, default=0)
     if not ends or size != expected:
         return f"{path} is truncated or corrupt: expected {expected} bytes, it has {size}: replace it"
     return None
 
 
-def _tensor_ends(header: Any) -> list[int]:
-    """The offset at which each tensor of a safetensors header ends."""
-    if not isinstance(header, dict):
-        raise ValueError("its header is not a JSON object")
+def _tensor_ends(header: dict[str, Any]) -> list[int]:
+    """The offset at which each tensor of a safetensors header ends. The safetensors library checks the rest later."""
     ends = []
     for name, entry in header.items():
         if name != "__metadata__":
-            try:
-                ends.append(int(entry["data_offsets"][1]))
-            except (TypeError, KeyError, IndexError) as error:
-                raise ValueError(f"its header has no offsets for {name}") from error
+            match entry:
+                case {"data_offsets": [int(), int() as end]}:
+                    ends.append(end)
+                case _:
+                    raise ValueError(f"its header has no offsets for {name:.100}")
     return ends
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_bytes())
-    if not isinstance(content, dict):
-        raise ValueError("not a JSON object")
-    return content

@@ -5,7 +5,6 @@ releases the GIL; large tensors are split into parts. All tensors share one ring
 avoids allocating and pinning memory per tensor. So a tensor is valid only until the next one is requested.
 """
 
-import json
 import logging
 import mmap
 import os
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from e5.errors import WeightsError
+from e5.weights.files import parse_json
 
 PART_BYTES = 16 << 20
 """Bytes per read call. With 4 MiB a cold read took up to 1.5 × as long; 64 MiB gained nothing."""
@@ -70,7 +70,7 @@ def read_header(path: Path) -> list[StoredTensor]:
             pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
         header.pop("__metadata__", None)
         tensors = []
         for name, entry in header.items():
@@ -123,7 +123,7 @@ def read(
 
 def unreadable(path: Path, cause: object) -> WeightsError:
     """The error for a file that exists but cannot be used."""
-    return WeightsError(f"{path} cannot be read ({cause}): delete it and download it again")
+    return WeightsError(f"{path} cannot be read ({cause!s:.300}): delete it and download it again")
 
 
 class _RingBuffer:

@@ -5,12 +5,17 @@ connection. All other files, and interrupted Xet transfers, go through `_resume`
 huggingface_hub 1.31 and 2.4 handled a 30 MB file: they resume after a closed connection, but a connection reset at
 25 MB ends the transfer and deletes what has arrived, and after a kill the file starts from zero and leaves an orphan
 (1.5 resumed). One file of the flagship has 9.9 GB.
+
+The hub is not trusted: its listing is validated, no file grows beyond its listed size, and no token is sent over plain
+HTTP to another machine. Not limited: the size of the listing itself, and what hf_xet writes before it is verified.
 """
 
 import hashlib
 import importlib.util
-import json
+import ipaddress
 import logging
+import math
+import re
 import shutil
 import sys
 import time
@@ -18,7 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from huggingface_hub import (
     HfApi,
@@ -42,6 +48,8 @@ RETRY_WAITS = (1, 2, 4, 8)
 """Seconds to wait before each retry. The sequence starts over whenever a try transferred more bytes."""
 TRANSIENT_STATUSES = (408, 429, 500, 502, 503, 504)
 """The statuses that huggingface_hub retries too, but only for the HEAD request of a file, not for listing or GET."""
+
+CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -69,24 +77,47 @@ class File:
 def listing(repo: str, revision: str) -> dict[str, File]:
     """List the repository's files at a commit, by path, in one request. Omits files without size or checksum.
 
-    Raises WeightsError if the response is not a listing, and the HTTP client's errors.
+    Raises WeightsError if the response is not a valid listing, or if the token would be sent unencrypted, and the HTTP
+    client's errors.
     """
+    _check_token_stays_secret()
     timeout = constants.HF_HUB_ETAG_TIMEOUT  # HfApi's default is none: it would wait forever for a silent server
     try:
         info = _with_retries(
             lambda: HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout), f"listing {repo}"
         )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(
-            f"{constants.ENDPOINT} does not answer like a hub for {repo} ({_first_line(error)}): "
+            f"{constants.ENDPOINT} does not answer like a hub for {repo} ({_first_line(error):.200}): "
             "check HF_ENDPOINT and proxy"
         ) from error
     files = {}
     for entry in info.siblings or ():
-        checksum = entry.lfs.sha256 if entry.lfs else entry.blob_id
+        checksum: Any = entry.lfs.sha256 if entry.lfs else entry.blob_id
         if entry.size is not None and checksum:
+            # The checksum becomes a file's name. The path does not: files are looked up by the catalog's names.
+            valid = isinstance(checksum, str) and CHECKSUM.fullmatch(checksum)
+            if not valid or type(entry.size) is not int or entry.size < 0 or not isinstance(entry.rfilename, str):
+                raise WeightsError(
+                    f"{constants.ENDPOINT} lists {entry.rfilename!r:.100} of {repo} with size {entry.size!r:.30} and "
+                    f"checksum {checksum!r:.70}, which cannot be right: set HF_ENDPOINT to a hub that you trust"
+                )
             files[entry.rfilename] = File(repo, revision, entry.rfilename, entry.size, checksum)
     return files
+
+
+def _check_token_stays_secret() -> None:
+    """Raise WeightsError if huggingface_hub would send a token over plain HTTP to another machine."""
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        is_local = address.hostname == "localhost" or ipaddress.ip_address(address.hostname or "").is_loopback
+    except ValueError:  # another name
+        is_local = False
+    if address.scheme != "https" and not is_local and "authorization" in build_hf_headers():
+        raise WeightsError(
+            f"HF_ENDPOINT={constants.ENDPOINT} is not encrypted, so that others could read the Hugging Face token: use "
+            "an https:// endpoint, or set HF_HUB_DISABLE_IMPLICIT_TOKEN=1 to download without the token"
+        )
 
 
 def download(file: File, partial_file: Path, target: Path) -> None:
@@ -150,7 +181,12 @@ def _transfer(file: File, partial_file: Path) -> None:
         folder = xet_folder(partial_file)
         try:
             arrived = hf_hub_download(
-                file.repo, file.path, revision=file.revision, local_dir=folder, cache_dir=folder / "no-cache"
+                file.repo,
+                file.path,
+                revision=file.revision,
+                local_dir=folder,
+                cache_dir=folder / "no-cache",
+                tqdm_class=_bounded_progress(file),
             )
             Path(arrived).replace(partial_file)
         except Exception as error:  # hf_xet raises any type; a permanent error will recur in _resume
@@ -163,7 +199,32 @@ def _transfer(file: File, partial_file: Path) -> None:
 def _offers_xet(file: File) -> bool:
     if not file.is_lfs or constants.HF_HUB_DISABLE_XET or importlib.util.find_spec("hf_xet") is None:
         return False
-    return get_hf_file_metadata(hf_hub_url(file.repo, file.path, revision=file.revision)).xet_file_data is not None
+    metadata = get_hf_file_metadata(hf_hub_url(file.repo, file.path, revision=file.revision))
+    return metadata.xet_file_data is not None and (metadata.size, metadata.etag) == (file.size, file.checksum)
+
+
+def _bounded_progress(file: File) -> type[tqdm]:
+    """A progress bar class that raises WeightsError when more bytes arrive than the hub lists."""
+
+    class Progress(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, initial: int = 0, **options: Any) -> None:
+            # The bars of Xet, which have a format, also count transferred bytes: overlapping chunks count twice.
+            self.room = math.inf if "bar_format" in options else file.size - initial
+            options["disable"] = constants.HF_HUB_DISABLE_PROGRESS_BARS is True
+            options["mininterval"] = 0.1 if sys.stderr.isatty() else 5
+            super().__init__(*args, initial=initial, **options)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.room -= n or 0
+            if self.room < 0:
+                raise WeightsError(
+                    f"{file.path} of {file.repo} is longer than the {file.size} bytes that {constants.ENDPOINT} lists: "
+                    "check the proxy or mirror, or set HF_ENDPOINT to a hub that you trust"
+                )
+            shown: bool | None = super().update(n)
+            return shown
+
+    return Progress
 
 
 def _resume(file: File, partial_file: Path) -> None:
@@ -175,18 +236,15 @@ def _resume(file: File, partial_file: Path) -> None:
         hf_raise_for_status(response)
         if response.status_code != 206:
             have = 0  # the server ignores Range and sends the whole file
-        progress = tqdm(
-            desc=file.path,
-            total=file.size,
-            initial=have,
-            unit="B",
-            unit_scale=True,
-            disable=constants.HF_HUB_DISABLE_PROGRESS_BARS is True,
-            mininterval=0.1 if sys.stderr.isatty() else 5,
-        )
+        elif not (sent := response.headers.get("Content-Range", "")).startswith(f"bytes {have}-"):
+            partial_file.unlink(missing_ok=True)  # the next try asks for the whole file
+            raise ConnectionError(f"the server sent {sent!r:.100}, not the bytes from {have} on")
+        bar = _bounded_progress(file)
+        progress = bar(desc=file.path, total=file.size, initial=have, unit="B", unit_scale=True)
         with progress, partial_file.open("ab" if have else "wb") as out:
             for chunk in response.iter_bytes():
-                progress.update(out.write(chunk))
+                progress.update(len(chunk))
+                out.write(chunk)
                 out.flush()  # so that a kill loses nothing that has arrived
     if size(partial_file) < file.size:
         raise ConnectionError(f"the connection ended after {size(partial_file)} of {file.size} bytes")

@@ -19,7 +19,7 @@ import pytest
 from e5 import catalog
 from e5.weights.locate import locate
 from e5_cog.repository import ROOT as REPOSITORY
-from tests.hub import TOKENIZER, Fault, Hub, adapter, encoder, pickled, sha256, sharded, tensors, under, write
+from tests.hub import TOKENIZER, Fault, Hub, adapter, as_json, encoder, pickled, sha256, sharded, tensors, under, write
 
 SMALL = catalog.get("e5-small")
 FLAGSHIP = catalog.get(catalog.FLAGSHIP)
@@ -247,6 +247,41 @@ def test_sharded_checkpoint_is_downloaded_by_its_index(machine: Machine) -> None
 def test_token_is_sent_to_the_hub_but_not_to_redirect_targets(machine: Machine) -> None:
     machine.start(HF_TOKEN="hf_secret")
     assert machine.hub.tokens == {"hub": {"Bearer hf_secret"}, "cdn": {None}}
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A self-signed certificate for 127.0.0.1, with its key."""
+    path = tmp_path / "hub.pem"
+    names = ["-subj", "/CN=hub", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *names, "-out", str(path), "-keyout"]
+    try:
+        subprocess.run([*command, str(path.with_suffix(".key"))], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"NOT TESTED: redirect from HTTPS to HTTP; it needs the command openssl ({error})")
+    path.write_text(path.read_text() + path.with_suffix(".key").read_text())
+    return path
+
+
+def test_token_is_not_sent_after_a_redirect_from_https_to_http(tmp_path: Path, certificate: Path) -> None:
+    with Hub(certificate=certificate) as hub:
+        hub.add("intfloat/e5-small", revision(SMALL), encoder())
+        Machine(tmp_path, hub).start(HF_TOKEN="hf_secret", SSL_CERT_FILE=str(certificate))
+        assert hub.tokens == {"hub": {"Bearer hf_secret"}, "cdn": {None}}
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_token_is_not_sent_over_http_to_another_machine(machine: Machine, stored: bool) -> None:
+    write(machine.home / "hf", {"token": b"hf_secret"} if stored else {})
+    environment = {"HF_ENDPOINT": "http://127.0.0.1.hub.invalid"} | ({} if stored else {"HF_TOKEN": "hf_secret"})
+    error = machine.fail(caused=False, **environment)
+    assert "http://127.0.0.1.hub.invalid is not encrypted" in error and "https://" in error and "hf_secret" not in error
+    assert "cannot be reached" in machine.fail(caused=True, HF_HUB_DISABLE_IMPLICIT_TOKEN="1", **environment)
+
+
+def test_hf_hub_disable_implicit_token_sends_no_token(machine: Machine) -> None:
+    machine.start(HF_TOKEN="hf_secret", HF_HUB_DISABLE_IMPLICIT_TOKEN="1")
+    assert machine.hub.tokens == {"hub": {None}, "cdn": {None}}
 
 
 def test_only_the_file_missing_in_the_cache_is_downloaded(machine: Machine) -> None:
@@ -501,6 +536,120 @@ def test_offline_a_complete_copy_works_and_a_missing_one_is_an_error_with_the_cu
     machine.hub.forget()
     assert machine.start(**how)[1] == str(machine.snapshot(SMALL))
     assert machine.hub.requests == []
+
+
+# --- a hostile hub ---------------------------------------------------------------------------------------------------
+
+NESTED = b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"blobId": "../../../outside"},
+        {"blobId": "/outside"},
+        {"blobId": "A" * 40},
+        {"blobId": "a" * 41},
+        {"blobId": ["a" * 40]},
+        {"lfs": {"sha256": "../outside", "size": 1, "pointerSize": 1}},
+        {"size": -1},
+        {"size": True},
+        {"size": 1.5},
+        {"size": "20"},
+        {"rfilename": ["config.json"]},
+    ],
+)
+def test_listing_that_cannot_be_right_is_an_error_before_anything_is_written(
+    machine: Machine, change: dict[str, object]
+) -> None:
+    machine.hub.listed["config.json"] = change
+    error = machine.fail(caused=False)
+    assert "which cannot be right: set HF_ENDPOINT to a hub that you trust" in error and len(error) < 600
+    assert not sum(machine.hub.sent.values())
+    assert {path.suffix for path in machine.home.rglob("*") if path.is_file()} <= {".lock"}
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [NESTED, b"[]", b"1", b'{"siblings": 5}', b'{"siblings": [5]}', b'{"id": "a", "siblings": [{"lfs": 7}]}'],
+    ids=lambda listing: listing[:40],
+)
+def test_listing_of_another_shape_is_an_error(machine: Machine, listing: bytes) -> None:
+    machine.hub.raw_listing = listing
+    assert "does not answer like a hub" in machine.fail()
+
+
+def test_listed_paths_never_become_paths_here(machine: Machine) -> None:
+    machine.hub.add("intfloat/e5-small", revision(SMALL), {"../../outside.json": b"{}", "/outside": b"{}"})
+    snapshot = Path(machine.start()[1])
+    assert {path.name for path in snapshot.iterdir()} == set(encoder())
+    assert not list(machine.home.rglob("outside*"))
+
+
+@pytest.mark.parametrize(
+    "name", ["../elsewhere.safetensors", "/elsewhere.safetensors", "else\x00where.safetensors", "pytorch_model.bin", 5]
+)
+def test_index_that_names_anything_else_than_shards_is_an_error(machine: Machine, name: object) -> None:
+    files = machine.hub.repos[E5_MISTRAL, revision(FLAGSHIP, 1)]
+    files["model.safetensors.index.json"] = as_json({"weight_map": {"weight": name}})
+    files[str(name)] = tensors(1)
+    assert "not a safetensors file in the same folder" in machine.fail(FLAGSHIP.name, source="merged", caused=False)
+    assert not list(machine.home.rglob("else*"))
+
+
+@pytest.mark.parametrize(
+    "index", [NESTED, b'{"a":' * 100_000, b"[]", b'{"weight_map": {}}'], ids=lambda index: index[:9]
+)
+def test_broken_index_is_an_error(machine: Machine, index: bytes) -> None:
+    machine.hub.repos[E5_MISTRAL, revision(FLAGSHIP, 1)]["model.safetensors.index.json"] = index
+    assert "model.safetensors.index.json is broken" in machine.fail(FLAGSHIP.name, source="merged", caused=False)
+
+
+@pytest.mark.parametrize(("name", "xet"), [("model.safetensors", 0), ("model.safetensors", 1), ("config.json", 0)])
+def test_file_that_is_longer_than_listed_is_an_error_at_once_and_the_next_start_recovers(
+    machine: Machine, name: str, xet: int
+) -> None:
+    machine.hub.faults[name] = Fault(endless=True)
+    machine.hub.offer_xet[name] = xet
+    size = len(encoder()[name])
+    error = machine.fail(caused=False)
+    assert f"{name} of intfloat/e5-small is longer than the {size} bytes" in error and "HF_ENDPOINT" in error
+    assert machine.hub.sent[name] < 30_000_000  # sockets buffer some MB
+    assert all(path.stat().st_size <= size for path in machine.home.rglob("*.part"))
+    machine.hub.faults.clear()
+    machine.start()
+    assert (machine.snapshot(SMALL) / name).read_bytes() == encoder()[name]
+
+
+@pytest.mark.parametrize("content_range", ["bytes 0-299999/300000", "bytes 10000-10001/300000", "bytes */300000", "x"])
+def test_wrong_part_of_a_file_is_not_appended(machine: Machine, content_range: str) -> None:
+    content = encoder()["model.safetensors"]
+    part = machine.repo("intfloat/e5-small") / ".incomplete" / f"{sha256(content)}.part"
+    write(part.parent, {part.name: content[:1000]})
+    machine.hub.faults["model.safetensors"] = Fault(times=1, content_range=content_range)
+    machine.start()
+    assert (machine.snapshot(SMALL) / "model.safetensors").read_bytes() == content
+
+
+def test_server_that_always_sends_the_wrong_part_is_an_error(machine: Machine) -> None:
+    machine.hub.faults["model.safetensors"] = Fault(content_range="bytes 1-20/300000")
+    error = machine.fail()
+    assert "the server sent 'bytes 1-20/300000', not the bytes from 0 on" in error
+    assert sum("GET" in request and "cdn" in request and "model" in request for request in machine.hub.requests) == 5
+
+
+def test_mirror_with_another_file_than_the_pinned_one_is_an_error_before_the_download(machine: Machine) -> None:
+    model = catalog.get("multilingual-e5-small")
+    machine.hub.add("intfloat/multilingual-e5-small", revision(model), encoder())
+    error = machine.fail(model.name, caused=False)
+    assert f"{machine.hub.url} offers another tokenizer.json than the pinned one of intfloat/{model.name}" in error
+    assert "HF_ENDPOINT" in error and not sum(machine.hub.sent.values())
+
+
+def test_listing_that_agrees_with_the_pinned_checksums_is_downloaded(machine: Machine) -> None:
+    known = {name: sha256(encoder()[name]) for name in ("tokenizer.json", "model.safetensors")}
+    machine.start(before=f"catalog.get('e5-small').parts('merged')[0].checksums.update({known})")
+    assert {path.name: path.read_bytes() for path in machine.snapshot(SMALL).iterdir()} == encoder()
 
 
 # --- disks -----------------------------------------------------------------------------------------------------------

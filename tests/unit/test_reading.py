@@ -132,9 +132,20 @@ def test_file_that_shrinks_or_disappears_is_an_error(tmp_path: Path) -> None:
         next(reading.read(wanted))
 
 
-def header(changes: dict[str, Any], body: int = 16) -> bytes:
-    text = json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16], **changes}}).encode()
+NESTED = "nested here"
+
+
+def tensor(begin: int, end: int) -> dict[str, Any]:
+    return {"dtype": "F32", "shape": [(end - begin) // 4], "data_offsets": [begin, end]}
+
+
+def headers(tensors: dict[str, Any], body: int = 16) -> bytes:
+    text = json.dumps(tensors).encode().replace(json.dumps(NESTED).encode(), b"[" * 100_000 + b"]" * 100_000)
     return struct.pack("<Q", len(text)) + text + bytes(body)
+
+
+def header(changes: dict[str, Any], body: int = 16) -> bytes:
+    return headers({"a": tensor(0, 16) | changes}, body)
 
 
 MALFORMED = {
@@ -157,6 +168,21 @@ MALFORMED = {
     "a negative shape": header({"shape": [-1, -4]}),
     "a shape beyond 64 bits": header({"shape": [1 << 62, 1 << 62]}),
     "bytes that belong to nothing": header({}, 20),
+    "offsets that are strings": header({"data_offsets": ["0", "16"]}),
+    "offsets that are fractions": header({"data_offsets": [0.0, 16.0]}),
+    "an infinite offset": header({"data_offsets": [0, float("inf")]}),
+    "offsets beyond 64 bits": header({"data_offsets": [0, 1 << 70]}),
+    "a shape of strings": header({"shape": ["4"]}),
+    "a shape of fractions": header({"shape": [4.0]}),
+    "a header of nearly 2^64 bytes": struct.pack("<Q", (1 << 64) - 8) + b"{}",
+    "a header of 2^63 bytes": struct.pack("<Q", 1 << 63) + b"{}",
+    "deep nesting": header({"shape": NESTED}),
+    "deep nesting in the metadata": headers({"__metadata__": {"a": NESTED}}),
+    "overlapping tensors": headers({"a": tensor(0, 16), "b": tensor(8, 24)}, 24),
+    "two tensors in one place": headers({"a": tensor(0, 16), "b": tensor(0, 16)}),
+    "a gap between tensors": headers({"a": tensor(0, 16), "b": tensor(20, 36)}, 36),
+    "a tensor within another": headers({"a": tensor(0, 16), "b": tensor(4, 8)}),
+    "one name twice": headers({"a": tensor(0, 16), "b": tensor(16, 32)}, 32).replace(b'"b"', b'"a"'),
     "truncated": header({}, 15),
 }
 
