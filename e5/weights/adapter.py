@@ -148,24 +148,22 @@ class Adapter:
             return True
         if isinstance(patterns, str):
             patterns = [patterns]
-        for pattern in patterns:
-            whole = rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\."
-            if match := self._patterns.compile(whole, name).match(name):
-                return int(match["index"]) in ([layers] if isinstance(layers, int) else layers)
-        return False
+        whole = [rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\." for pattern in patterns]
+        match = self._patterns.first("match", whole, name)
+        return match is not None and int(match[1]["index"]) in ([layers] if isinstance(layers, int) else layers)
 
     def _matches(self, targets: str | list[str], name: str) -> bool:
         """Whether the regular expression matches the module's name, or the list has the name or its last parts."""
         if isinstance(targets, str):
-            return self._patterns.compile(targets, name).fullmatch(name) is not None
+            return self._patterns.first("fullmatch", [targets], name) is not None
         return any(name == target or name.endswith(f".{target}") for target in targets)
 
     def _by_pattern(self, field: str, module: str, default: float) -> float:
-        name = self._prefix + module
-        for pattern, value in (self.config.get(field) or {}).items():
-            if self._patterns.compile(rf"(.*\.)?({pattern})$", name).match(name):
-                return float(value)
-        return default
+        values: dict[str, float] = self.config.get(field) or {}
+        if not values:
+            return default
+        match = self._patterns.first("match", [rf"(.*\.)?({pattern})$" for pattern in values], self._prefix + module)
+        return default if match is None else float(list(values.values())[match[0]])
 
 
 def _check_supported(folder: Path, config: dict[str, Any]) -> None:
