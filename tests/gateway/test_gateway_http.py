@@ -173,8 +173,8 @@ def test_deeply_nested_body_gets_400(client: httpx.Client, path: str, depth: int
     assert "nested deeper than 32 levels" in answer.text
 
 
-def test_a_million_invalid_items_get_one_short_error(client: httpx.Client) -> None:
-    answer = client.post(OWN, json={"input": {"queries": [101] * 1_000_000, "documents": [{}] * 10}})
+def test_many_invalid_items_get_one_short_error(client: httpx.Client) -> None:
+    answer = client.post(OWN, json={"input": {"queries": [101] * 90_000, "documents": [{}] * 10}})
     assert answer.status_code == 422
     fields = [invalid["field"] for invalid in answer.json()["invalid_fields"]]
     assert fields == ["input.queries[0]", "input.documents[0]"]
