@@ -28,7 +28,7 @@ NETWORKS = {None: Encoder, "relu": StockEncoder, "gelu_new": StockEncoder}
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A checkpoint whose biases and norms are random, too: transformers initializes them with zeros and ones."""
     source: Path = request.getfixturevalue(f"{request.param}_folder")
-    copy = shutil.copytree(source, tmp_path / request.param)
+    copy: Path = shutil.copytree(source, tmp_path / request.param)
     torch.manual_seed(0)
     tensors = load_file(copy / "model.safetensors")
     noisy = {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in tensors.items()}
