@@ -111,7 +111,7 @@ class Decoder:
             return torch.empty(config.hidden_size, device=device, dtype=dtype)
 
         def matrix(out_features: int, in_features: int) -> Linear:
-            return linear.empty(out_features, in_features, device, dtype, float8)
+            return linear.empty(out_features, in_features, device, dtype, float8=float8)
 
         self.embed_tokens = torch.empty(config.vocab_size, config.hidden_size, device=device, dtype=dtype)
         self.layers = [

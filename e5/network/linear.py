@@ -1,4 +1,4 @@
-"""Linear layers without a bias: weights in the activations' dtype, or in float8 with a scale for each output channel.
+"""Linear layers: weights in the activations' dtype, and maybe a bias; or in float8, with a scale per output channel.
 
 Float8 is e4m3: 4 exponent bits, 3 mantissa bits, maximum 448. Weight scales are computed at load time, one per output
 channel; activation scales are computed on the fly, one per token (`e5.network.fused_ops`). Products accumulate in
@@ -41,11 +41,15 @@ class Destination(Protocol):
 
 @dataclass(frozen=True)
 class Linear:
-    """Activations [T, K] → [T, N] in `dtype`. weight: [N, K] in `dtype`, or in float8 with scale float32 [1, N]."""
+    """Activations [T, K] → [T, N] in `dtype`. weight: [N, K] in `dtype`, or in float8 with scale float32 [1, N].
+
+    bias: [N] in `dtype`, never with float8.
+    """
 
     weight: Tensor
     dtype: torch.dtype
     scale: Tensor | None = None
+    bias: Tensor | None = None
 
     @property
     def input_dtype(self) -> torch.dtype:
@@ -54,7 +58,7 @@ class Linear:
 
     def __call__(self, rows: Activations) -> Tensor:
         if self.scale is None:
-            return torch.nn.functional.linear(rows.values, self.weight)
+            return self.rows(rows.values)
         assert rows.scale is not None
         if not rows.values.is_cuda:
             # CPUs have no float8 product. Computed in float32, for tests and accuracy figures.
@@ -71,6 +75,10 @@ class Linear:
             use_fast_accum=True,
         )
 
+    def rows(self, rows: Tensor) -> Tensor:
+        """[T, K] → [T, N], of weights that are not float8."""
+        return torch.nn.functional.linear(rows, self.weight, self.bias)
+
     def part(self, start: int, stop: int) -> "Linear":
         """The layer of the output channels from `start` to `stop`; it shares the weights."""
         scale = None if self.scale is None else self.scale[:, start:stop].contiguous()
@@ -80,6 +88,11 @@ class Linear:
         """The destination of the weights of those channels."""
         weight = self.weight[start:stop]
         return weight if self.scale is None else _Float8Destination(weight, self.scale[0, start:stop])
+
+    def destinations(self, start: int, stop: int) -> tuple[Destination, Destination]:
+        """The destinations of the weights and of the bias of those channels."""
+        assert self.bias is not None
+        return self.destination(start, stop), self.bias[start:stop]
 
 
 @dataclass(frozen=True)
@@ -105,10 +118,19 @@ class _Float8Destination:
         self.scale.copy_(scale[:, 0])
 
 
-def empty(out_features: int, in_features: int, device: torch.device, dtype: torch.dtype, float8: bool) -> Linear:
+def empty(
+    out_features: int,
+    in_features: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    float8: bool = False,
+    bias: bool = False,
+) -> Linear:
     """A layer with uninitialized weights. `dtype`: the output's, and the weights' unless they are float8."""
     weight = torch.empty(out_features, in_features, device=device, dtype=FLOAT8 if float8 else dtype)
-    return Linear(weight, dtype, torch.empty(1, out_features, device=device) if float8 else None)
+    scale = torch.empty(1, out_features, device=device) if float8 else None
+    return Linear(weight, dtype, scale, torch.empty(out_features, device=device, dtype=dtype) if bias else None)
 
 
 def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:

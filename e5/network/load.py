@@ -5,6 +5,7 @@ destination. So there is never a second copy of the weights: peak memory is the 
 float32.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import torch
 
 from e5 import catalog
 from e5.errors import SettingsError, WeightsError
-from e5.network import decoder
+from e5.network import decoder, encoder
 from e5.network.device import check_float8, use_device
 from e5.network.linear import FLOAT8
 from e5.network.memory import keep_freed_memory
@@ -25,6 +26,8 @@ from e5.network.stopwatch import Stopwatch
 from e5.weights import checkpoint
 from e5.weights.files import LocalWeights
 from e5.weights.merge import merged_tensors
+
+log = logging.getLogger(__name__)
 
 
 def load(
@@ -72,9 +75,13 @@ def _allocate(model: catalog.Model, folder: Path, device: torch.device, dtype: t
         return decoder.Decoder(decoder.Config.read(folder), device, dtype)
     if dtype == FLOAT8:
         raise SettingsError(f"E5_DTYPE=float8 is for Mistral models, {model.name} is a {model_type} one: leave it out")
-    from e5.network.encoder import Encoder  # here, because it imports transformers: 2.5 s that decoders need not spend
+    setting = encoder.unsupported(checkpoint.config(folder))
+    if setting is None:
+        return encoder.Encoder(encoder.Config.read(folder), device, dtype, model.pooling)
+    log.warning("%s: %s is computed by transformers' own module, which is slower", model.name, setting)
+    from e5.network.stock_encoder import StockEncoder  # here, because it imports transformers: 2.5 s
 
-    return Encoder(folder, device, dtype, model.pooling)
+    return StockEncoder(folder, device, dtype, model.pooling)
 
 
 @contextmanager
