@@ -12,8 +12,10 @@ from e5_cog.server import running
 from e5_gateway.process import Gateway as Gateway
 from e5_gateway.process import running as gateway
 
+KEY = "a key of more than 16 characters"
+BEARER = {"Authorization": f"Bearer {KEY}"}
 SETTINGS = {"E5_DTYPE": "float32", "E5_DEVICE": "cpu"}
-__all__ = ["Gateway", "cog_and_gateway", "gateway", "until"]
+__all__ = ["BEARER", "KEY", "Gateway", "cog_and_gateway", "gateway", "until"]
 
 
 @contextmanager

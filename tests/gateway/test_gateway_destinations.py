@@ -15,10 +15,10 @@ import httpx
 import pytest
 
 from e5.errors import SettingsError
-from e5_cog.server import Server, running
+from e5_cog.server import Server
 from e5_gateway.destinations import Destinations, Inner, is_public, literal
 from tests.gateways import gateway, until
-from tests.rule_predictor import MODEL, RULE
+from tests.rule_predictor import MODEL
 from tests.webhook_receiver import Receiver
 
 TARGET = "http://127.0.0.1:5000"
@@ -171,12 +171,6 @@ def redirecting(status: int, location: str) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running(RULE) as started:
-        yield started
 
 
 @pytest.mark.parametrize("status", [302, 307])

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,13 +36,6 @@ from tests.webhook_receiver import TO_RECEIVER, Receiver
 
 PREDICTIONS = f"/v1/models/e5/{MODEL}/predictions"
 Json = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running(RULE) as started:
-        assert started.health["status"] == "READY", started.log.read_text()[-2000:]
-        yield started
 
 
 def bodies(text: str) -> dict[str, Json]:

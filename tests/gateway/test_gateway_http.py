@@ -14,26 +14,11 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from e5_cog.server import Server, running
-from tests.gateways import Gateway, gateway, until
-from tests.rule_predictor import MODEL, RULE, vector
+from e5_cog.server import Server
+from tests.gateways import BEARER, KEY, Gateway, gateway, until
+from tests.rule_predictor import MODEL, vector
 
-KEY = "secret key of the tests"
-BEARER = {"Authorization": f"Bearer {KEY}"}
 OWN = f"/v1/models/you/{MODEL}/predictions"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running(RULE) as started:
-        assert started.health["status"] == "READY", started.log.read_text()[-2000:]
-        yield started
-
-
-@pytest.fixture(scope="module")
-def keyed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with gateway(server.url, tmp_path_factory.mktemp("keyed"), key=KEY) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -15,32 +15,18 @@ import pytest
 from fastapi import FastAPI
 
 from e5.errors import SettingsError
-from e5_cog.server import Server, running
+from e5_cog.server import Server
 from e5_gateway import access, main
 from e5_gateway.app import create
 from e5_gateway.requests import MAX_VALUES, ValueCounter
 from e5_gateway.settings import GatewaySettings
-from tests.gateways import Gateway, gateway
-from tests.rule_predictor import MODEL, RULE
+from tests.gateways import BEARER, KEY, Gateway, gateway
+from tests.rule_predictor import MODEL
 
-KEY = "a key of more than 16 characters"
-BEARER = {"Authorization": f"Bearer {KEY}"}
 PREDICTIONS = f"/v1/models/e5/{MODEL}/predictions"
 OPEN = {("GET", "/health-check"), ("HEAD", "/health-check")}
 """The routes that need no key."""
 Json = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running(RULE) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def keyed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with gateway(server.url, tmp_path_factory.mktemp("keyed"), key=KEY) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
