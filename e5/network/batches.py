@@ -85,7 +85,7 @@ def bucket_size(count: int) -> int:
     embedded model. Without buckets, varying batch sizes doubled the time and took gigabytes. In float32, equal sizes
     reuse memory, and a text's vector is the same to the last bit in any batch.
     """
-    step = max(32, 1 << max(0, (count - 1).bit_length() - 4))
+    step = max(2, 1 << max(0, (count - 1).bit_length() - 4))
     return -(-count // step) * step
 
 

@@ -5,11 +5,14 @@ channel; activation scales are computed on the fly, one per token (`e5.network.f
 float32. Accuracy and speed: docs/benchmarks.md.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu, linear
 
 FLOAT8 = torch.float8_e4m3fn
 FLOAT8_MAX = 448.0
@@ -39,17 +42,18 @@ class Destination(Protocol):
     def copy_(self, tensor: Tensor, /) -> object: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Linear:
     """Activations [T, K] → [T, N] in `dtype`. weight: [N, K] in `dtype`, or in float8 with scale float32 [1, N].
 
-    bias: [N] in `dtype`, never with float8.
+    bias: [N] in `dtype`, never with float8. prepacked: whether `weight` has oneDNN's layout (`prepack`).
     """
 
     weight: Tensor
     dtype: torch.dtype
     scale: Tensor | None = None
     bias: Tensor | None = None
+    prepacked: bool = False
 
     @property
     def input_dtype(self) -> torch.dtype:
@@ -77,7 +81,27 @@ class Linear:
 
     def rows(self, rows: Tensor) -> Tensor:
         """[T, K] → [T, N], of weights that are not float8."""
-        return torch.nn.functional.linear(rows, self.weight, self.bias)
+        if self.prepacked:
+            return _product(rows, self.weight, self.bias, "none")
+        return linear(rows, self.weight, self.bias)
+
+    def gelu(self, rows: Tensor) -> Tensor:
+        """[T, K] → the GELU of the product [T, N]."""
+        if self.prepacked:
+            return _product(rows, self.weight, self.bias, "gelu")
+        return gelu(linear(rows, self.weight, self.bias))
+
+    def add(self, rows: Tensor, residual: Tensor) -> Tensor:
+        """[T, K] and [T, N] → their product plus the residual, [T, N]."""
+        if self.prepacked:
+            return torch.ops.mkldnn._linear_pointwise.binary(rows, residual, self.weight, self.bias, "add")
+        return linear(rows, self.weight, self.bias).add_(residual)
+
+    def prepack(self) -> None:
+        """Change the weights to oneDNN's layout where it multiplies them (`can_prepack`). Fill them before."""
+        if self.scale is None and can_prepack(self.weight.device, self.weight.dtype):
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1024)
+            self.prepacked = True
 
     def part(self, start: int, stop: int) -> "Linear":
         """The layer of the output channels from `start` to `stop`; it shares the weights."""
@@ -93,6 +117,28 @@ class Linear:
         """The destinations of the weights and of the bias of those channels."""
         assert self.bias is not None
         return self.destination(start, stop), self.bias[start:stop]
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, function: str) -> Tensor:
+    """oneDNN's product with prepacked weights, and a function of its values before they are rounded."""
+    return torch.ops.mkldnn._linear_pointwise.default(rows, weight, bias, function, [], "none")
+
+
+@cache
+def can_prepack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies prepacked weights of this dtype.
+
+    torch offers that on x86-64 and some Arm CPUs, in bfloat16 only with AVX-512.
+    """
+    if device.type != "cpu":
+        return False
+    layer = Linear(torch.ones(16, 16, dtype=dtype), dtype)
+    try:
+        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight, 1024)
+        product = _product(layer.weight, weight, None, "none")
+    except (AttributeError, RuntimeError):  # no such operator, or not for this dtype
+        return False
+    return torch.equal(product, torch.full_like(product, 16))
 
 
 @dataclass(frozen=True)
