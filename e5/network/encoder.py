@@ -100,7 +100,7 @@ class Layer:
 class Encoder:
     """One encoder's weights, uninitialized until `destinations()` are filled, its forward pass and its pooling."""
 
-    capturable = False  # pooling slices by the token count on the host, which a graph would freeze
+    capturable = True
 
     def __init__(self, config: Config, device: torch.device, dtype: torch.dtype, pooling: Pooling) -> None:
         self.config, self.device, self.dtype, self._pool = config, device, dtype, POOLINGS[pooling]
@@ -179,7 +179,7 @@ class Encoder:
             hidden = self.ops.dense_add_norm(layer.attention_output, attended, hidden, *layer.attention_norm, eps)
             wide = gelu(layer.intermediate.rows(hidden))  # [T, F]
             hidden = self.ops.dense_add_norm(layer.output, wide, hidden, *layer.output_norm, eps)
-        return self._pool(hidden[: batch.tokens], batch.cu_seqlens)
+        return self._pool(hidden, batch.cu_seqlens)
 
     def compile_kernels(self) -> None:
         """Compile the kernels that the layers call; if that fails, use torch's operators."""
