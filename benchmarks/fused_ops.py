@@ -1,8 +1,9 @@
-"""Fused ops: the decoder's steps between its matrix products, by fused kernels, torch's operators and torch.compile.
+"""Fused ops: a model's steps between its matrix products, by fused kernels, torch's operators and torch.compile.
 
-Also times liger-kernel's residual RMSNorm and gate where it is installed; its RoPE needs another layout. Each time is
-compared with its floor: the bytes of one pass over the measured bandwidth. Data that stays in the cache, as 128 tokens
-do on a GPU, may beat the floor. Times are device times, recorded in a CUDA graph.
+Also times liger-kernel's residual RMSNorm and gate where it is installed; its RoPE needs another layout. An encoder's
+GELU is torch's own, which should be at its floor. Each time is compared with its floor: the bytes of one pass over the
+measured bandwidth. Data that stays in the cache, as 128 tokens do on a GPU, may beat the floor. Times are device times,
+recorded in a CUDA graph.
 """
 
 import importlib.util
@@ -29,7 +30,7 @@ Case = tuple[int, Callable[[Wrap], Action]]
 
 
 def measure(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype, bytes_per_second: float) -> Json:
-    """`config`: a Mistral config.json; `dtype`: a 16-bit dtype."""
+    """`config`: a config.json; `dtype`: a 16-bit dtype."""
     implementations = [KERNELS, OPERATORS, COMPILED] if device.type == "cuda" else [OPERATORS]
     if device.type == "cuda" and importlib.util.find_spec("liger_kernel"):
         implementations.append(LIGER)
@@ -79,14 +80,14 @@ def _liger(function: Function) -> Function:
         return lambda hidden, residual, weight, eps, dtype: LigerFusedAddRMSNormFunction.apply(
             residual, hidden, weight, eps, 0.0, "llama", False
         )
-    raise NotImplementedError("liger-kernel's RoPE takes queries and keys in another layout")
+    raise NotImplementedError("liger-kernel has no such operation, or in another layout")
 
 
 def _cases(
     config: Mapping[str, Any], tokens: int, device: torch.device, dtype: torch.dtype, ops: FusedOps
 ) -> dict[str, Case]:
     hidden_size, num_attention_heads = config["hidden_size"], config["num_attention_heads"]
-    intermediate_size, num_key_value_heads = config["intermediate_size"], config["num_key_value_heads"]
+    intermediate_size, num_key_value_heads = config["intermediate_size"], config.get("num_key_value_heads", 0)
     head_dim = config.get("head_dim") or hidden_size // num_attention_heads
     rotated_heads = num_attention_heads + num_key_value_heads
 
@@ -109,7 +110,19 @@ def _cases(
         function, gate_up = wrap(ops.silu_and_mul), draw(tokens, 2 * intermediate_size)
         return lambda: function(gate_up, dtype)
 
+    def layer_norm(wrap: Wrap) -> Action:
+        function, rows, weight = wrap(ops.add_layer_norm), draw(tokens, hidden_size), draw(hidden_size)
+        residual = draw(tokens, hidden_size).mul_(1e-3)  # small, because torch's operators add it in place
+        return lambda: function(rows, residual, weight, weight, 1e-5)
+
+    def gelu(wrap: Wrap) -> Action:
+        function, wide = wrap(torch.nn.functional.gelu), draw(tokens, intermediate_size)
+        return lambda: function(wide)
+
     column_bytes = tokens * dtype.itemsize
+    if config["model_type"] != "mistral":
+        cases: dict[str, Case] = {"residual and layer norm": (3 * column_bytes * hidden_size, layer_norm)}
+        return cases | ({"GELU": (2 * column_bytes * intermediate_size, gelu)} if ops is torch_ops else {})
     return {
         "residual and RMSNorm": (4 * column_bytes * hidden_size, norm),
         "RoPE": (2 * column_bytes * rotated_heads * head_dim, rope),

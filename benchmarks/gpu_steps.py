@@ -8,6 +8,7 @@ from e5.catalog import EMBEDDED, FLAGSHIP
 from e5_cog.repository import ROOT
 
 RIVAL = "sentence_transformers"
+ENCODER = "multilingual-e5-large"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def steps(part: int | None, weights: Path, data: Path | None, dry: bool) -> list
     latency_options = (*dtypes, "--weights", merged, *sized("--repeats", "20"))
     ablation_options = ("--weights", merged, *sized("--texts", "384", "--repeats", "3"))
     merge_options = ("--random-weights", "--layers", "1" if dry else "2", *(("--data", str(data)) if data else ()))
+    encoder_size = ("--model", "e5-small", "--layers", "1") if dry else ("--model", ENCODER, "--texts", "384")
     once = ("--repeats", "1", "--weights", adapted)
 
     draw_merged = Step("draw", "setup.log", 110, draw(merged, "--merged"))
@@ -64,6 +66,7 @@ def steps(part: int | None, weights: Path, data: Path | None, dry: bool) -> list
             draw_merged,
             Step("ablations", "ablations.log", 240, benchmark("ablations", *ablation_options), "draw"),
             Step("parity", "parity.log", 280, benchmark("parity", "--weights", merged), "draw", (RIVAL,)),
+            Step("encoder", "ablations.log", 90, benchmark("ablations,fused_ops", "--random-weights", *encoder_size)),
         ],
         3: [
             draw_base,

@@ -79,8 +79,6 @@ class Suite(Resources):
         return result, profiling.card(result)
 
     def fused_ops(self) -> Section:
-        if self.model.architecture != "mistral":
-            return _skipped("fused_ops", "only Mistral models have them")
         from benchmarks import fused_ops
 
         result = fused_ops.measure(self.config, self.device, self.dtype, self.device_roofline.bytes_per_second)

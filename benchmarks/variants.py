@@ -16,6 +16,7 @@ from e5.embedder import Embedder
 from e5.network import attention, torch_ops
 from e5.network.batches import PackedBatch
 from e5.network.decoder import Decoder
+from e5.network.encoder import Encoder
 from e5.network.graphs import Graphs
 
 FLOAT8 = "float8"
@@ -34,7 +35,7 @@ def graphs(embedder: Embedder) -> Graphs | None:
 def uses_kernels(embedder: Embedder) -> bool:
     """Whether Triton kernels compute what lies between the matrix products."""
     network = embedder.packed.network
-    return isinstance(network, Decoder) and network.ops is not torch_ops
+    return isinstance(network, Decoder | Encoder) and network.ops is not torch_ops
 
 
 def missing(embedder: Embedder) -> dict[str, str]:
@@ -46,8 +47,7 @@ def missing(embedder: Embedder) -> dict[str, str]:
         reasons |= {"kernels": "they run on CUDA only", "attention": "it runs on CUDA only"}
         reasons |= {"synchronised": "a CPU does not work asynchronously", "products": "cuBLAS is for CUDA"}
     elif not uses_kernels(embedder):
-        mistral = embedder.model.architecture == "mistral"
-        reasons["kernels"] = "they could not be compiled: see the log" if mistral else "they are for Mistral models"
+        reasons["kernels"] = "they are off: see the log"
     if not has_float8(embedder.model):
         reasons[FLOAT8] = "it is for Mistral models"
     return reasons

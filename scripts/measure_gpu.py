@@ -1,7 +1,7 @@
 """Measure the flagship on a GPU within a time limit, in one run or in three parts.
 
     python scripts/measure_gpu.py --to out --part 1     roofline, throughput, latency; tests that need CUDA
-    python scripts/measure_gpu.py --to out --part 2     ablations; parity at full size
+    python scripts/measure_gpu.py --to out --part 2     ablations, also of an encoder; parity at full size
     python scripts/measure_gpu.py --to out --part 3     serving, profile, setup, merge, quality by dtype, loading
     python scripts/measure_gpu.py --to out --dry-run    a trial of all steps on the embedded model, with tiny sizes
 

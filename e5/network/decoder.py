@@ -9,7 +9,6 @@ for the flagship's 32.
 This module does not import transformers, which would add 2.5 s to every start.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,12 @@ import torch
 from torch import Tensor
 
 from e5.errors import WeightsError
-from e5.network import fused_ops, linear, torch_ops
+from e5.network import fused_ops, linear
 from e5.network.attention import last_token_attention, packed_attention
 from e5.network.batches import PackedBatch, bucket_size
+from e5.network.fused_ops import FusedOps
 from e5.network.linear import Activations, Destination, Linear
 from e5.weights import checkpoint, reading
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -162,24 +160,20 @@ class Decoder:
         return self._last_layer(hidden, residual, cos_sin, batch)
 
     def compile_kernels(self) -> None:
-        """Call each kernel once, as the layers do: Triton compiles at the first call, half a second each.
+        """Compile the kernels that the layers call; if that fails, use torch's operators."""
+        self.ops = fused_ops.compiled(self.ops, self._call_each)
 
-        If that fails (no C compiler for the launchers, say), log a warning and use torch's operators instead.
-        """
+    def _call_each(self, ops: FusedOps) -> None:
         config, eps, layer = self.config, self.config.rms_norm_eps, self.layers[0]
         rows = torch.zeros(2, config.hidden_size, device=self.device, dtype=self.dtype)
         heads = rows.new_zeros(2, config.num_attention_heads, config.head_dim)
         gate_up = rows.new_zeros(2, 2 * config.intermediate_size)
-        try:
-            for residual in (None, rows):
-                for dtype in {self.dtype, layer.qkv_proj.input_dtype}:
-                    self.ops.add_rms_norm(rows, residual, rows[0], eps, dtype)
-            self.ops.apply_rope(heads, torch.zeros(2, config.head_dim, device=self.device))
-            self.ops.silu_and_mul(gate_up, layer.down_proj.input_dtype)
-            self.ops.cast(heads.flatten(1), layer.o_proj.input_dtype)
-        except Exception as error:  # Triton passes on errors of its compilers, the C compiler and the driver
-            self.ops = torch_ops
-            log.warning("fused kernels could not be compiled (%s): using torch's operators, which are slower", error)
+        for residual in (None, rows):
+            for dtype in {self.dtype, layer.qkv_proj.input_dtype}:
+                ops.add_rms_norm(rows, residual, rows[0], eps, dtype)
+        ops.apply_rope(heads, torch.zeros(2, config.head_dim, device=self.device))
+        ops.silu_and_mul(gate_up, layer.down_proj.input_dtype)
+        ops.cast(heads.flatten(1), layer.o_proj.input_dtype)
 
     def _add_rms_norm(self, hidden: Tensor, residual: Tensor | None, weight: Tensor, layer: Linear) -> Activations:
         """hidden [T, D] += residual, in place; → its norm [T, D] as input of `layer`."""

@@ -10,16 +10,17 @@ does not compute.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, layer_norm
+from torch.nn.functional import embedding
 
 from e5.catalog import Pooling
-from e5.network import linear
+from e5.network import fused_ops, linear
 from e5.network.attention import packed_attention
 from e5.network.batches import PackedBatch
+from e5.network.fused_ops import FusedOps
 from e5.network.linear import Destination, Linear
 from e5.network.pooling import POOLINGS
 from e5.weights import checkpoint, reading
@@ -77,15 +78,11 @@ def unsupported(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class Norm:
+class Norm(NamedTuple):
     """The weights of a layer norm, both [D]."""
 
     weight: Tensor
     bias: Tensor
-
-    def __call__(self, rows: Tensor, eps: float) -> Tensor:
-        return layer_norm(rows, self.weight.shape, self.weight, self.bias, eps)
 
 
 @dataclass(frozen=True)
@@ -103,12 +100,13 @@ class Layer:
 class Encoder:
     """One encoder's weights, uninitialized until `destinations()` are filled, its forward pass and its pooling."""
 
-    capturable = False  # pooling slices by the token count on the host, which a graph would freeze
+    capturable = True
 
     def __init__(self, config: Config, device: torch.device, dtype: torch.dtype, pooling: Pooling) -> None:
         self.config, self.device, self.dtype, self._pool = config, device, dtype, POOLINGS[pooling]
         self.dimensions = config.hidden_size
         self.padding_idx, self.max_positions = padding_idx(config), max_positions(config)
+        self.ops = fused_ops.for_device(device)
         self._scale = (config.hidden_size // config.num_attention_heads) ** -0.5
         hidden, intermediate = config.hidden_size, config.intermediate_size
 
@@ -177,15 +175,25 @@ class Encoder:
         eps, heads = self.config.layer_norm_eps, self.config.num_attention_heads
         # In transformers' order, so that 16-bit sums are rounded alike. All tokens have type 0.
         hidden = embedding(batch.input_ids, self.word_embeddings).add_(self.token_type_embeddings[0])
-        hidden = self.norm(hidden.add_(embedding(batch.position_ids, self.position_embeddings)), eps)  # [T, D]
+        positions = embedding(batch.position_ids, self.position_embeddings)
+        hidden = self.ops.add_layer_norm(hidden, positions, *self.norm, eps)  # [T, D]
         for layer in self.layers:
             qkv = layer.query_key_value.rows(hidden).view(len(hidden), 3, heads, -1)  # [T, 3, H, d]
             query, key, value = qkv.unbind(1)
             attended = packed_attention(query, key, value, batch, causal=False, scale=self._scale)  # [T, H, d]
-            hidden = layer.attention_norm(layer.attention_output.add(attended.flatten(1), hidden), eps)
+            attended = attended.flatten(1)
+            hidden = self.ops.dense_add_norm(layer.attention_output, attended, hidden, *layer.attention_norm, eps)
             wide = layer.intermediate.gelu(hidden)  # [T, F]
-            hidden = layer.output_norm(layer.output.add(wide, hidden), eps)
-        return self._pool(hidden[: batch.tokens], batch.cu_seqlens)
+            hidden = self.ops.dense_add_norm(layer.output, wide, hidden, *layer.output_norm, eps)
+        return self._pool(hidden, batch.cu_seqlens)
+
+    def compile_kernels(self) -> None:
+        """Compile the kernels that the layers call; if that fails, use torch's operators."""
+        self.ops = fused_ops.compiled(self.ops, self._call_each)
+
+    def _call_each(self, ops: FusedOps) -> None:
+        rows = torch.zeros(2, self.dimensions, device=self.device, dtype=self.dtype)
+        ops.add_layer_norm(rows, rows, *self.norm, self.config.layer_norm_eps)
 
 
 def padding_idx(config: Any) -> int | None:

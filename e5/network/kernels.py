@@ -1,4 +1,4 @@
-"""Triton kernels of a decoder layer: `e5.network.fused_ops.FusedOps` on CUDA.
+"""Triton kernels of decoder and encoder layers: `e5.network.fused_ops.FusedOps` on CUDA.
 
 One program per row reads and writes each value once; torch's operators write every intermediate result to memory. Per
 token and layer of the flagship that is 172 kB instead of 590 kB (docs/performance-notes.md). All kernels compute in
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from e5.network.linear import FLOAT8, FLOAT8_MAX, SMALLEST_SCALE, Activations
+from e5.network.linear import FLOAT8, FLOAT8_MAX, SMALLEST_SCALE, Activations, Linear
 
 GATE_BLOCK = 2048
 HEADS = 8
@@ -78,6 +78,30 @@ def cast(rows: Tensor, dtype: torch.dtype) -> Activations:
     block = triton.next_power_of_2(width)
     _quantize[(tokens,)](rows, out.values, _scale(out), WIDTH=width, BLOCK=block, num_warps=_warps(block))
     return out
+
+
+def add_layer_norm(rows: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """rows and residual are contiguous. Their sum is not rounded."""
+    tokens, width = rows.shape
+    assert rows.is_contiguous() and residual.is_contiguous()
+    out = torch.empty_like(rows)
+    _add_layer_norm[(tokens,)](
+        rows,
+        residual,
+        weight,
+        bias,
+        out,
+        eps,
+        WIDTH=width,
+        BLOCK=triton.next_power_of_2(width),
+        num_warps=_warps(width),
+    )
+    return out
+
+
+def dense_add_norm(dense: Linear, rows: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """residual is contiguous."""
+    return add_layer_norm(dense.rows(rows), residual, weight, bias, eps)
 
 
 def _empty(tokens: int, width: int, device: torch.device, dtype: torch.dtype) -> Activations:
@@ -195,3 +219,26 @@ def _quantize(
     mask = columns < WIDTH
     values = tl.load(rows + row * WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
     _store(out, scale, row, columns, mask, values, WIDTH)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _add_layer_norm(
+    rows: tl.tensor,
+    residual: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    eps: tl.tensor,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < WIDTH
+    values = tl.load(rows + row * WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
+    values += tl.load(residual + row * WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
+    centered = tl.where(mask, values - tl.sum(values, axis=0) / WIDTH, 0.0)
+    values = centered / tl.sqrt(tl.sum(centered * centered, axis=0) / WIDTH + eps)
+    values *= tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
+    values += tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + row * WIDTH + columns, values.to(out.dtype.element_ty), mask=mask)

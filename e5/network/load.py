@@ -88,7 +88,7 @@ def _allocate(model: catalog.Model, folder: Path, device: torch.device, dtype: t
 @contextmanager
 def _compiling_kernels(network: Network) -> Iterator[None]:
     """Compile Triton kernels in the background during the block, which loads weights and is I/O-bound."""
-    if network.device.type != "cuda" or not isinstance(network, decoder.Decoder):
+    if network.device.type != "cuda" or not isinstance(network, decoder.Decoder | encoder.Encoder):
         yield
         return
 

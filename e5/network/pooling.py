@@ -17,9 +17,13 @@ def last_token(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 def mean(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """The mean of each text's hidden states, special tokens included, as in the model cards."""
+    """The mean of each text's hidden states, special tokens included, as in the model cards.
+
+    Rows after the last text do not count. The mean of an empty text, as a CUDA graph has them, is NaN.
+    """
     lengths = cu_seqlens.diff().long()
-    # unsafe=True skips the checks of `lengths`, which read its minimum and sum from the GPU: two syncs per batch.
+    # unsafe=True skips the checks that `lengths` sum to the rows and are positive: rows of filler would fail them, and
+    # each is a sync.
     return torch.segment_reduce(hidden.float(), "mean", lengths=lengths, unsafe=True)
 
 

@@ -26,7 +26,7 @@ NAME = "e5_packed"
 class StockEncoder:
     """One encoder's weights, uninitialized until `destinations()` are filled, its forward pass and its pooling."""
 
-    capturable = False  # pooling slices by the token count on the host, which a graph would freeze
+    capturable = False  # transformers' modules may read values on the host
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, pooling: Pooling) -> None:
         """`folder`: the one with config.json."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from e5.network.linear import FLOAT8, Activations, quantize
+from e5.network.linear import FLOAT8, Activations, Linear, quantize
 
 
 def add_rms_norm(
@@ -37,3 +37,11 @@ def silu_and_mul(gate_up: Tensor, dtype: torch.dtype) -> Activations:
 
 def cast(rows: Tensor, dtype: torch.dtype) -> Activations:
     return Activations(*quantize(rows)) if dtype == FLOAT8 else Activations(rows)
+
+
+def add_layer_norm(rows: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return torch.layer_norm(rows.add_(residual), weight.shape, weight, bias, eps)
+
+
+def dense_add_norm(dense: Linear, rows: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return torch.layer_norm(dense.add(rows, residual), weight.shape, weight, bias, eps)

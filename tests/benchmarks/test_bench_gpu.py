@@ -333,7 +333,7 @@ def test_long_log_keeps_head_and_tail(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("dry", [True, False])
 def test_every_step_has_valid_arguments(dry: bool, tmp_path: Path) -> None:
     steps = gpu_steps.steps(None, tmp_path, tmp_path, dry)
-    assert len({step.name for step in steps}) == len(steps) == 13
+    assert len({step.name for step in steps}) == len(steps) == 14
     logs = {step.log for step in steps}
     assert len(logs) <= 7 and all(set(log) <= set("abcdefghijklmnopqrstuvwxyz.") for log in logs)
     for number in (1, 2, 3):
@@ -341,7 +341,8 @@ def test_every_step_has_valid_arguments(dry: bool, tmp_path: Path) -> None:
     for step in steps:
         if step.command[0] == "scripts/benchmark.py":
             arguments = options.parse(step.command[1:])
-            assert arguments.model == (catalog.EMBEDDED if dry else catalog.FLAGSHIP) and arguments.quick == dry
+            models = ("e5-small", gpu_steps.ENCODER) if step.name == "encoder" else (catalog.EMBEDDED, catalog.FLAGSHIP)
+            assert arguments.model == models[not dry] and arguments.quick == dry
             folders = {None: "", tmp_path / "merged": "draw", tmp_path / "adapted": "draw base"}
             assert step.needs == folders[arguments.weights]
     tests = next(step for step in steps if step.name == "tests").command

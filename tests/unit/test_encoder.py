@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from e5 import Embedder
 from e5.errors import WeightsError
+from e5.network import torch_ops
 from e5.network.encoder import Config, Encoder, unsupported
 from e5.network.stock_encoder import StockEncoder
 from e5_cog.repository import ROOT
 from tests.reference import Reference, relative_l2
+from tests.token_ids import pack
 
 MODELS = {"bert": "e5-small", "xlm_roberta": "multilingual-e5-base"}
 TEXTS = ["a", "passage: how tall is the tower?", "the tower is 300 m high. " * 30, "soup", "soup with carrots"]
@@ -68,6 +72,38 @@ def test_every_weight_has_an_effect(folder: Path) -> None:
         save_file(changed, folder / "model.safetensors", {"format": "pt"})
         after = Embedder.load(MODELS[folder.name], folder, dtype="float32", device="cpu").embed_texts(TEXTS)
         assert (relative_l2(after, before) > 1e-4) is not name.endswith("key.bias"), name
+
+
+@pytest.mark.kernels
+def test_fused_kernels_give_the_same_vectors(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = pytest.importorskip("e5.network.kernels", reason="Triton is for Linux", exc_type=ImportError)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    packed = Embedder.load(MODELS[folder.name], folder, dtype="float32", device=device).packed
+    vectors = []
+    for ops in (torch_ops, kernels):
+        monkeypatch.setattr(packed.network, "ops", ops)
+        vectors.append(packed.embed(pack([[2, 9, 40, 3], [2, 7, 3]], packed.padding_idx)).cpu())
+    assert relative_l2(vectors[1].numpy(), vectors[0].numpy()) < 1e-5
+
+
+def test_kernels_that_do_not_compile_are_replaced_by_torch_s_operators(
+    bert_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    encoder = Encoder(Config.read(bert_folder), torch.device("cpu"), torch.float32, "mean")
+    kernels: Any = SimpleNamespace(**vars(torch_ops) | {"add_layer_norm": broken})
+    encoder.ops = kernels
+    encoder.compile_kernels()
+    assert encoder.ops is torch_ops and "Failed to find C compiler" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 5e-3), ("bfloat16", 3e-2)])
+def test_vectors_on_a_gpu_are_near_stock_transformers(folder: Path, dtype: str, tolerance: float) -> None:
+    got = Embedder.load(MODELS[folder.name], folder, dtype=dtype, device="cuda").embed_texts(TEXTS)
+    assert relative_l2(got, Reference.load(folder, 512).embed(TEXTS)) < tolerance
 
 
 def test_loading_an_encoder_does_not_import_transformers(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """CUDA graphs give the same vectors as direct passes, whatever batches came before.
 
-On the CPU a stand-in for capture recomputes into the same output buffer. Buffers, filler, capture sizes and the decoder
+On the CPU a stand-in for capture recomputes into the same output buffer. Buffers, filler, capture sizes and the models
 are the real ones. Attention is the textbook's operator, which reads the lengths from the tensor, as the kernel does.
 """
 
@@ -8,18 +8,22 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from e5 import catalog
+from e5.network import attention, torch_ops
 from e5.network import graphs as graphs_module
 from e5.network.batches import PackedBatch
+from e5.network.decoder import Decoder
+from e5.network.encoder import Encoder
 from e5.network.graphs import Graphs, Replay
-from e5.network.load import load
+from e5.network.load import _allocate, load
 from e5.network.model import PackedModel
 from e5.weights.files import LocalWeights
 from tests import flash
@@ -38,18 +42,28 @@ def recompute(compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
     return output, replay
 
 
+Tiny = tuple[catalog.Model, LocalWeights]
+
+
+@pytest.fixture(scope="module", params=["e5-mistral-7b-instruct", "e5-small", "multilingual-e5-base"])
+def tiny(request: pytest.FixtureRequest) -> Tiny:
+    """A decoder, BERT and XLM-R."""
+    model = catalog.get(request.param)
+    if model.architecture == "mistral":
+        folder = request.getfixturevalue("decoder_folder")
+        return model, LocalWeights("adapter", folder / "base", folder / "base" / "tokenizer.json", folder / "adapter")
+    folder = request.getfixturevalue("bert_folder" if model.architecture == "bert" else "xlm_roberta_folder")
+    return model, LocalWeights("merged", folder, folder / "tokenizer.json", None)
+
+
 @pytest.fixture(scope="module")
-def model(decoder_folder: Path) -> PackedModel:
-    base = decoder_folder / "base"
-    files = LocalWeights("adapter", base, base / "tokenizer.json", decoder_folder / "adapter")
-    packed, _ = load(catalog.get("e5-mistral-7b-instruct"), files, CPU, torch.float32)
-    packed.bucketed = False  # as on a GPU
-    return packed
+def model(tiny: Tiny) -> PackedModel:
+    return load(*tiny, CPU, torch.float32)[0]
 
 
 def texts(*lengths: int) -> list[list[int]]:
     draw = random.Random(str(lengths))
-    return [[1, *(draw.randrange(5, 9000) for _ in range(length - 2)), 2] for length in lengths]
+    return [[1, *(draw.randrange(5, 290) for _ in range(length - 2)), 2] for length in lengths]
 
 
 @torch.inference_mode()
@@ -57,10 +71,10 @@ def test_graphs_give_the_same_vectors_as_direct_passes(model: PackedModel, monke
     direct = {}
     batches = [(30, 17), (3,), (40, 3, 3, 3), (64,), (9, 8, 7, 6), (30, 17), (5, 4, 3), (2, 2, 2, 2)]
     for lengths in batches:
-        direct[lengths] = model.embed(pack(texts(*lengths)))  # with dense attention
+        direct[lengths] = model.embed(pack(texts(*lengths), model.padding_idx))  # with dense attention
     flash.install(monkeypatch)
     graphs = Graphs(model.network.embed, CPU, recompute, sizes=(16, 32, 64))
-    results = [graphs.embed(pack(texts(*lengths))) for lengths in batches]
+    results = [graphs.embed(pack(texts(*lengths), model.padding_idx)) for lengths in batches]
     for lengths, vectors in zip(batches, results, strict=True):
         want = direct[lengths]
         assert vectors is not None and vectors.shape == want.shape and vectors.dtype == torch.float32
@@ -123,19 +137,32 @@ def test_a_failed_capture_logs_a_warning_and_gives_no_graphs(
     assert "without CUDA graphs" in caplog.text and "not permitted" in caplog.text
 
 
+@torch.inference_mode()
+def test_a_pass_reads_no_value_of_the_device(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading one waits for the GPU, and a graph would freeze it. Tensors on the meta device have no values to read."""
+    monkeypatch.setattr(attention, "_has_kernel", lambda query: True)
+    network = _allocate(tiny[0], tiny[1].checkpoint, torch.device("meta"), torch.float16)
+    assert network.capturable
+    batch = pack(texts(30, 17))
+    tensors: dict[str, Any] = {name: part.to("meta") for name, part in vars(batch).items() if isinstance(part, Tensor)}
+    assert network.embed(replace(batch, **tensors)).shape == (2, 32)
+
+
 @pytest.mark.gpu
+@torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_graphs_on_a_gpu_give_the_same_vectors_as_direct_passes(decoder_folder: Path, dtype: torch.dtype) -> None:
-    base = decoder_folder / "base"
-    files = LocalWeights("adapter", base, base / "tokenizer.json", decoder_folder / "adapter")
-    packed, seconds = load(catalog.get("e5-mistral-7b-instruct"), files, torch.device("cuda"), dtype)
+def test_graphs_on_a_gpu_give_the_same_vectors_as_direct_passes(tiny: Tiny, dtype: torch.dtype) -> None:
+    packed, seconds = load(*tiny, torch.device("cuda"), dtype)
+    assert isinstance(packed.network, Decoder | Encoder) and packed.network.ops is not torch_ops
     assert packed.graphs is not None and seconds["graphs"] > 0
-    graphs = packed.graphs
     for lengths in ((30, 17), (3,), (200, 100, 3, 3), (9, 8, 7, 6), (2, 2, 2), (300, 150)):
-        packed.graphs = graphs
-        got = packed.embed(pack(texts(*lengths)))
-        packed.graphs = None
-        want = packed.embed(pack(texts(*lengths)))
+        batch = pack(texts(*lengths), packed.padding_idx)
+        got, moved = packed.embed(batch), batch.to(packed.device)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            want = packed.network.embed(moved).float()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
         assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 2e-3, lengths
 
 

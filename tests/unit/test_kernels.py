@@ -83,6 +83,23 @@ def test_silu_and_mul(dtype: torch.dtype, width: int) -> None:
     assert error(got.values, left * torch.sigmoid(left) * right) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [32, 100, 1024])
+def test_add_layer_norm(dtype: torch.dtype, width: int) -> None:
+    rows, residual = draw(5, width, dtype=dtype), draw(6, width, dtype=dtype)[1:]
+    weight, bias = draw(2, width, dtype=dtype)
+    rows[1], residual[1], rows[2, 3] = 0.0, 0.0, torch.nan
+    total = rows.double() + residual.double()
+    centered = total - total.mean(-1, keepdim=True)
+    variance = centered.square().mean(-1, keepdim=True)
+    want = centered / (variance + EPSILON).sqrt() * weight.double() + bias.double()
+    numbers = [0, 1, 3, 4]
+    for ops, rounding in ((kernels, 1), (torch_ops, 2)):  # torch's operators also round the sum
+        got = ops.add_layer_norm(rows, residual, weight, bias, EPSILON)
+        assert got.dtype == dtype and error(got[numbers], want[numbers]) < rounding * TOLERANCE[dtype]
+        assert torch.equal(got[1], bias) and bool(got[2].isnan().all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_float8_scales_make_each_row_s_maximum_448(dtype: torch.dtype) -> None:
     """With three mantissa bits, the error of a value is at most a sixteenth of it, or the row's smallest step.
@@ -146,7 +163,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from e5.network import kernels
 
-F16 = dict(hidden="*fp16", residual="*fp16", weight="*fp16", gate_up="*fp16", heads="*fp16", rows="*fp16")
+F16 = {name: "*fp16" for name in ("hidden", "residual", "weight", "bias", "gate_up", "heads", "rows")}
 for float8 in (False, True):
     out = dict(out="*fp8e4nv", scale="*fp32") if float8 else dict(out="*fp16", scale="*fp16")
     for kernel, constants in (
@@ -154,8 +171,9 @@ for float8 in (False, True):
         (kernels._apply_rope, dict(HALF=64, BLOCK=64, HEADS=8)),
         (kernels._silu_and_mul, dict(WIDTH=14336, BLOCK=16384 if float8 else 2048)),
         (kernels._quantize, dict(WIDTH=4096, BLOCK=4096)),
+        (kernels._add_layer_norm, dict(WIDTH=1024, BLOCK=1024)),
     ):
-        if kernel is kernels._quantize and not float8:
+        if kernel is (kernels._add_layer_norm if float8 else kernels._quantize):
             continue
         types = F16 | out | dict(cos_sin="*fp32", eps="fp32", stride="i32", count="i32")
         signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
@@ -172,7 +190,7 @@ for float8 in (False, True):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
 def test_kernels_compile_for_hopper_with_wide_loads(tmp_path: Path) -> None:
-    """For compute capability 9.0 and the flagship's sizes. Compiling needs no GPU."""
+    """For compute capability 9.0 and the largest models' sizes. Compiling needs no GPU."""
     script = tmp_path / "compile_kernels.py"
     script.write_text(COMPILE, "utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -184,6 +202,7 @@ def test_kernels_compile_for_hopper_with_wide_loads(tmp_path: Path) -> None:
         ("_add_rms_norm", "False"),
         ("_apply_rope", "False"),
         ("_silu_and_mul", "False"),
+        ("_add_layer_norm", "False"),
         ("_add_rms_norm", "True"),
         ("_apply_rope", "True"),
         ("_silu_and_mul", "True"),

@@ -23,6 +23,13 @@ def test_the_mean_accumulates_in_float32() -> None:
     assert got.dtype == torch.float32 and got.item() == 511.5 / 512
 
 
+def test_filler_and_empty_texts_do_not_change_a_mean() -> None:
+    """As in a CUDA graph: rows of filler after the texts, which may be NaN, and unused texts of length 0."""
+    filler = torch.full((3, 2), torch.nan)
+    got = mean(torch.cat([HIDDEN, filler]), torch.tensor([0, 2, 3, 5, 5, 5], dtype=torch.int32))
+    assert torch.equal(got[:3], mean(HIDDEN, CU_SEQLENS)) and len(got) == 5
+
+
 def test_poolings_by_the_catalogue_s_names() -> None:
     assert torch.equal(POOLINGS["last"](HIDDEN, CU_SEQLENS), last_token(HIDDEN, CU_SEQLENS))
     assert torch.equal(POOLINGS["mean"](HIDDEN, CU_SEQLENS), mean(HIDDEN, CU_SEQLENS))
