@@ -41,7 +41,7 @@ class Embedder:
     """A loaded model of the E5 family. Not thread-safe, except for `tokenize`.
 
     Attributes: `model` (its catalog entry), `source`, `dimensions`, `device`, `dtype`, `max_batch_tokens`, and
-    `phases`: the seconds that `locate`, `load`, `merge` and, on CUDA, `graphs` took.
+    `phases`: the seconds that `locate`, `load`, `merge`, on CUDA `graphs`, and `tokenizer` took.
     """
 
     def __init__(
@@ -106,11 +106,15 @@ class Embedder:
                 model.name,
                 model.dimensions,
             )
+        loaded = time.perf_counter()
         max_tokens = min(model.max_tokens, packed.max_positions)
+        literal = model.architecture == "mistral"
+        tokenizer = Tokenizer(files.tokenizer, model.special_tokens, max_tokens, literal=literal)
+        seconds["tokenizer"] = time.perf_counter() - loaded
         return cls(
             model,
             packed,
-            Tokenizer(files.tokenizer, model.special_tokens, max_tokens, literal=model.architecture == "mistral"),
+            tokenizer,
             source=files.source,
             max_batch_tokens=settings.max_batch_tokens,
             phases={"locate": located, **seconds},
@@ -177,7 +181,7 @@ class Embedder:
 
         A GPU may still be computing the result on return. Texts sorted by length are fastest.
         """
-        return self.packed.embed(batches.pack(ids, self.packed.padding_idx, self.packed.bucketed))
+        return self.packed.embed(batches.pack(ids, self.packed.padding_idx, self.packed.bucket_step))
 
     def launch(self, ids: Sequence[TokenIds]) -> PendingResult:
         """Start `forward` and the copy of its vectors to the host. `PendingResult.vectors()` waits for them."""

@@ -6,13 +6,16 @@ result.
 
 import json
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, MistralConfig, MistralModel, XLMRobertaConfig, XLMRobertaModel
 
+from e5.network import linear
 from e5.network.model import PackedModel
 from e5_cog.repository import ROOT
 
@@ -138,7 +141,12 @@ def _save(tokenizer: Tokenizer, folder: Path, names: dict[str, str]) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
 
 
+def plain_weights() -> AbstractContextManager[object]:
+    """While a model is loaded: keep its weights as they are in the checkpoint, not in oneDNN's layout."""
+    return patch.object(linear, "can_prepack", lambda *_: False)
+
+
 def parameters(model: PackedModel) -> dict[str, torch.Tensor]:
-    """A loaded model's weights by their names in the stock model."""
+    """The weights, by their names in the stock model, of a model that was loaded with `plain_weights`."""
     destinations = model.network.destinations()
     return {name: destination for name, destination in destinations.items() if isinstance(destination, torch.Tensor)}

@@ -18,6 +18,8 @@ def lists(texts: Iterable[TokenIds]) -> list[list[int]]:
     return [ids.tolist() for ids in texts]
 
 
-def pack(texts: Iterable[Sequence[int]], padding_idx: int | None = None, bucketed: bool = False) -> batches.PackedBatch:
+def pack(
+    texts: Iterable[Sequence[int]], padding_idx: int | None = None, bucket_step: int | None = None
+) -> batches.PackedBatch:
     """`e5.network.batches.pack` for lists of ids."""
-    return batches.pack(arrays(texts), padding_idx, bucketed)
+    return batches.pack(arrays(texts), padding_idx, bucket_step)

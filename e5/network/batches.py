@@ -32,7 +32,7 @@ class PackedBatch:
     input_ids, position_ids: int64 [T]; cu_seqlens: int32 [N + 1], from 0 to T; runs: the lengths, run-length encoded;
     max_seqlen: tokens of the longest text. The tensors are on one device; the rest stays on the host.
 
-    If `bucketed`, filler that belongs to no text may follow the texts, up to a `bucket_size`.
+    With a `bucket_step`, filler that belongs to no text may follow the texts, up to a `bucket_size`.
     """
 
     input_ids: Tensor
@@ -40,7 +40,7 @@ class PackedBatch:
     cu_seqlens: Tensor
     runs: tuple[Run, ...]
     max_seqlen: int
-    bucketed: bool = False
+    bucket_step: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -78,19 +78,25 @@ def plan(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return batches
 
 
-def bucket_size(count: int) -> int:
-    """Round up to one of a few sizes, from 256 on by at most an eighth: 32, 64, 96, … 512, 576, … 1024, 1152, …
+FINE_STEP, COARSE_STEP = 1, 32
+"""Smallest steps of bucket sizes: for prepacked weights, and for others."""
 
-    On CPUs, oneDNN generates 16-bit matrix code for each new shape: 2 ms and up to 2 MB per linear layer of the
-    embedded model. Without buckets, varying batch sizes doubled the time and took gigabytes. In float32, equal sizes
-    reuse memory, and a text's vector is the same to the last bit in any batch.
+
+def bucket_size(count: int, step: int) -> int:
+    """Round up to one of a few sizes: a multiple of `step`, for large counts at most an eighth larger.
+
+    On CPUs, oneDNN prepares each new shape of a product. With prepacked weights that takes 0.3 to 0.5 ms a matrix,
+    otherwise 2 ms and up to 2 MB: without buckets, varying batch sizes doubled the time and took gigabytes.
+
+    Float32 products of prepacked weights give a row the same bits in any number of rows but one, other products only
+    in multiples of 32. So a text's vector is the same to the last bit in any batch.
     """
-    step = max(2, 1 << max(0, (count - 1).bit_length() - 4))
-    return -(-count // step) * step
+    step = max(step, 1 << max(0, (count - 1).bit_length() - 4))
+    return max(2, -(-count // step) * step)
 
 
-def pack(ids: Sequence[TokenIds], padding_idx: int | None = None, bucketed: bool = False) -> PackedBatch:
-    """Pack texts in the given order; if `bucketed`, add filler up to a `bucket_size`.
+def pack(ids: Sequence[TokenIds], padding_idx: int | None = None, bucket_step: int | None = None) -> PackedBatch:
+    """Pack texts in the given order; with a `bucket_step`, add filler up to a `bucket_size`.
 
     Positions of each text count from 0, or with XLM-R's `padding_idx` from padding_idx + 1. A padding token, as in a
     text that spells `<pad>`, has position padding_idx and is not counted, as in fairseq and in transformers'
@@ -106,8 +112,7 @@ def pack(ids: Sequence[TokenIds], padding_idx: int | None = None, bucketed: bool
         counts = input_ids != padding_idx
         seen = np.concatenate(([0], np.cumsum(counts)))
         position_ids = (seen[1:] - np.repeat(seen[starts], lengths)) * counts + padding_idx
-    if bucketed:
-        filler = bucket_size(tokens) - tokens
+    if bucket_step and (filler := bucket_size(tokens, bucket_step) - tokens):
         input_ids, position_ids = (np.pad(row, (0, filler), mode="edge") for row in (input_ids, position_ids))
     cu_seqlens = np.concatenate(([0], ends)).astype(np.int32)
     return PackedBatch(
@@ -116,7 +121,7 @@ def pack(ids: Sequence[TokenIds], padding_idx: int | None = None, bucketed: bool
         cu_seqlens=torch.from_numpy(cu_seqlens),
         runs=_runs(lengths.tolist()),
         max_seqlen=int(lengths.max()),
-        bucketed=bucketed,
+        bucket_step=bucket_step,
     )
 
 

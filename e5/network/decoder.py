@@ -78,16 +78,30 @@ class Config:
             raise reading.unreadable(path, error) from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layer:
     """One layer's weights, with D = hidden_size, H query heads and K key heads of size d, F = intermediate_size."""
 
     input_layernorm: Tensor  # [D]
-    qkv_proj: Linear  # [(H + 2K) · d, D]
     o_proj: Linear  # [D, H · d]
     post_attention_layernorm: Tensor  # [D]
     gate_up_proj: Linear  # [2F, D]
     down_proj: Linear  # [D, F]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerLayer(Layer):
+    """Every layer but the last."""
+
+    qkv_proj: Linear  # [(H + 2K) · d, D]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastLayer(Layer):
+    """The last layer: queries are computed for fewer tokens than keys and values, so the two have a matrix each."""
+
+    q_proj: Linear  # [H · d, D]
+    kv_proj: Linear  # [2K · d, D]
 
 
 class Decoder:
@@ -112,32 +126,44 @@ class Decoder:
             return linear.empty(out_features, in_features, device, dtype, float8=float8)
 
         self.embed_tokens = torch.empty(config.vocab_size, config.hidden_size, device=device, dtype=dtype)
+
+        def shared() -> dict[str, Any]:
+            return {
+                "input_layernorm": norm(),
+                "o_proj": matrix(config.hidden_size, self._query_size),
+                "post_attention_layernorm": norm(),
+                "gate_up_proj": matrix(2 * config.intermediate_size, config.hidden_size),
+                "down_proj": matrix(config.hidden_size, config.intermediate_size),
+            }
+
         self.layers = [
-            Layer(
-                input_layernorm=norm(),
-                qkv_proj=matrix(self._query_size + 2 * self._key_size, config.hidden_size),
-                o_proj=matrix(config.hidden_size, self._query_size),
-                post_attention_layernorm=norm(),
-                gate_up_proj=matrix(2 * config.intermediate_size, config.hidden_size),
-                down_proj=matrix(config.hidden_size, config.intermediate_size),
-            )
-            for _ in range(config.num_hidden_layers)
+            InnerLayer(**shared(), qkv_proj=matrix(self._query_size + 2 * self._key_size, config.hidden_size))
+            for _ in range(config.num_hidden_layers - 1)
         ]
+        self.last_layer = LastLayer(
+            **shared(),
+            q_proj=matrix(self._query_size, config.hidden_size),
+            kv_proj=matrix(2 * self._key_size, config.hidden_size),
+        )
         self.norm = norm()
         self._cos_sin_cache = _cos_sin_cache(config).to(device)
 
     def destinations(self) -> dict[str, Destination]:
         """Where each tensor of a checkpoint goes, by its name in transformers' MistralModel."""
         hidden, intermediate = self.config.hidden_size, self.config.intermediate_size
-        key = self._query_size
-        value = key + self._key_size
+        size = self._key_size
         destinations: dict[str, Destination] = {"embed_tokens.weight": self.embed_tokens, "norm.weight": self.norm}
-        for index, layer in enumerate(self.layers):
+        layers: list[InnerLayer | LastLayer] = [*self.layers, self.last_layer]
+        for index, layer in enumerate(layers):
+            if isinstance(layer, InnerLayer):
+                queries, keys, first = layer.qkv_proj, layer.qkv_proj, self._query_size
+            else:
+                queries, keys, first = layer.q_proj, layer.kv_proj, 0
             parts: dict[str, Destination] = {
                 "input_layernorm": layer.input_layernorm,
-                "self_attn.q_proj": layer.qkv_proj.destination(0, key),
-                "self_attn.k_proj": layer.qkv_proj.destination(key, value),
-                "self_attn.v_proj": layer.qkv_proj.destination(value, value + self._key_size),
+                "self_attn.q_proj": queries.destination(0, self._query_size),
+                "self_attn.k_proj": keys.destination(first, first + size),
+                "self_attn.v_proj": keys.destination(first + size, first + 2 * size),
                 "self_attn.o_proj": layer.o_proj.destination(0, hidden),
                 "post_attention_layernorm": layer.post_attention_layernorm,
                 "mlp.gate_proj": layer.gate_up_proj.destination(0, intermediate),
@@ -147,12 +173,16 @@ class Decoder:
             destinations |= {f"layers.{index}.{name}.weight": destination for name, destination in parts.items()}
         return destinations
 
+    def prepack(self) -> bool:
+        """As in `e5.network.model.Network`."""
+        return linear.prepack((*self.layers, self.last_layer))
+
     def embed(self, batch: PackedBatch) -> Tensor:
         """T tokens of N texts → the last tokens' hidden states [N, D] in `dtype`."""
         hidden = torch.nn.functional.embedding(batch.input_ids, self.embed_tokens)  # [T, D]
         cos_sin = self.ops.gather_cos_sin(self._cos_sin_cache, batch.position_ids, self.dtype)  # [T, d]
         residual: Tensor | None = None
-        for layer in self.layers[:-1]:
+        for layer in self.layers:
             normed = self._add_rms_norm(hidden, residual, layer.input_layernorm, layer.qkv_proj)
             residual = self._attention(layer, normed, cos_sin, batch)
             normed = self._add_rms_norm(hidden, residual, layer.post_attention_layernorm, layer.gate_up_proj)
@@ -164,12 +194,12 @@ class Decoder:
         self.ops = fused_ops.compiled(self.ops, self._call_each)
 
     def _call_each(self, ops: FusedOps) -> None:
-        config, eps, layer = self.config, self.config.rms_norm_eps, self.layers[0]
+        config, eps, layer = self.config, self.config.rms_norm_eps, self.last_layer
         rows = torch.zeros(2, config.hidden_size, device=self.device, dtype=self.dtype)
         heads = rows.new_zeros(2, config.num_attention_heads, config.head_dim)
         gate_up = rows.new_zeros(2, 2 * config.intermediate_size)
         for residual in (None, rows):
-            for dtype in {self.dtype, layer.qkv_proj.input_dtype}:
+            for dtype in {self.dtype, layer.q_proj.input_dtype}:
                 ops.add_rms_norm(rows, residual, rows[0], eps, dtype)
         ops.apply_rope(heads, torch.zeros(2, config.head_dim, device=self.device))
         ops.silu_and_mul(gate_up, layer.down_proj.input_dtype)
@@ -179,7 +209,7 @@ class Decoder:
         """hidden [T, D] += residual, in place; → its norm [T, D] as input of `layer`."""
         return self.ops.add_rms_norm(hidden, residual, weight, self.config.rms_norm_eps, layer.input_dtype)
 
-    def _attention(self, layer: Layer, normed: Activations, cos_sin: Tensor, batch: PackedBatch) -> Tensor:
+    def _attention(self, layer: InnerLayer, normed: Activations, cos_sin: Tensor, batch: PackedBatch) -> Tensor:
         """[T, D] → [T, D]."""
         heads, key_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         qkv = self._split_heads(layer.qkv_proj(normed))  # [T, H + 2K, d]
@@ -195,16 +225,14 @@ class Decoder:
 
     def _last_layer(self, hidden: Tensor, residual: Tensor | None, cos_sin: Tensor, batch: PackedBatch) -> Tensor:
         """[T, D] → [N, D], the last tokens' hidden states after the final norm."""
-        layer = self.layers[-1]
+        layer = self.last_layer
         texts = len(batch.cu_seqlens) - 1
         last = batch.cu_seqlens[1:].long() - 1  # [N]; on CPUs [M ≥ N], so that products have few shapes
-        if batch.bucketed:
-            last = torch.nn.functional.pad(last, (0, bucket_size(texts) - texts))
-        normed = self._add_rms_norm(hidden, residual, layer.input_layernorm, layer.qkv_proj)  # [T, D]
-        q_proj = layer.qkv_proj.part(0, self._query_size)
-        kv_proj = layer.qkv_proj.part(self._query_size, self._query_size + 2 * self._key_size)
-        query = self._split_heads(q_proj(linear.select(normed, last)))  # [M, H, d]
-        key_value = self._split_heads(kv_proj(normed))  # [T, 2K, d]
+        if batch.bucket_step:
+            last = torch.nn.functional.pad(last, (0, bucket_size(texts, batch.bucket_step) - texts))
+        normed = self._add_rms_norm(hidden, residual, layer.input_layernorm, layer.kv_proj)  # [T, D]
+        query = self._split_heads(layer.q_proj(linear.select(normed, last)))  # [M, H, d]
+        key_value = self._split_heads(layer.kv_proj(normed))  # [T, 2K, d]
         key, value = torch.split(key_value, self.config.num_key_value_heads, dim=1)
         self.ops.apply_rope(query, cos_sin.index_select(0, last))
         self.ops.apply_rope(key, cos_sin)

@@ -164,11 +164,9 @@ class Encoder:
                 destinations[f"encoder.layer.{index}.{name}.bias"] = part.bias
         return destinations
 
-    def prepack(self) -> None:
-        """Change the matrices to the layout that the CPU multiplies fastest. Fill them before."""
-        for layer in self.layers:
-            for matrix in (layer.query_key_value, layer.attention_output, layer.intermediate, layer.output):
-                matrix.prepack()
+    def prepack(self) -> bool:
+        """As in `e5.network.model.Network`."""
+        return linear.prepack(self.layers)
 
     def embed(self, batch: PackedBatch) -> Tensor:
         """T tokens of N texts → pooled vectors float32 [N, D]."""
@@ -181,7 +179,7 @@ class Encoder:
             qkv = layer.query_key_value.rows(hidden).view(len(hidden), 3, heads, -1)  # [T, 3, H, d]
             query, key, value = qkv.unbind(1)
             attended = packed_attention(query, key, value, batch, causal=False, scale=self._scale)  # [T, H, d]
-            attended = attended.flatten(1)
+            attended = attended.flatten(1)  # [T, D]
             hidden = self.ops.dense_add_norm(layer.attention_output, attended, hidden, *layer.attention_norm, eps)
             wide = layer.intermediate.gelu(hidden)  # [T, F]
             hidden = self.ops.dense_add_norm(layer.output, wide, hidden, *layer.output_norm, eps)

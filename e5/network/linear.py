@@ -94,19 +94,9 @@ class Linear:
     def add(self, rows: Tensor, residual: Tensor) -> Tensor:
         """[T, K] and [T, N] → their product plus the residual, [T, N]."""
         if self.prepacked:
-            return torch.ops.mkldnn._linear_pointwise.binary(rows, residual, self.weight, self.bias, "add")
+            total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, residual, self.weight, self.bias, "add")
+            return total
         return linear(rows, self.weight, self.bias).add_(residual)
-
-    def prepack(self) -> None:
-        """Change the weights to oneDNN's layout where it multiplies them (`can_prepack`). Fill them before."""
-        if self.scale is None and can_prepack(self.weight.device, self.weight.dtype):
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1024)
-            self.prepacked = True
-
-    def part(self, start: int, stop: int) -> "Linear":
-        """The layer of the output channels from `start` to `stop`; it shares the weights."""
-        scale = None if self.scale is None else self.scale[:, start:stop].contiguous()
-        return Linear(self.weight[start:stop], self.dtype, scale)
 
     def destination(self, start: int, stop: int) -> Destination:
         """The destination of the weights of those channels."""
@@ -121,7 +111,8 @@ class Linear:
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, function: str) -> Tensor:
     """oneDNN's product with prepacked weights, and a function of its values before they are rounded."""
-    return torch.ops.mkldnn._linear_pointwise.default(rows, weight, bias, function, [], "none")
+    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(rows, weight, bias, function, [], "none")
+    return product
 
 
 @cache
@@ -177,6 +168,21 @@ def empty(
     weight = torch.empty(out_features, in_features, device=device, dtype=FLOAT8 if float8 else dtype)
     scale = torch.empty(1, out_features, device=device) if float8 else None
     return Linear(weight, dtype, scale, torch.empty(out_features, device=device, dtype=dtype) if bias else None)
+
+
+def prepack(layers: Iterable[object]) -> bool:
+    """Change all matrices of the layers, one after another, to the layout that oneDNN multiplies fastest.
+
+    Returns False and changes nothing where torch does not offer that (`can_prepack`).
+    """
+    matrices = [part for layer in layers for part in vars(layer).values() if isinstance(part, Linear)]
+    if not all(matrix.scale is None and can_prepack(matrix.weight.device, matrix.weight.dtype) for matrix in matrices):
+        return False
+    for matrix in matrices:
+        # The number of rows is a hint. oneDNN 3.11 chose the same layout for 8 to 4,096 rows.
+        matrix.weight = torch.ops.mkldnn._reorder_linear_weight(matrix.weight, 1024)
+        matrix.prepacked = True
+    return True
 
 
 def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:

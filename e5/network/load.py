@@ -46,7 +46,6 @@ def load(
         if device.type == "cpu":
             keep_freed_memory()  # only now: memory that loading frees should go back to the kernel
         packed = PackedModel(network, dtype)
-        network.prepack()
         seconds = {"load": time.perf_counter() - started - merge_seconds, "merge": merge_seconds}
         packed.capture_graphs()
     if packed.graphs is not None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from e5.network import attention, graphs
-from e5.network.batches import PackedBatch
+from e5.network.batches import COARSE_STEP, FINE_STEP, PackedBatch
 from e5.network.device import use_device
 from e5.network.linear import FLOAT8, Destination
 from e5.vectors import Vectors
@@ -32,6 +32,9 @@ class Network(Protocol):
 
     def destinations(self) -> dict[str, Destination]: ...
 
+    def prepack(self) -> bool:
+        """Prepare the weights, which are filled by now, for fast products. Returns whether they are `prepacked`."""
+
     def embed(self, batch: PackedBatch) -> Tensor:
         """N texts on the device → their pooled vectors [N, D], in `dtype` or float32, not normalized."""
 
@@ -39,7 +42,7 @@ class Network(Protocol):
 class PackedModel:
     """A network on its device, with CUDA graphs for small batches once `capture_graphs` has captured them.
 
-    `dtype`: the name, as in E5_DTYPE. `bucketed`: whether batches are padded to a `batches.bucket_size`.
+    `dtype`: the name, as in E5_DTYPE. `bucket_step`: on a CPU, batches are padded to a `batches.bucket_size`.
     """
 
     def __init__(self, network: Network, dtype: torch.dtype) -> None:
@@ -48,8 +51,9 @@ class PackedModel:
         self.dtype = "float8" if dtype == FLOAT8 else str(dtype).removeprefix("torch.")
         self.padding_idx = network.padding_idx
         self.dimensions, self.max_positions = network.dimensions, network.max_positions
-        self.bucketed = self.device.type == "cpu"
         self.weights_bytes = sum(destination.nbytes for destination in network.destinations().values())
+        prepacked = network.prepack()
+        self.bucket_step = None if self.device.type != "cpu" else FINE_STEP if prepacked else COARSE_STEP
         self.graphs: graphs.Graphs | None = None
 
     @torch.inference_mode()

@@ -44,6 +44,10 @@ class StockEncoder:
         """Where each tensor of a checkpoint goes, by its name in transformers' module."""
         return dict(self.module.named_parameters())
 
+    def prepack(self) -> bool:
+        """transformers' modules multiply their weights as they are."""
+        return False
+
     def embed(self, batch: PackedBatch) -> Tensor:
         """T tokens of N texts → pooled vectors float32 [N, D]."""
         input_ids = batch.input_ids.unsqueeze(0)

@@ -24,10 +24,9 @@ def gather_cos_sin(cache: Tensor, position_ids: Tensor, dtype: torch.dtype) -> T
 def apply_rope(heads: Tensor, cos_sin: Tensor) -> None:
     x, y = heads.chunk(2, dim=-1)
     cos, sin = cos_sin.unsqueeze(1).chunk(2, dim=-1)
-    rotated_x = (x * cos).sub_(y * sin)
-    rotated_y = (y * cos).add_(x * sin)
+    rotated_x = torch.addcmul(x * cos, y, sin, value=-1)
+    y.copy_(torch.addcmul(y * cos, x, sin))
     x.copy_(rotated_x)
-    y.copy_(rotated_y)
 
 
 def silu_and_mul(gate_up: Tensor, dtype: torch.dtype) -> Activations:

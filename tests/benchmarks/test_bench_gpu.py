@@ -223,7 +223,7 @@ def test_graphs_are_recorded_again_for_other_matrix_kernels(library: Embedder, m
 
 def test_parity_compares_graphs_with_eager_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     embedder = Embedder.load(dtype="float32", device="cpu")
-    embedder.packed.bucketed = False  # as on a GPU
+    embedder.packed.bucket_step = None  # as on a GPU
     flash.install(monkeypatch)
     with torch.inference_mode():
         graphs = Graphs(embedder.packed.network.embed, torch.device("cpu"), recompute, sizes=(32, 64))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from e5.network import attention
 from e5.network.attention import last_token_attention, packed_attention
+from e5.network.batches import COARSE_STEP
 from tests import flash
 from tests.token_ids import pack
 
@@ -73,7 +74,7 @@ def test_bfloat16_matmul_attention_matches_the_textbook(
 
     monkeypatch.setattr(attention, "_matmul_attention", spy)
     query, key, value = inputs(heads, key_heads, torch.bfloat16, LONGER)
-    batch = pack([[0] * length for length in LONGER], bucketed=bucketed)
+    batch = pack([[0] * length for length in LONGER], bucket_step=COARSE_STEP if bucketed else None)
     filler = len(batch.input_ids) - len(query)
     assert (filler > 0) == bucketed
     q, k, v = (torch.cat([rows, torch.full((filler, *rows.shape[1:]), 1e4).to(rows)]) for rows in (query, key, value))

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from e5.network.batches import Run, bucket_size, plan
+from e5.network.batches import COARSE_STEP, FINE_STEP, Run, bucket_size, plan
 from tests.token_ids import pack
 
 
@@ -41,16 +41,20 @@ def test_positions_of_xlm_roberta() -> None:
 
 
 def test_bucket_sizes_are_few_and_at_most_an_eighth_larger() -> None:
-    sizes = [bucket_size(count) for count in range(1, 4097)]
-    assert all(0 <= size - count < 32 or size - count <= count / 8 for count, size in enumerate(sizes, 1))
-    assert sorted(set(sizes))[15:20] == [512, 576, 640, 704, 768]
-    assert len(set(sizes)) == 40
-    assert bucket_size(4096) == 4096
+    coarse = [bucket_size(count, COARSE_STEP) for count in range(1, 4097)]
+    assert all(0 <= size - count < 32 or size - count <= count / 8 for count, size in enumerate(coarse, 1))
+    assert sorted(set(coarse))[15:20] == [512, 576, 640, 704, 768]
+    assert len(set(coarse)) == 40
+    fine = [bucket_size(count, FINE_STEP) for count in range(1, 4097)]
+    assert all(0 <= size - count <= max(1, count / 8) for count, size in enumerate(fine, 1))
+    assert sorted(set(fine))[:20] == [*range(2, 17), 18, 20, 22, 24, 26]
+    assert len(set(fine)) == 79
+    assert coarse[-1] == fine[-1] == 4096
 
 
 def test_filler_follows_the_texts_and_belongs_to_none() -> None:
     ids = [[1, 5, 6, 2], [1, 7, 2]]
-    plain, filled = pack(ids), pack(ids, bucketed=True)
+    plain, filled = pack(ids), pack(ids, bucket_step=COARSE_STEP)
     assert len(plain.input_ids) == 7 and len(filled.input_ids) == len(filled.position_ids) == 32
     assert filled.input_ids[:7].tolist() == plain.input_ids.tolist()
     assert filled.position_ids[:7].tolist() == plain.position_ids.tolist()

@@ -132,7 +132,6 @@ def test_float8_layer_multiplies_the_rounded_operands() -> None:
     exact = rows.double() @ weight.double().T
     error = torch.linalg.norm(want - exact, dim=1) / torch.linalg.norm(exact, dim=1)
     assert bool((error < 0.06).all()) and bool((error > 0.01).all()), "each row needs its own scale"
-    assert torch.equal(layer.part(20, 32)(quantized), layer(quantized)[:, 20:])
 
 
 def test_float8_is_near_float32_and_never_the_default() -> None:

@@ -458,4 +458,4 @@ def test_load_takes_names_folders_and_settings(
     assert (tiny.model.name, tiny.dtype, tiny.source) == ("e5-mistral-tiny", "float32", "adapter")
     with pytest.raises(SettingsError, match="is not a folder"):
         Embedder.load("e5-small", tmp_path / "nowhere")
-    assert set(tiny.phases) == {"locate", "load", "merge"}
+    assert set(tiny.phases) == {"locate", "load", "merge", "tokenizer"}

@@ -28,7 +28,8 @@ def merge(*arguments: object) -> int:
 
 def parameters(folder: Path | None, source: str, dtype: str) -> dict[str, torch.Tensor]:
     settings = Settings(catalog.EMBEDDED, folder, source, "cpu", dtype)
-    return checkpoints.parameters(Embedder.from_settings(settings).packed)
+    with checkpoints.plain_weights():
+        return checkpoints.parameters(Embedder.from_settings(settings).packed)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel, MistralForCausalLM, MistralModel
 
 from e5 import catalog
 from e5.errors import SettingsError, WeightsError
+from e5.network.batches import COARSE_STEP
 from e5.network.encoder import max_positions, padding_idx
 from e5.network.linear import Activations, Linear
 from e5.network.load import load
@@ -46,7 +47,8 @@ def merged_by_peft(
 
 
 def merged_by_us(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    model, _ = load(FLAGSHIP, weights(folder), CPU, dtype)
+    with checkpoints.plain_weights():
+        model, _ = load(FLAGSHIP, weights(folder), CPU, dtype)
     return checkpoints.parameters(model)
 
 
@@ -361,7 +363,7 @@ def test_an_encoder_pools_as_the_catalogue_says(bert_folder: Path) -> None:
     kinds: dict[catalog.Pooling, torch.Tensor] = {"last": hidden[-1], "mean": hidden.mean(dim=0)}
     for kind, want in kinds.items():
         model, _ = load(replace(catalog.get("e5-small"), pooling=kind), files, CPU, torch.float32)
-        got = model.embed(pack([ids], bucketed=True))[0]
+        got = model.embed(pack([ids], bucket_step=COARSE_STEP))[0]
         assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 1e-5, kind
 
 
@@ -441,10 +443,10 @@ def test_an_encoder_s_mean_excludes_filler(name: str, bert_folder: Path, xlm_rob
     folder = bert_folder if name == "e5-small" else xlm_roberta_folder
     files = LocalWeights("merged", folder, folder / "tokenizer.json", None)
     model, _ = load(catalog.get(name), files, CPU, torch.bfloat16)
-    assert model.bucketed
+    assert model.bucket_step
     for lengths in ([7], [12, 5], [40, 32, 9]):
         ids = [[0, *range(5, 3 + length), 2] for length in lengths]
-        got = model.embed(pack(ids, model.padding_idx, bucketed=True))
+        got = model.embed(pack(ids, model.padding_idx, bucket_step=COARSE_STEP))
         want = model.embed(pack(ids, model.padding_idx))
         assert got.shape == want.shape == (len(lengths), model.dimensions)
         assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 2e-2
@@ -455,7 +457,7 @@ def test_bucketed_products_in_16_bits_give_the_same_vectors(
 ) -> None:
     """oneDNN generates code for each shape, so the linear layers must see only a few sizes."""
     model, _ = load(FLAGSHIP, weights(decoder_folder), CPU, torch.bfloat16)
-    assert model.bucketed
+    assert model.bucket_step
     sizes = set()
     multiply = Linear.__call__
 
@@ -466,13 +468,13 @@ def test_bucketed_products_in_16_bits_give_the_same_vectors(
     monkeypatch.setattr(Linear, "__call__", watch)
     for lengths in ([40], [41], [20, 21], [25, 9, 5], [60, 2], [64], [33], [300], [310], [290, 20]):
         ids = [[1, *range(5, 3 + length), 2] for length in lengths]
-        got, want = model.embed(pack(ids, bucketed=True)), model.embed(pack(ids))
+        got, want = model.embed(pack(ids, bucket_step=COARSE_STEP)), model.embed(pack(ids))
         assert got.shape == (len(lengths), model.dimensions)
         assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < 2e-2
     assert {32, 64, 320} <= sizes
     sizes.clear()
     for length in range(257, 289):
-        model.embed(pack([[1] * length], bucketed=True))
+        model.embed(pack([[1] * length], bucket_step=COARSE_STEP))
     assert sizes == {288, 32}
 
 
