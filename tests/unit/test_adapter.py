@@ -62,7 +62,7 @@ def refusal(folder: Path) -> str:
 
 # --- patterns --------------------------------------------------------------------------------------------------------
 
-ENDLESS = [r"([\w.]+)+!", "(.|.)*!", ".*" * 20 + "!"]
+ENDLESS = [r"(([\w.]+)+)+!", "(.|.|.)*!", ".*" * 20 + "!"]
 INVALID = ["(", "[", "*", "a{99999999999}", "(" * 499 + ")" * 499]
 FIELDS: dict[str, Callable[[str], object]] = {
     "target_modules": lambda pattern: pattern,
