@@ -61,12 +61,14 @@ def write_merged(
     dtype: torch.dtype,
     device: torch.device,
     max_shard_bytes: int = writer.MAX_SHARD_BYTES,
+    declaration: Path | None = None,
 ) -> Path:
     """Merge into a checkpoint like the one that the adapter's authors publish. Returns its absolute path.
 
-    The parameters are those that loading base and adapter in `dtype` gives, bit for bit. One tensor at a time is in
-    memory. `folder` must be empty or absent; it appears when it is complete, and a failure leaves nothing behind.
-    Raises SettingsError if it is taken, WeightsError for files that do not belong together or a full disk.
+    `declaration`: the e5.json of a model of the user's own, copied as it is. The parameters are those that loading base
+    and adapter in `dtype` gives, bit for bit. One tensor at a time is in memory. `folder` must be empty or absent; it
+    appears when it is complete, and a failure leaves nothing behind. Raises SettingsError if it is taken, WeightsError
+    for files that do not belong together or a full disk.
     """
     from e5.weights import stock  # here: imports transformers, which loading does not need
 
@@ -83,7 +85,8 @@ def write_merged(
         try:
             partial.chmod(0o755)
             writer.write_config(partial, model.config, type(model).__name__, dtype)
-            shutil.copyfile(files.tokenizer, partial / "tokenizer.json")
+            for path in (files.tokenizer, *([declaration] if declaration else [])):
+                shutil.copyfile(path, partial / path.name)
             writer.write_tensors(partial, shapes, dtype, _finite(merged_tensors(files, device), dtype), max_shard_bytes)
             partial.rename(folder)
         finally:

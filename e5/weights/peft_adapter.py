@@ -105,6 +105,8 @@ class PeftAdapter:
             setattr(inner, name, nn.Parameter(values.to(torch.float64, copy=True), requires_grad=False))
         try:
             layer.to(base.device, torch.float64).merge()
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError) as error:  # biases of B need a bias of the base, for one
             raise self._failed(error) from error
         merged: Tensor = getattr(layer.get_base_layer(), parameter).data.float()

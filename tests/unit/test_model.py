@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, MistralForCausalLM, MistralModel
 
 from e5 import catalog
-from e5.errors import SettingsError, WeightsError
+from e5.errors import WeightsError
 from e5.network.encoder import max_positions, padding_idx
 from e5.network.linear import Activations, Linear
 from e5.network.load import load
@@ -322,25 +322,13 @@ def test_weights_of_another_architecture_are_refused(bert_folder: Path, decoder_
         load(FLAGSHIP, files, CPU, torch.float32)
 
 
-def test_a_pooling_that_the_network_does_not_have_is_refused(bert_folder: Path, decoder_folder: Path) -> None:
-    mean = replace(FLAGSHIP, pooling="mean")
-    with pytest.raises(
-        SettingsError, match=r"has pooling 'mean', which mistral models do not have: set it to 'last' in"
-    ):
-        load(mean, weights(decoder_folder), CPU, torch.float32)
-    unknown = replace(catalog.get("e5-small"), pooling="cls")  # type: ignore[arg-type]
-    files = LocalWeights("merged", bert_folder, bert_folder / "tokenizer.json", None)
-    with pytest.raises(SettingsError, match=r"'cls', which bert models do not have: set it to 'last' or 'mean' in"):
-        load(unknown, files, CPU, torch.float32)
-
-
 def test_an_encoder_pools_as_the_catalogue_says(bert_folder: Path) -> None:
     files = LocalWeights("merged", bert_folder, bert_folder / "tokenizer.json", None)
     stock = AutoModel.from_pretrained(bert_folder, dtype=torch.float32, attn_implementation="eager").eval()
     ids = [2, *range(5, 14), 3]
     with torch.no_grad():
         hidden = stock(torch.tensor([ids])).last_hidden_state[0]
-    kinds: dict[catalog.Pooling, torch.Tensor] = {"last": hidden[-1], "mean": hidden.mean(dim=0)}
+    kinds: dict[catalog.Pooling, torch.Tensor] = {"last": hidden[-1], "mean": hidden.mean(dim=0), "cls": hidden[0]}
     for kind, want in kinds.items():
         model, _ = load(replace(catalog.get("e5-small"), pooling=kind), files, CPU, torch.float32)
         got = model.embed(pack([ids], bucketed=True))[0]
