@@ -1,9 +1,9 @@
 """Text → token ids, with the model's first and last special token around each text exactly once.
 
-This module encodes texts without special tokens and adds them itself. So the result depends neither on the tokenizer
-file's post-processor nor on the transformers release. e5-mistral shows why: its tokenizer_config.json asks for `</s>`,
-its tokenizer.json does not add it, and transformers ≥ 5 dropped it silently (nDCG@10 of one retrieval task fell from
-.374 to .065).
+This module encodes texts without special tokens and adds those of the catalog itself. So the result depends neither on
+the tokenizer file's post-processor nor on the transformers release. e5-mistral shows why: its tokenizer_config.json
+asks for `</s>`, its tokenizer.json does not add it, and transformers ≥ 5 dropped it silently (nDCG@10 of one retrieval
+task fell from .374 to .065).
 
 A decoder encodes special tokens in a text (`</s>`) as characters, as Mistral's SentencePiece does, so a text cannot
 forge one. An encoder reads them as tokens, as the model cards' code does. XLM-R's Unigram file leaves no choice:

@@ -69,10 +69,11 @@ def _allocate(model: catalog.Model, folder: Path, device: torch.device, dtype: t
         kind = f"is a {model_type} one" if model_type != "mistral" else f"has {setting}"
         raise SettingsError(f"E5_DTYPE=float8 is for Mistral models, {model.name} {kind}: leave it out")
     if setting is not None:
-        log.warning("%s: %s is computed by transformers' own module, which is slower", model.name, setting)
         from e5.network.stock_model import StockModel  # here, because it imports transformers: 2.5 s
 
-        return StockModel(folder, device, dtype, model.pooling)
+        stock = StockModel(folder, device, dtype, model.pooling)
+        log.warning("%s: %s is computed by transformers' own module, which is slower", model.name, setting)
+        return stock
     if model_type != "mistral":
         return encoder.Encoder(encoder.Config.read(folder), device, dtype, model.pooling)
     if dtype == FLOAT8:

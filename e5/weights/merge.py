@@ -51,8 +51,9 @@ def _open(folder: Path, base: Path) -> Adapter | PeftAdapter:
     setting = config.beyond_plain_lora()
     if setting is None:
         return Adapter(config)
+    adapter = PeftAdapter(config, base)
     log.warning("%s: %s is merged by peft, which is slower", folder, setting)
-    return PeftAdapter(config, base)
+    return adapter
 
 
 def write_merged(
