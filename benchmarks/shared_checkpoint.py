@@ -53,6 +53,7 @@ def add_tokenizer_and_pooling(model: catalog.Model, weights: LocalWeights, to: P
 
 def _write_tokenizer(model: catalog.Model, source: Path, to: Path, max_tokens: int) -> None:
     tokenizer = Tokenizer.from_file(str(source))
+    assert model.special_tokens is not None  # every model of the catalog has them
     bos, eos = model.special_tokens
     special_tokens = [(token, tokenizer.token_to_id(token)) for token in (bos, eos)]
     tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A {eos}", None, special_tokens)

@@ -10,8 +10,7 @@ from typing import Literal
 
 from e5.errors import SettingsError
 
-Architecture = Literal["mistral", "bert", "xlm-roberta"]
-Pooling = Literal["last", "mean"]
+Pooling = Literal["last", "mean", "cls"]
 PromptKind = Literal["instruct", "prefix"]
 Source = Literal["adapter", "merged"]
 
@@ -49,15 +48,18 @@ class Part:
 class Model:
     """One model: prompt, pooling, limits, and the sources of its weights.
 
-    `sources` maps a source's name to its parts, the default source first. `adapter`: base weights and a LoRA adapter,
+    `sources` maps a source's name to its parts, the default source first. `adapter`: base weights and an adapter,
     merged while loading; `merged`: one complete checkpoint. No parts: the weights are in this repository.
-    `special_tokens`: the first and last token of every text; `max_tokens` includes them. `architectures`: accepted
-    checkpoint architectures, the published one first.
+    `special_tokens`: the first and last token of every text, "" for none; `max_tokens` includes them. `architectures`:
+    the model_type that config.json may have, the published one first.
+
+    A model of the user's own (`e5.declaration`) may have no `special_tokens`: tokenizer.json says which. Its numbers
+    are 0, but for `max_tokens`.
     """
 
     name: str
-    architectures: tuple[Architecture, ...]
-    special_tokens: tuple[str, str]
+    architectures: tuple[str, ...]
+    special_tokens: tuple[str, str] | None
     pooling: Pooling
     prompt: PromptKind
     max_tokens: int
@@ -70,7 +72,7 @@ class Model:
     beir_ndcg10: float | None = None
 
     @property
-    def architecture(self) -> Architecture:
+    def architecture(self) -> str:
         return self.architectures[0]
 
     @property
@@ -104,7 +106,7 @@ _CHECKSUMS = {
 def _encoder(
     name: str,
     revision: str,
-    architectures: Architecture | tuple[Architecture, ...],
+    architectures: str | tuple[str, ...],
     layers: int,
     dimensions: int,
     parameters: int,

@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from e5 import catalog, prompts
-from e5.errors import InputError
+from e5.declaration import FILE
+from e5.errors import InputError, SettingsError
 from e5.inputs import check_prompt, check_task, check_texts
 from e5.network import batches, pooling
 from e5.network.device import choose_device, choose_dtype
@@ -40,8 +41,9 @@ Tokenize = Callable[[Sequence[str]], Tokens]
 class Embedder:
     """A loaded model of the E5 family. Not thread-safe, except for `tokenize`.
 
-    Attributes: `model` (its catalog entry), `source`, `dimensions`, `device`, `dtype`, `max_batch_tokens`, and
-    `phases`: the seconds that `locate`, `load`, `merge`, on CUDA `graphs`, and `tokenizer` took.
+    Attributes: `model` (its catalog entry or declaration), `source`, `dimensions`, `device`, `dtype`,
+    `max_batch_tokens`, and `phases`: the seconds that `locate`, `load`, `merge`, on CUDA `graphs`, and
+    `tokenizer` took.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Embedder:
     ) -> Self:
         """Load a model by name, from the folder `weights`, from where `e5.weights.locate` finds it, or from the hub.
 
+        A folder with an `e5.json` holds a model of its own (`e5.declaration`): pass the folder without a name.
         Arguments that are None come from the E5_* environment variables. Raises SettingsError, WeightsError.
         """
         arguments: dict[str, Any] = {
@@ -93,18 +96,23 @@ class Embedder:
     def from_settings(cls, settings: Settings) -> Self:
         """Load the model that the settings name. Raises SettingsError, WeightsError."""
         started = time.perf_counter()
-        model = catalog.get(settings.model)
+        model = settings.resolve()
         device = choose_device(settings.device)
         files = locate(model, settings.weights, settings.source)
         located = time.perf_counter() - started
         packed, seconds = load(model, files, device, choose_dtype(settings.dtype, device))
-        if packed.dimensions != model.dimensions:
+        if model.dimensions and packed.dimensions != model.dimensions:
             log.warning(
                 "%s has %d dimensions, %s has %d: is E5_MODEL the model in this folder?",
                 files.checkpoint,
                 packed.dimensions,
                 model.name,
                 model.dimensions,
+            )
+        if model.name not in catalog.names() and model.max_tokens > packed.max_positions:
+            raise SettingsError(
+                f"{settings.weights}/{FILE} declares max_tokens={model.max_tokens}, but the model has positions for "
+                f"{packed.max_positions} tokens: declare no more"
             )
         loaded = time.perf_counter()
         max_tokens = min(model.max_tokens, packed.max_positions)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from e5 import catalog
+from e5.declaration import FILE, declared
 from e5.errors import SettingsError
 from e5.limits import MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN, Limits
 
@@ -28,6 +29,7 @@ VARIABLES = ("E5_MODEL", "E5_WEIGHTS", "E5_SOURCE", "E5_DEVICE", "E5_DTYPE", "E5
 class Settings:
     """The model to load and how to run it. None: choose by the model and the machine.
 
+    `model`: a name of the catalog, or of the model that e5.json in the folder `weights` declares.
     `max_batch_tokens`: token budget of a packed forward pass; a longer text gets a pass of its own. `limits`: for
     servers; the default for a text's characters depends on the model.
     """
@@ -41,10 +43,15 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        if self.model not in catalog.names():
-            raise _invalid("E5_MODEL", self.model, catalog.names())
         if self.weights is not None and not self.weights.is_dir():
             raise SettingsError(f"E5_WEIGHTS={self.weights} is not a folder: name the folder with the weights")
+        if (own := self._declared()) is not None and self.model not in (Settings.model, own.name):
+            raise SettingsError(
+                f"E5_MODEL={self.model}, but {self.weights}/{FILE} declares the model {own.name}: set E5_MODEL to this "
+                "name or to nothing"
+            )
+        if own is None and self.model not in catalog.names():
+            raise _invalid("E5_MODEL", self.model, catalog.names())
         if self.source is not None and self.source not in SOURCES:
             raise _invalid("E5_SOURCE", self.source, SOURCES)
         if self.device is not None and not _is_device(self.device):
@@ -54,11 +61,18 @@ class Settings:
         if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
             raise _invalid("E5_MAX_BATCH_TOKENS", self.max_batch_tokens, (WHOLE_NUMBER,))
         if self.limits.characters is None:
-            characters = min(MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN * catalog.get(self.model).max_tokens)
+            characters = min(MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN * self.resolve().max_tokens)
             object.__setattr__(self, "limits", replace(self.limits, characters=characters))
         for variable, name in LIMITS.items():
             if getattr(self.limits, name) < 1:
                 raise _invalid(variable, getattr(self.limits, name), (WHOLE_NUMBER,))
+
+    def resolve(self) -> catalog.Model:
+        """The model that e5.json in the folder `weights` declares, else the one of the catalog."""
+        return self._declared() or catalog.get(self.model)
+
+    def _declared(self) -> catalog.Model | None:
+        return declared(self.weights) if self.weights is not None else None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ, *, model: str | None = None) -> Self:

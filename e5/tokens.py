@@ -1,9 +1,9 @@
 """Text → token ids, with the model's first and last special token around each text exactly once.
 
-This module encodes texts without special tokens and adds them itself. So the result depends neither on the tokenizer
-file's post-processor nor on the transformers release. e5-mistral shows why: its tokenizer_config.json asks for `</s>`,
-its tokenizer.json does not add it, and transformers ≥ 5 dropped it silently (nDCG@10 of one retrieval task fell from
-.374 to .065).
+This module encodes texts without special tokens and adds those of the catalog itself. So the result depends neither on
+the tokenizer file's post-processor nor on the transformers release. e5-mistral shows why: its tokenizer_config.json
+asks for `</s>`, its tokenizer.json does not add it, and transformers ≥ 5 dropped it silently (nDCG@10 of one retrieval
+task fell from .374 to .065).
 
 A decoder encodes special tokens in a text (`</s>`) as characters, as Mistral's SentencePiece does, so a text cannot
 forge one. An encoder reads them as tokens, as the model cards' code does. XLM-R's Unigram file leaves no choice:
@@ -53,11 +53,11 @@ class Tokens:
 class Tokenizer:
     """One model's tokenizer. Thread-safe: encoding changes no state."""
 
-    def __init__(self, path: Path, special_tokens: tuple[str, str], max_tokens: int, *, literal: bool) -> None:
+    def __init__(self, path: Path, special_tokens: tuple[str, str] | None, max_tokens: int, *, literal: bool) -> None:
         """Read a `tokenizer.json`.
 
-        `special_tokens`: the first and last token of every text; `max_tokens` includes them. `literal`: encode
-        special tokens that a text spells out as characters.
+        `special_tokens`: the first and last token of every text, "" for none; None takes those that the file itself
+        adds. `max_tokens` includes them. `literal`: encode special tokens that a text spells out as characters.
         Raises WeightsError for a broken file, or one without these special tokens.
         """
         try:
@@ -68,16 +68,19 @@ class Tokenizer:
         self._file.no_padding()
         self._file.encode_special_tokens = literal
         self.max_tokens = max_tokens
-        self.first_id, self.last_id = (self._special_id(path, token) for token in special_tokens)
+        if special_tokens is None:
+            self._first, self._last = self._added(path)
+        else:
+            self._first, self._last = ([self._special_id(path, token)] if token else [] for token in special_tokens)
 
     def encode(self, texts: Iterable[str]) -> Tokens:
         """Tokenize texts, truncated to `max_tokens`. Truncation keeps the last special token."""
-        room = self.max_tokens - 2
+        room = self.max_tokens - len(self._first) - len(self._last)
         ids: list[TokenIds] = []
         truncated = 0
         for body in self._encode_bodies(texts):
             truncated += len(body) > room
-            ids.append(np.array([self.first_id, *body[:room], self.last_id], dtype=np.int32))
+            ids.append(np.array([*self._first, *body[:room], *self._last], dtype=np.int32))
         return Tokens(ids, truncated)
 
     def _encode_bodies(self, texts: Iterable[str]) -> Iterator[list[int]]:
@@ -89,6 +92,19 @@ class Tokenizer:
             else:
                 for encoding in self._file.encode_batch_fast(chunk, add_special_tokens=False):
                     yield encoding.ids
+
+    def _added(self, path: Path) -> tuple[list[int], list[int]]:
+        """The ids that the file's own post-processor adds before and after a text."""
+        encoding = self._file.encode("a", add_special_tokens=True)
+        body = [index for index, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
+        first, last = encoding.ids[: body[0]], encoding.ids[body[-1] + 1 :]
+        if not first or not last:
+            # Not a detail: some decoders' files omit the last token, which their training had and pooling reads.
+            place = "at the start" if not first else "at the end"
+            raise WeightsError(
+                f'{path} adds no special token {place} of a text: declare "special_tokens" in e5.json, "" for none'
+            )
+        return first, last
 
     def _special_id(self, path: Path, token: str) -> int:
         token_id: int | None = self._file.token_to_id(token)

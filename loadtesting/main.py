@@ -10,7 +10,6 @@ import psutil
 
 from benchmarks.report import Json, log, machine, machine_card, median, megabytes, percentile
 from benchmarks.texts import RandomTexts
-from e5 import catalog
 from e5.embedder import Embedder
 from e5.settings import Settings
 from e5.weights.locate import locate
@@ -58,7 +57,7 @@ def main(argv: list[str]) -> int:
 def _pool(dtype: str, count: int) -> Pool:
     settings = Settings.from_environment()
     embedder = Embedder.load(dtype=dtype)
-    weights = locate(catalog.get(settings.model), settings.weights, settings.source)
+    weights = locate(settings.resolve(), settings.weights, settings.source)
     return Pool.make(embedder, RandomTexts(embedder, weights.tokenizer), count, TOLERANCES[dtype])
 
 

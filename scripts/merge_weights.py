@@ -21,6 +21,7 @@ from typing import NoReturn
 import torch
 
 from e5 import catalog
+from e5.declaration import FILE
 from e5.errors import SettingsError, WeightsError
 from e5.network.device import choose_device
 from e5.settings import DTYPES, Settings
@@ -33,13 +34,14 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     started = time.perf_counter()
     try:
-        settings = Settings.from_environment({"E5_MODEL": os.environ.get("E5_MODEL", "")})
-        model = catalog.get(arguments.model or settings.model)
+        name = arguments.model or os.environ.get("E5_MODEL", "").strip() or catalog.EMBEDDED
+        model = Settings(name, arguments.weights).resolve()
         if "adapter" not in dict(model.sources):
             raise SettingsError(f"{model.name} has no adapter: its published checkpoint needs no merging")
         device = choose_device(arguments.device)
         files = locate(model, arguments.weights, arguments.source)
-        folder = write_merged(files, arguments.to, getattr(torch, arguments.dtype), device)
+        own = arguments.weights / FILE if model.name not in catalog.names() else None
+        folder = write_merged(files, arguments.to, getattr(torch, arguments.dtype), device, declaration=own)
     except SettingsError as error:
         print(f"merge_weights.py: {error}", file=sys.stderr)
         return 2

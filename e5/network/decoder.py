@@ -17,7 +17,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from e5.errors import WeightsError
 from e5.network import fused_ops, linear
 from e5.network.attention import last_token_attention, packed_attention
 from e5.network.batches import PackedBatch, bucket_size
@@ -46,18 +45,10 @@ class Config:
     def read(cls, folder: Path) -> Self:
         """Read config.json as transformers 4 or 5 writes it; defaults are those of transformers' MistralConfig.
 
-        Raises WeightsError for an unreadable file and for features that this decoder does not compute.
+        Raises WeightsError for an unreadable file.
         """
         config, path = checkpoint.config(folder), folder / "config.json"
-        rope: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        for name, value, supported in (
-            ("hidden_act", config.get("hidden_act", "silu"), "silu"),
-            ("rope_type", rope_type, "default"),
-            ("quantization_config", config.get("quantization_config"), None),
-        ):
-            if value != supported:
-                raise WeightsError(f"{path} asks for {name}={value!r}, which is not supported: use other weights")
+        rope = _rope(config)
         try:
             hidden_size, heads = int(config.get("hidden_size", 4096)), int(config.get("num_attention_heads", 32))
             sliding_window = config.get("sliding_window", 4096)
@@ -76,6 +67,23 @@ class Config:
             )
         except (TypeError, ValueError) as error:
             raise reading.unreadable(path, error) from error
+
+
+def unsupported(config: Mapping[str, Any]) -> str | None:
+    """The setting of a config.json that this decoder does not compute, None if it computes them all."""
+    rope = _rope(config)
+    for name, value, computed in (
+        ("hidden_act", config.get("hidden_act", "silu"), "silu"),
+        ("rope_type", rope.get("rope_type", rope.get("type", "default")), "default"),
+    ):
+        if value != computed:
+            return f"{name}={value!r}"
+    return None
+
+
+def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of rotary positions, by the names of transformers 5 or 4."""
+    return config.get("rope_parameters") or config.get("rope_scaling") or {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 The arithmetic is that of transformers' BertModel and XLMRobertaModel, which are the same but for the positions; the
 tests compare the two. Query, key and value are one matrix: a layer is four matrix products.
 
-This module does not import transformers, which would add 2.5 s to every start. `e5.network.stock_encoder` runs what it
+This module does not import transformers, which would add 2.5 s to every start. `e5.network.stock_model` runs what it
 does not compute.
 """
 

@@ -7,10 +7,11 @@ float32.
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +22,6 @@ from e5.network.device import check_float8, use_device
 from e5.network.linear import FLOAT8
 from e5.network.memory import keep_freed_memory
 from e5.network.model import Network, PackedModel
-from e5.network.pooling import POOLINGS
 from e5.network.stopwatch import Stopwatch
 from e5.weights import checkpoint
 from e5.weights.files import LocalWeights
@@ -55,33 +55,43 @@ def load(
 
 def _allocate(model: catalog.Model, folder: Path, device: torch.device, dtype: torch.dtype) -> Network:
     """The network that config.json describes, uninitialized."""
-    model_type = checkpoint.config(folder).get("model_type")
+    config = checkpoint.config(folder)
+    model_type = config.get("model_type")
     if model_type not in model.architectures:
         raise WeightsError(
             f"{folder} holds a {model_type} model, {model.name} is a {model.architecture} one: "
             "set E5_MODEL to the model that the folder holds"
         )
-    poolings = ["last"] if model_type == "mistral" else list(POOLINGS)
-    if model.pooling not in poolings:
-        cure = f"set it to {' or '.join(map(repr, poolings))} in e5/catalog.py"
-        raise SettingsError(
-            f"{model.name} has pooling {model.pooling!r}, which {model_type} models do not have: {cure}"
-        )
-    if model_type == "mistral":
-        if dtype == FLOAT8:
-            check_float8(device)
-            # bfloat16: before CUDA 12.9, CUTLASS computes float8 products, and on Hopper it outputs nothing else.
-            return decoder.Decoder(decoder.Config.read(folder), device, torch.bfloat16, float8=True)
-        return decoder.Decoder(decoder.Config.read(folder), device, dtype)
-    if dtype == FLOAT8:
-        raise SettingsError(f"E5_DTYPE=float8 is for Mistral models, {model.name} is a {model_type} one: leave it out")
-    setting = encoder.unsupported(checkpoint.config(folder))
-    if setting is None:
-        return encoder.Encoder(encoder.Config.read(folder), device, dtype, model.pooling)
-    log.warning("%s: %s is computed by transformers' own module, which is slower", model.name, setting)
-    from e5.network.stock_encoder import StockEncoder  # here, because it imports transformers: 2.5 s
+    if config.get("quantization_config") is not None:
+        raise WeightsError(f"{folder} holds quantized weights, which are not supported: use other weights")
+    setting = _beyond_the_loops(config, model.pooling)
+    if dtype == FLOAT8 and (model_type != "mistral" or setting is not None):
+        kind = f"is a {model_type} one" if model_type != "mistral" else f"has {setting}"
+        raise SettingsError(f"E5_DTYPE=float8 is for Mistral models, {model.name} {kind}: leave it out")
+    if setting is not None:
+        from e5.network.stock_model import StockModel  # here, because it imports transformers: 2.5 s
 
-    return StockEncoder(folder, device, dtype, model.pooling)
+        stock = StockModel(folder, device, dtype, model.pooling)
+        log.warning("%s: %s is computed by transformers' own module, which is slower", model.name, setting)
+        return stock
+    if model_type != "mistral":
+        return encoder.Encoder(encoder.Config.read(folder), device, dtype, model.pooling)
+    if dtype == FLOAT8:
+        check_float8(device)
+        # bfloat16: before CUDA 12.9, CUTLASS computes float8 products, and on Hopper it outputs nothing else.
+        return decoder.Decoder(decoder.Config.read(folder), device, torch.bfloat16, float8=True)
+    return decoder.Decoder(decoder.Config.read(folder), device, dtype)
+
+
+def _beyond_the_loops(config: Mapping[str, Any], pooling: catalog.Pooling) -> str | None:
+    """The first setting that neither the decoder's nor the encoder's loop computes, None if one of them does."""
+    match config["model_type"]:
+        case "mistral":
+            return decoder.unsupported(config) or (None if pooling == "last" else f"pooling={pooling!r}")
+        case "bert" | "xlm-roberta":
+            return encoder.unsupported(config)
+        case other:
+            return f"model_type={other!r}"
 
 
 @contextmanager

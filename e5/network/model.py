@@ -17,7 +17,7 @@ core that spins for the 40 ms or more of such a batch of the flagship is lost to
 
 
 class Network(Protocol):
-    """A transformer that embeds packed batches: `e5.network.decoder.Decoder` or `e5.network.encoder.Encoder`.
+    """A transformer that embeds packed batches: the `Decoder`, the `Encoder` or the `StockModel` of `e5.network`.
 
     `capturable`: whether CUDA graphs can replay its passes. `max_positions`: the longest text, in tokens.
     `padding_idx`: XLM-R's padding token, whose positions begin at padding_idx + 1; None if they begin at 0.

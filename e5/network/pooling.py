@@ -16,6 +16,11 @@ def last_token(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
     return hidden.index_select(0, cu_seqlens[1:].long() - 1).float()
 
 
+def first_token(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """The hidden state of each text's first token."""
+    return hidden.index_select(0, cu_seqlens[:-1].long()).float()
+
+
 def mean(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
     """The mean of each text's hidden states, special tokens included, as in the model cards.
 
@@ -27,7 +32,7 @@ def mean(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
     return torch.segment_reduce(hidden.float(), "mean", lengths=lengths, unsafe=True)
 
 
-POOLINGS: dict[Pooling, Callable[[Tensor, Tensor], Tensor]] = {"last": last_token, "mean": mean}
+POOLINGS: dict[Pooling, Callable[[Tensor, Tensor], Tensor]] = {"last": last_token, "mean": mean, "cls": first_token}
 
 
 def normalize(vectors: Tensor) -> Tensor:

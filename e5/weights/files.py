@@ -68,7 +68,8 @@ def check(model: Model, weights: LocalWeights) -> list[str]:
     config = weights.checkpoint / "config.json"
     if problem(config) is None and (model_type := read_json(config).get("model_type")) not in model.architectures:
         return [
-            f"{config} has model_type {model_type!s:.100}, not {model.architecture}: set E5_MODEL to the model it holds"
+            f"{config} has model_type {model_type!s:.100}, not {model.architecture}: set E5_MODEL to the model it "
+            "holds, or declare a model of your own in e5.json (docs/models.md)"
         ]
     result = problems(weights.checkpoint, ("config.json",), CHECKPOINT)
     result += problems(weights.tokenizer.parent, (weights.tokenizer.name,))

@@ -1,11 +1,11 @@
 """Merge a base and its adapter: tensor by tensor while loading, or into a checkpoint on disk."""
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,11 @@ from torch import Tensor
 from e5.errors import SettingsError, WeightsError
 from e5.weights import checkpoint, writer
 from e5.weights.adapter import Adapter
+from e5.weights.adapter_config import AdapterConfig
 from e5.weights.files import LocalWeights
+from e5.weights.peft_adapter import PeftAdapter
+
+log = logging.getLogger(__name__)
 
 
 def merged_tensors(
@@ -25,7 +29,7 @@ def merged_tensors(
     requested. `timer` is entered around each merge. Raises WeightsError if base and adapter do not belong together,
     and after the last tensor if some of the adapter's tensors were not used.
     """
-    adapter = Adapter(files.adapter) if files.adapter else None
+    adapter = _open(files.adapter, files.checkpoint) if files.adapter else None
     for name, tensor in checkpoint.tensors(files.checkpoint, pin=device.type == "cuda"):
         # Copied in the file's dtype: converting on the host takes longer than the transfer. The copy is synchronous,
         # because the tensor's host memory is reused; GPU work on the copy is asynchronous.
@@ -41,36 +45,49 @@ def merged_tensors(
         adapter.check_all_used()
 
 
+def _open(folder: Path, base: Path) -> Adapter | PeftAdapter:
+    """The adapter in a folder, merged by this package if it is plain LoRA, else by peft."""
+    config = AdapterConfig(folder)
+    setting = config.beyond_plain_lora()
+    if setting is None:
+        return Adapter(config)
+    adapter = PeftAdapter(config, base)
+    log.warning("%s: %s is merged by peft, which is slower", folder, setting)
+    return adapter
+
+
 def write_merged(
     files: LocalWeights,
     folder: Path,
     dtype: torch.dtype,
     device: torch.device,
     max_shard_bytes: int = writer.MAX_SHARD_BYTES,
+    declaration: Path | None = None,
 ) -> Path:
     """Merge into a checkpoint like the one that the adapter's authors publish. Returns its absolute path.
 
-    The parameters are those that loading base and adapter in `dtype` gives, bit for bit. One tensor at a time is in
-    memory. `folder` must be empty or absent; it appears when it is complete, and a failure leaves nothing behind.
-    Raises SettingsError if it is taken, WeightsError for files that do not belong together or a full disk.
+    `declaration`: the e5.json of a model of the user's own, copied as it is. The parameters are those that loading base
+    and adapter in `dtype` gives, bit for bit. One tensor at a time is in memory. `folder` must be empty or absent; it
+    appears when it is complete, and a failure leaves nothing behind. Raises SettingsError if it is taken, WeightsError
+    for files that do not belong together or a full disk.
     """
-    from transformers import AutoConfig, AutoModel  # here: takes 2.5 s to import, and loading does not need it
+    from e5.weights import stock  # here: imports transformers, which loading does not need
 
     folder = folder.expanduser().absolute()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise SettingsError(f"--to {folder} is not empty: name an empty folder or one that does not exist")
-    config: Any = AutoConfig.from_pretrained(files.checkpoint, local_files_only=True)
-    with torch.device("meta"):
-        model = AutoModel.from_config(config)
-    checkpoint.check_shapes(files.checkpoint, {name: weight.shape for name, weight in model.named_parameters()})
+    model = stock.build(files.checkpoint, torch.device("meta"))
+    parameters = {name: weight.shape for name, weight in model.named_parameters() if checkpoint.is_weight(name)}
+    checkpoint.check_shapes(files.checkpoint, parameters)
     shapes = {stored.name: stored.shape for stored in checkpoint.stored_weights(files.checkpoint)}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
         try:
             partial.chmod(0o755)
-            writer.write_config(partial, config, type(model).__name__, dtype)
-            shutil.copyfile(files.tokenizer, partial / "tokenizer.json")
+            writer.write_config(partial, model.config, type(model).__name__, dtype)
+            for path in (files.tokenizer, *([declaration] if declaration else [])):
+                shutil.copyfile(path, partial / path.name)
             writer.write_tensors(partial, shapes, dtype, _finite(merged_tensors(files, device), dtype), max_shard_bytes)
             partial.rename(folder)
         finally:

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from e5.errors import WeightsError
 from e5.weights import patterns
 from e5.weights.adapter import Adapter
+from e5.weights.adapter_config import AdapterConfig
 from e5.weights.patterns import Method, Patterns
 
 Q0 = "layers.0.self_attn.q_proj"
@@ -33,7 +34,7 @@ LINEAR = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for
 MODULES = [f"layers.{layer}.{name}" for layer in range(32) for name in LINEAR]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patterns, "MAX_SECONDS", 2.0)
 
@@ -50,7 +51,7 @@ def configure(folder: Path, **changes: object) -> None:
 
 
 def merge(folder: Path) -> None:
-    Adapter(folder).merged(f"{Q0}.weight", torch.zeros(32, 32))
+    Adapter(AdapterConfig(folder)).merged(f"{Q0}.weight", torch.zeros(32, 32))
 
 
 def refusal(folder: Path) -> str:
@@ -73,6 +74,7 @@ FIELDS: dict[str, Callable[[str], object]] = {
 }
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("pattern", [ENDLESS[0], "("])
 def test_pattern_of_any_setting_that_cannot_be_used_is_an_error(field: str, pattern: str, folder: Path) -> None:
@@ -81,6 +83,7 @@ def test_pattern_of_any_setting_that_cannot_be_used_is_an_error(field: str, patt
     assert "has a pattern that cannot be used" in error and pattern in error and "merge the adapter with peft" in error
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("pattern", ENDLESS + INVALID)
 def test_pattern_that_is_invalid_or_may_run_forever_is_an_error(pattern: str, folder: Path) -> None:
     configure(folder, target_modules=pattern)
@@ -108,9 +111,9 @@ def test_time_of_all_matches_together_is_bounded(monkeypatch: pytest.MonkeyPatch
 
 def test_process_that_matches_ends_with_its_adapter(folder: Path) -> None:
     configure(folder, target_modules=".*")
-    adapter = Adapter(folder)
-    assert adapter._is_target(Q0)
-    process = adapter._patterns._process
+    adapter = Adapter(AdapterConfig(folder))
+    assert adapter.config.is_target(Q0)
+    process = adapter.config._patterns._process
     assert process is not None and process.poll() is None
     del adapter
     gc.collect()
@@ -134,32 +137,31 @@ REAL = [
 @pytest.mark.parametrize("pattern", REAL, ids=str)
 def test_patterns_of_real_adapters_match_like_peft_s(pattern: str | list[str], folder: Path) -> None:
     configure(folder, target_modules=pattern)
-    adapter, config = Adapter(folder), LoraConfig(target_modules=pattern)
-    targets = [name for name in MODULES if adapter._is_target(name)]
+    adapter, config = AdapterConfig(folder), LoraConfig(target_modules=pattern)
+    targets = [name for name in MODULES if adapter.is_target(name)]
     assert targets == [name for name in MODULES if check_target_module_exists(config, name)]
     assert targets or str(pattern).startswith(r".*\.layers")
     if isinstance(pattern, str):
         configure(folder, target_modules=["q_proj"], exclude_modules=pattern)
-        adapter, config = Adapter(folder), LoraConfig(target_modules=["q_proj"], exclude_modules=pattern)
-        found = [name for name in MODULES if adapter._is_target(name)]
+        adapter, config = AdapterConfig(folder), LoraConfig(target_modules=["q_proj"], exclude_modules=pattern)
+        found = [name for name in MODULES if adapter.is_target(name)]
         assert found == [name for name in MODULES if check_target_module_exists(config, name) is True]
 
 
 def test_a_rank_for_each_module_is_read_like_peft_s(folder: Path) -> None:
     ranks = {name: number for number, name in enumerate(MODULES, 1)} | {r"up_pro.": 300, r"layers\.1\..*": 301}
     configure(folder, rank_pattern=ranks)
-    adapter = Adapter(folder)
+    adapter = AdapterConfig(folder)
     for name in [*MODULES, "layers.40.mlp.up_proj", "layers.40.mlp.down_proj"]:
-        assert adapter._by_pattern("rank_pattern", name, 4) == ranks.get(get_pattern_key(list(ranks), name), 4)
+        assert adapter.by_pattern("rank_pattern", name, 4) == ranks.get(get_pattern_key(list(ranks), name), 4)
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])
 def test_layers_are_those_of_peft(prefix: str, folder: Path) -> None:
     options = {"target_modules": ["q_proj"], "layers_to_transform": [1, 3], "layers_pattern": "layers"}
     configure(folder, **options)
-    adapter, config = Adapter(folder), LoraConfig(**options)
-    adapter._prefix = prefix
-    targets = [name for name in MODULES if adapter._is_target(name)]
+    adapter, config = AdapterConfig(folder), LoraConfig(**options)
+    targets = [name for name in MODULES if adapter.is_target(prefix + name)]
     assert targets == [name for name in MODULES if check_target_module_exists(config, prefix + name)]
     assert len(targets) == 2
 

@@ -19,7 +19,7 @@ from e5 import Embedder, SettingsError, catalog
 from e5.errors import WeightsError
 from e5.network import device, torch_ops
 from e5.network import load as loading
-from e5.network.decoder import Config, Decoder
+from e5.network.decoder import Config, Decoder, unsupported
 from e5.network.linear import FLOAT8, Activations, Linear, quantize
 from e5.network.load import load
 from e5.weights.files import LocalWeights
@@ -45,18 +45,17 @@ def test_config_fields_and_defaults_equal_transformers(fields: dict[str, Any], t
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("config", "setting"),
     [
-        ("hidden_act", "gelu"),
-        ("rope_parameters", {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}),
-        ("rope_scaling", {"type": "linear", "factor": 2.0}),
-        ("quantization_config", {"quant_method": "gptq"}),
+        ({}, None),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "rope_scaling": None}, None),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, "rope_type='yarn'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type='linear'"),
     ],
 )
-def test_an_unsupported_feature_is_refused_by_name(field: str, value: object, tmp_path: Path) -> None:
-    name = "rope_type" if field.startswith("rope") else field
-    with pytest.raises(WeightsError, match=f"asks for {name}=.*, which is not supported: use other weights"):
-        config(tmp_path, **{field: value})
+def test_settings_that_the_loop_does_not_compute(config: dict[str, Any], setting: str | None) -> None:
+    assert unsupported(config) == setting
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"hidden_size": "wide"}', '{"num_attention_heads": null}'])

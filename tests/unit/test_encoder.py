@@ -18,14 +18,14 @@ from e5 import Embedder
 from e5.errors import WeightsError
 from e5.network import torch_ops
 from e5.network.encoder import Config, Encoder, unsupported
-from e5.network.stock_encoder import StockEncoder
+from e5.network.stock_model import StockModel
 from e5_cog.repository import ROOT
 from tests.reference import Reference, relative_l2
 from tests.token_ids import pack
 
 MODELS = {"bert": "e5-small", "xlm_roberta": "multilingual-e5-base"}
 TEXTS = ["a", "passage: how tall is the tower?", "the tower is 300 m high. " * 30, "soup", "soup with carrots"]
-NETWORKS = {None: Encoder, "relu": StockEncoder, "gelu_new": StockEncoder}
+NETWORKS = {None: Encoder, "relu": StockModel, "gelu_new": StockModel}
 
 
 @pytest.fixture(params=MODELS)

@@ -2,7 +2,7 @@
 
 import torch
 
-from e5.network.pooling import POOLINGS, last_token, mean, normalize, scores
+from e5.network.pooling import POOLINGS, first_token, last_token, mean, normalize, scores
 
 HIDDEN = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0], [-9.0, 10.0]])
 CU_SEQLENS = torch.tensor([0, 2, 3, 5], dtype=torch.int32)
@@ -10,6 +10,10 @@ CU_SEQLENS = torch.tensor([0, 2, 3, 5], dtype=torch.int32)
 
 def test_last_token() -> None:
     assert last_token(HIDDEN, CU_SEQLENS).tolist() == [[3.0, 4.0], [5.0, 6.0], [-9.0, 10.0]]
+
+
+def test_first_token() -> None:
+    assert first_token(HIDDEN, CU_SEQLENS).tolist() == [[1.0, 2.0], [5.0, 6.0], [7.0, 8.0]]
 
 
 def test_mean() -> None:
@@ -33,6 +37,7 @@ def test_filler_and_empty_texts_do_not_change_a_mean() -> None:
 def test_poolings_by_the_catalogue_s_names() -> None:
     assert torch.equal(POOLINGS["last"](HIDDEN, CU_SEQLENS), last_token(HIDDEN, CU_SEQLENS))
     assert torch.equal(POOLINGS["mean"](HIDDEN, CU_SEQLENS), mean(HIDDEN, CU_SEQLENS))
+    assert torch.equal(POOLINGS["cls"](HIDDEN, CU_SEQLENS), first_token(HIDDEN, CU_SEQLENS))
 
 
 def test_normalize_and_scores() -> None:
