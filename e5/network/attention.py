@@ -11,9 +11,6 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from e5.network.batches import COARSE_STEP, PackedBatch, bucket_size
 
-LONG = 200
-"""Tokens from which a text is worth a call of its own."""
-
 
 def packed_attention(
     query: Tensor,
@@ -35,17 +32,9 @@ def packed_attention(
         return _varlen_kernel(query, key, value, batch.cu_seqlens, batch.max_seqlen, batch, scale, window_size)
     outputs = []
     for run in batch.runs:
-        # No token of a causal text sees the filler after it, and the filler's results are dropped.
-        alone = batch.bucket_step is not None and causal and run.length >= LONG
-        count, padding = (1, bucket_size(run.length, COARSE_STEP) - run.length) if alone else (run.count, 0)
-        for start in range(run.start, run.start + run.count * run.length, count * run.length):
-            rows = slice(start, start + count * run.length)
-            q, k, v = query[rows], key[rows], value[rows]
-            if padding:  # pad() copies even if there is nothing to add
-                q, k, v = (pad(tensor, (0, 0, 0, 0, 0, padding)) for tensor in (q, k, v))
-            q, k, v = _heads_first(q, count), _heads_first(k, count), _heads_first(v, count)
-            out = _dense(q, k, v, causal=causal, scale=scale, window=window).transpose(1, 2).flatten(0, 1)
-            outputs.append(out[: count * run.length] if padding else out)
+        rows = slice(run.start, run.start + run.count * run.length)
+        q, k, v = (_heads_first(tensor[rows], run.count) for tensor in (query, key, value))
+        outputs.append(_dense(q, k, v, causal=causal, scale=scale, window=window).transpose(1, 2).flatten(0, 1))
     return _concatenate(outputs, len(query))
 
 
@@ -172,24 +161,30 @@ def _matmul_is_faster(q: Tensor, length: int, causal: bool) -> bool:
 
 
 def _matmul_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
-    """Attention as two matrix products and a softmax, one text at a time.
+    """Attention as two matrix products and a softmax, one text at a time: its weights stay in the cache.
 
-    One text's weights stay in the cache, and oneDNN need not generate code for each number of texts
-    (`batches.bucket_size`).
+    In 16 bits a text is padded to a bucket size, because oneDNN generates code for each length: 2 ms and 1 MB.
     """
-    count, heads, rows, head_dim = q.shape
-    key_heads, length = k.shape[1], k.shape[2]
-    mask = torch.ones(rows, length, dtype=torch.bool).triu_(1) if causal else None
-    bias = q.new_zeros(rows, length).masked_fill_(mask, float("-inf")) if mask is not None else None
+    count, heads, length, head_dim = q.shape
+    key_heads = k.shape[1]
+    padded = length if q.dtype == torch.float32 else bucket_size(length, COARSE_STEP)
+    mask = torch.ones(padded, padded, dtype=torch.bool).triu_(1) if causal else None
+    bias = q.new_zeros(padded, padded).masked_fill_(mask, float("-inf")) if mask is not None else None
     nothing = q.new_empty(1, 1, 1)
-    out = q.new_empty(count, rows, heads, head_dim).transpose(1, 2)
+    out = q.new_empty(count, length, heads, head_dim).transpose(1, 2)
     for text in range(count):
-        grouped = q[text].reshape(key_heads, heads // key_heads * rows, head_dim)
-        weights = torch.baddbmm(nothing, grouped, k[text].transpose(-1, -2), beta=0, alpha=scale)
-        weights = weights.view(heads, rows, length)
-        weights = weights.add_(bias) if bias is not None else weights
-        weights = weights.softmax(-1).view(key_heads, heads // key_heads * rows, length)
-        out[text] = (weights @ v[text]).view(heads, rows, head_dim)
+        query, key, value = q[text], k[text], v[text]
+        if padded > length:  # pad() copies even if there is nothing to add
+            query, key, value = (pad(tensor, (0, 0, 0, padded - length)) for tensor in (query, key, value))
+        grouped = query.reshape(key_heads, heads // key_heads * padded, head_dim)
+        weights = torch.baddbmm(nothing, grouped, key.transpose(1, 2), beta=0, alpha=scale)
+        weights = weights.view(heads, padded, padded)
+        if bias is not None:
+            weights.add_(bias)  # also hides the filler, which comes last
+        else:
+            weights[:, :, length:] = float("-inf")
+        weights = weights.softmax(-1).view(key_heads, heads // key_heads * padded, padded)
+        out[text] = (weights @ value).view(heads, padded, head_dim)[:, :length]
     return out
 
 

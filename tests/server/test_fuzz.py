@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pytest
 import schemathesis
-import torch
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -93,11 +92,8 @@ def assert_equal(got: Vectors, wanted: Vectors) -> None:
 
 
 @pytest.fixture(scope="module")
-def embedder() -> Iterator[Embedder]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # for such short texts, more threads wait for one another and for the server's
-    yield Embedder.load(dtype="float32", device="cpu")
-    torch.set_num_threads(threads)
+def embedder() -> Embedder:
+    return Embedder.load(dtype="float32", device="cpu")
 
 
 # The server

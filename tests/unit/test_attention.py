@@ -59,32 +59,40 @@ def test_matches_the_textbook(
     assert torch.linalg.norm(got - want) / torch.linalg.norm(want) < tolerance
 
 
-@pytest.mark.parametrize("bucketed", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2)])
-def test_bfloat16_matmul_attention_matches_the_textbook(
-    heads: int, key_heads: int, causal: bool, bucketed: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_matmul_attention_matches_the_textbook(
+    heads: int, key_heads: int, causal: bool, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[tuple[int, int]] = []
-    matmul_attention = attention._matmul_attention
+    products: set[tuple[int, ...]] = set()
+    matmul_attention, baddbmm = attention._matmul_attention, torch.baddbmm
 
     def spy(q: Tensor, *rest: Any) -> Tensor:
         called.append((q.shape[0], q.shape[2]))
         return matmul_attention(q, *rest)
 
+    def watch(nothing: Tensor, query: Tensor, key: Tensor, **options: Any) -> Tensor:
+        products.add(tuple(key.shape))
+        return baddbmm(nothing, query, key, **options)
+
     monkeypatch.setattr(attention, "_matmul_attention", spy)
-    query, key, value = inputs(heads, key_heads, torch.bfloat16, LONGER)
-    batch = pack([[0] * length for length in LONGER], bucket_step=COARSE_STEP if bucketed else None)
+    monkeypatch.setattr(torch, "baddbmm", watch)
+    query, key, value = inputs(heads, key_heads, dtype, LONGER)
+    batch = pack([[0] * length for length in LONGER], bucket_step=COARSE_STEP)
     filler = len(batch.input_ids) - len(query)
-    assert (filler > 0) == bucketed
+    assert filler > 0
     q, k, v = (torch.cat([rows, torch.full((filler, *rows.shape[1:]), 1e4).to(rows)]) for rows in (query, key, value))
     got = packed_attention(q, k, v, batch, causal=causal, scale=0.25)
     want = textbook(query, key, value, LONGER, causal, None)
     assert len(got) == len(batch.input_ids)
-    assert torch.linalg.norm(got[: len(want)] - want) / torch.linalg.norm(want) < 2e-2
-    # Texts of 230 and 210 tokens are padded to 256 and 224 with filler, which no token of a text sees.
-    one_by_one = [(1, 256), (1, 256), (1, 224)]
-    assert called == (one_by_one if bucketed and causal else [(2, 230), (1, 210)]), "took another path"
+    assert torch.linalg.norm(got[: len(want)] - want) / torch.linalg.norm(want) < tolerance
+    sixteen = dtype == torch.bfloat16
+    assert called == ([] if causal and not sixteen else [(2, 230), (1, 210)]), "took another path"
+    # In 16 bits, texts of 230 and 210 tokens are padded to 256 and 224 with filler, which no token of a text sees.
+    lengths = [256, 224] if sixteen else [230, 210]
+    assert products == ({(key_heads, 16, length) for length in lengths} if called else set())
 
 
 @pytest.mark.parametrize("window", [None, 4, 7, 4096])

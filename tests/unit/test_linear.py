@@ -77,6 +77,7 @@ def test_no_weights_are_prepacked_on_a_device_other_than_the_cpu() -> None:
 
 
 @PREPACKS
+@pytest.mark.usefixtures("all_threads")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_row_has_the_same_bits_in_any_number_of_rows(shape: tuple[int, int]) -> None:
     """Except alone, so that batches have two rows or more (`batches.bucket_size`)."""
@@ -94,6 +95,7 @@ def test_a_row_has_the_same_bits_in_any_number_of_rows(shape: tuple[int, int]) -
 
 
 @PREPACKS
+@pytest.mark.usefixtures("all_threads")
 @pytest.mark.parametrize("model", ["e5-small", "multilingual-e5-base", "e5-mistral-7b-instruct"])
 def test_a_text_has_the_same_bits_in_any_batch(
     model: str, bert_folder: Path, xlm_roberta_folder: Path, decoder_folder: Path

@@ -46,6 +46,9 @@ BFLOAT16_RELATIVE_L2, BFLOAT16_COSINE = 0.02, 0.9999
 below, a missing prompt, gives .072 and .9974."""
 
 
+pytestmark = pytest.mark.usefixtures("all_threads")
+
+
 @pytest.fixture(scope="module")
 def reference(real_e5_folder: Path) -> Reference:
     return Reference.load(real_e5_folder, 512)
