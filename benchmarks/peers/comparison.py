@@ -53,7 +53,7 @@ def measure(pythons: Mapping[Engine, str], model: str, texts: Texts, folder: Pat
                 else:
                     processes[engine.label] = stack.enter_context(process)
         turns = Turns(processes)
-        log(f"engines: 1 + {rounds} rounds …")
+        log(f"engines: 1 + {rounds} rounds of minutes …")
         samples = interleaved(_actions(pythons, turns), rounds)
         batches = {engine.label: _fastest(engine, samples) for engine in pythons}
         vectors = {label: worker.vectors(turns.ask(label, "vectors", batch=batches[label])) for label in processes}

@@ -20,7 +20,7 @@ INT8_CPU = "avx512_vnni"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A loaded engine. Neither vectors nor their length are comparable between engines, only cosines are.
+    """A loaded engine. Some normalize their vectors, some do not.
 
     query: a text without prompt → [D]. documents: N texts without prompts, texts in a batch → [N, D]. `dtype`: the one
     that the engine reports, where it chooses one by itself.

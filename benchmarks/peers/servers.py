@@ -12,8 +12,7 @@ import os
 import subprocess
 import time
 import urllib.request
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 
 from benchmarks.peers.comparison import min_cosine
 from benchmarks.peers.engines import CHECKPOINT
-from benchmarks.report import Json, cells, log, ratio_lines, ratios, table
+from benchmarks.report import Json, cells, interleaved, log, ratio_lines, ratios, table
 from e5.vectors import Vectors
 from e5_cog.server import free_port, running, stop
 from e5_gateway import process
@@ -49,7 +48,6 @@ def measure(model: str, folder: Path, texts: Sequence[str], infinity: Path, quic
     checkpoint = folder / CHECKPOINT
     clients, seconds = (QUICK_CLIENTS, QUICK_SECONDS) if quick else (CLIENTS, SECONDS)
     settings = {"E5_MODEL": model, "E5_WEIGHTS": str(checkpoint), "E5_DTYPE": "float32", "E5_DEVICE": "cpu"}
-    runs: dict[tuple[str, int], list[LoadRun]] = defaultdict(list)
     with ExitStack() as stack:
         log("starting the servers …")
         server = stack.enter_context(running(settings))
@@ -60,12 +58,12 @@ def measure(model: str, folder: Path, texts: Sequence[str], infinity: Path, quic
             OURS: Api(gateway.url, "/v1/embeddings", _bodies(model, texts)),
         }
         vectors = {name: asyncio.run(_vectors(api)) for name, api in apis.items()}
-        for number in range(rounds):
-            log(f"servers: round {number + 1} of {rounds} …")
-            for count, (name, api) in itertools.product(clients, apis.items()):
-                runs[name, count].append(asyncio.run(_load(api, count, seconds)))
+        log(f"servers: {rounds} rounds …")
+        actions = {(name, count): _loading(apis[name], count, seconds) for count in clients for name in apis}
+        samples = interleaved(actions, rounds, warm_up=0)
     rows = [
-        {"server": name, "clients": count, **rate_and_latency(load_runs)} for (name, count), load_runs in runs.items()
+        {"server": name, "clients": count, **rate_and_latency([sample.value for sample in runs])}
+        for (name, count), runs in samples.items()
     ]
     rates = {f"{row['server']}, {row['clients']}": row["requests_per_second"] for row in rows}
     return {
@@ -82,7 +80,7 @@ def card(result: Json) -> str:
     formats = "{server}|{clients}|{requests_per_second:.1f}|{p50_milliseconds:.0f}|{p99_milliseconds:.0f}"
     return "\n".join(
         [
-            f"Servers: OpenAI's API, one text of 20 to 90 words a request, base64, float32; rounds of "
+            "Servers: OpenAI's API, one text of 20 to 90 words a request, base64, float32; rounds of "
             f"{result['seconds']:g} s, interleaved: {result['rounds']}",
             table(["server", "clients", "req/s", "p50 ms", "p99 ms"], cells(result["servers"], formats)),
             "  ratio of requests/s, by clients:",
@@ -132,6 +130,10 @@ def _wait_until_ready(url: str, child: subprocess.Popen[bytes], log_file: Path) 
         except OSError:  # not listening yet
             time.sleep(0.2)
     raise RuntimeError(f"Infinity did not start; its log ends with:\n{log_file.read_text(errors='replace')[-2000:]}")
+
+
+def _loading(api: Api, clients: int, seconds: float) -> Callable[[int], LoadRun]:
+    return lambda _: asyncio.run(_load(api, clients, seconds))
 
 
 async def _load(api: Api, clients: int, seconds: float) -> LoadRun:
