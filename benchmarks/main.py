@@ -1,17 +1,15 @@
 """Runs the sections of scripts/benchmark.py and prints the card and the JSON line."""
 
 import argparse
-import json
 import logging
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import e5
 from benchmarks import options
-from benchmarks.report import Json, machine, machine_card
+from benchmarks.report import Json, machine, machine_card, print_json
 from benchmarks.suite import Suite
 from e5.errors import SettingsError, WeightsError
 from e5.network import openmp
@@ -28,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     except (SettingsError, WeightsError) as error:
         print(f"benchmark.py: {error}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
-    _print_json(result)
+    print_json(result)
     return 0
 
 
@@ -47,7 +45,7 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> Json:
         flush=True,
     )
     if arguments.partial:
-        suite.keep = lambda section: _print_json(result | section)
+        suite.keep = lambda section: print_json(result | section)
     for name in arguments.only:
         result[name], card = getattr(suite, name)()
         print(f"\n{card}", flush=True)
@@ -57,16 +55,3 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> Json:
         print("\nOn the GPU: " + ", ".join(f"{name} {'on' if on else 'OFF'}" for name, on in state.items()), flush=True)
     print(flush=True)
     return result
-
-
-def _print_json(result: Json) -> None:
-    print(json.dumps(_rounded(result)), flush=True)
-
-
-def _rounded(value: Any) -> Any:
-    """Round floats to six significant digits, more than any measurement here has."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value

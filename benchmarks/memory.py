@@ -1,4 +1,4 @@
-"""The host memory of this process: RssAnon of Linux, which excludes mapped files."""
+"""The host memory of this process, from Linux: RssAnon excludes mapped files, VmHWM includes them."""
 
 import threading
 from collections.abc import Iterator
@@ -41,8 +41,17 @@ def host_memory() -> Iterator[HostMemory]:
 
 def anonymous_bytes() -> int | None:
     """RssAnon of this process; None if the system has no /proc/self/status."""
+    return _status("RssAnon")
+
+
+def peak_resident_bytes() -> int | None:
+    """VmHWM: the most memory that this process has had resident so far, with mapped files. None as above."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int | None:
     try:
         lines = STATUS.read_text("ascii").splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), None)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)

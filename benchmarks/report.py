@@ -4,6 +4,7 @@ Imports torch only inside functions, because the setup benchmark measures that i
 """
 
 import importlib.metadata
+import json
 import os
 import platform
 import random
@@ -126,6 +127,19 @@ def cells(rows: Sequence[Json], formats: str) -> list[list[str]]:
     return [[cell.format_map(row) for cell in formats.split("|")] for row in rows]
 
 
+def print_json(result: Json) -> None:
+    """Print one line of JSON with six significant digits, more than any measurement here has."""
+    print(json.dumps(_rounded(result)), flush=True)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def megabytes(count: int | None) -> str:
     """Format bytes as MB (10⁶ bytes), or a dash for None."""
     return "–" if count is None else f"{count / 1e6:,.1f} MB"
@@ -153,7 +167,7 @@ def machine() -> Json:
         f"GOMP_SPINCOUNT={os.environ.get('GOMP_SPINCOUNT', '')}",
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": versions(PACKAGES),
     }
 
 
@@ -189,6 +203,11 @@ def _first_output_line(*command: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return lines[0].strip() if lines else None
+
+
+def versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """The version of each package; None for one that is not installed."""
+    return {package: _version(package) for package in packages}
 
 
 def _version(package: str) -> str | None:

@@ -55,9 +55,20 @@ class RandomTexts:
     def pairs(self, count: int) -> list[Pair]:
         """`count` pairs of a 30-token query, including its instruction, and an 80-token document."""
         random = np.random.default_rng([self.seed, 2])
-        query_words = QUERY_TOKENS - self._length(prompts.query_prompt(self.embedder.model.prompt, DEFAULT_TASK, ""))
+        query_words = QUERY_TOKENS - self._query_overhead()
         documents = self._documents(random, [DOCUMENT_TOKENS] * count)
         return [Pair(self._text(random, query_words), document) for document in documents]
+
+    def queries(self, count: int, shortest: int, longest: int) -> list[str]:
+        """`count` queries of `shortest` to `longest` tokens, including their instruction."""
+        random = np.random.default_rng([self.seed, 4])
+        overhead = self._query_overhead()
+        tokens = random.integers(shortest, longest + 1, count).tolist()
+        return [self._text(random, number - overhead) for number in tokens]
+
+    def _query_overhead(self) -> int:
+        """Tokens of a query's instruction, with the special tokens."""
+        return self._length(prompts.query_prompt(self.embedder.model.prompt, DEFAULT_TASK, ""))
 
     def _documents(self, random: np.random.Generator, tokens: Sequence[int]) -> list[str]:
         overhead = self._length(prompts.document_prompt(self.embedder.model.prompt, ""))
