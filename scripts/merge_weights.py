@@ -66,7 +66,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--source", default="adapter", choices=("adapter",), help="the only source that can be merged")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="an empty folder or a new one")
-    parser.add_argument("--dtype", default="float16", choices=DTYPES, help="default: float16, like the published one")
+    dtypes = [name for name in DTYPES if name != "float8"]  # float8 is rounded while loading
+    parser.add_argument("--dtype", default="float16", choices=dtypes, help="default: float16, like the published one")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     return parser.parse_args(argv)
 

@@ -179,7 +179,7 @@ def prepack(layers: Iterable[object]) -> bool:
     if not all(matrix.scale is None and can_prepack(matrix.weight.device, matrix.weight.dtype) for matrix in matrices):
         return False
     for matrix in matrices:
-        # The number of rows is a hint. oneDNN 3.11 chose the same layout for 8 to 4,096 rows.
+        # The number of rows is a hint. oneDNN 3.12 chooses the same layout for 8 to 4,096 rows.
         matrix.weight = torch.ops.mkldnn._reorder_linear_weight(matrix.weight, 1024)
         matrix.prepacked = True
     return True
