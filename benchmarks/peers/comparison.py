@@ -46,15 +46,17 @@ def measure(pythons: Mapping[Engine, str], model: str, texts: Texts, folder: Pat
             log(f"engines: start {number} of {starts} of each engine …")
             processes = {}
             for engine, python in pythons.items():
-                process = EngineProcess(_command(engine, python, model, folder), _log(engine, folder), environment())
+                process = EngineProcess(
+                    _command(engine, python, model, folder), _log_file(engine, folder), environment()
+                )
                 setups[engine.label].append(process.setup_seconds)
                 if number < starts:
                     process.close()
                 else:
                     processes[engine.label] = stack.enter_context(process)
         turns = Turns(processes)
-        log(f"engines: 1 + {rounds} rounds of minutes …")
-        samples = interleaved(_actions(pythons, turns), rounds)
+        log(f"engines: 1 + {rounds} rounds …")
+        samples = interleaved(_actions(pythons, turns), rounds, after_round=_log_round)
         batches = {engine.label: _fastest(engine, samples) for engine in pythons}
         vectors = {label: worker.vectors(turns.ask(label, "vectors", batch=batches[label])) for label in processes}
         peaks = {label: turns.ask(label, "peak")["bytes"] for label in processes}
@@ -87,7 +89,11 @@ def _command(engine: Engine, python: str, model: str, folder: Path) -> list[str]
     return [python, "-m", "benchmarks.peers.worker", engine.label, model, str(folder)]
 
 
-def _log(engine: Engine, folder: Path) -> Path:
+def _log_round(samples: Samples) -> None:
+    log(f"engines: round {len(next(iter(samples.values())))} is done")
+
+
+def _log_file(engine: Engine, folder: Path) -> Path:
     return folder / f"{engine.label.replace(' ', '-')}.log"
 
 
