@@ -7,6 +7,7 @@ folder has files of sentence-transformers, they must name the same pooling and n
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -40,7 +41,8 @@ def declared(folder: Path) -> Model | None:
         if not (_is_valid(key, values[key]) if key in values else key == "special_tokens"):
             value = f"{key}={values[key]!r:.100}" if key in values else f"no {key}"
             raise SettingsError(f"{path} has {value}: {key} is {KEYS[key]}. An example: {EXAMPLE}")
-    checkpoint = folder / "base" if (folder / "base").is_dir() else folder
+    parts = [folder / "base", folder / "adapter"]
+    checkpoint = parts[0] if all(part.is_dir() for part in parts) else folder
     _check_sentence_transformers(checkpoint, path, values["pooling"])
     config = checkpoint / "config.json"
     model_type = _read(config, dict).get("model_type") if config.is_file() else None
@@ -77,6 +79,9 @@ def _is_valid(key: str, value: Any) -> bool:
 
 def _check_sentence_transformers(folder: Path, declaration: Path, pooling: str) -> None:
     """Raise SettingsError if the folder's modules.json says something other than the declaration."""
+    config = folder / "sentence_bert_config.json"
+    if config.is_file() and _read(config, dict).get("do_lower_case"):
+        raise SettingsError(f"{config} has do_lower_case, which is not supported: lowercase the texts, and remove it")
     path = folder / "modules.json"
     if not path.is_file():
         return
@@ -85,7 +90,10 @@ def _check_sentence_transformers(folder: Path, declaration: Path, pooling: str) 
         if kind not in MODULES:
             raise SettingsError(f"{path} lists the module {kind:.100}, which is not supported: use another model")
         if kind == "Pooling":
-            config = folder / Path(str(module.get("path"))).name / "config.json"  # in this folder, whatever it says
+            name = str(module.get("path"))
+            if not re.fullmatch(r"\w+", name):
+                raise SettingsError(f"{path} names the folder {name!r:.100} for its Pooling: correct it")
+            config = folder / name / "config.json"
             stored = _pooling(_read(config, dict))
             if stored != pooling:
                 raise SettingsError(

@@ -79,17 +79,17 @@ class Embedder:
     ) -> Self:
         """Load a model by name, from the folder `weights`, from where `e5.weights.locate` finds it, or from the hub.
 
-        A folder with an `e5.json` holds a model of its own (`e5.declaration`): pass the folder without a name.
+        A folder with an `e5.json` holds a model of its own (`e5.declaration`): pass it alone or with the declared name.
         Arguments that are None come from the E5_* environment variables. Raises SettingsError, WeightsError.
         """
         arguments: dict[str, Any] = {
-            "weights": Path(weights) if weights is not None else None,
             "source": source,
             "device": device,
             "dtype": dtype,
             "max_batch_tokens": max_batch_tokens,
         }
-        environment = Settings.from_environment(model=name)
+        folder = Path(weights) if weights is not None else None
+        environment = Settings.from_environment(model=name, weights=folder)
         return cls.from_settings(replace(environment, **{k: v for k, v in arguments.items() if v is not None}))
 
     @classmethod

@@ -75,10 +75,13 @@ class Settings:
         return declared(self.weights) if self.weights is not None else None
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] = os.environ, *, model: str | None = None) -> Self:
+    def from_environment(
+        cls, environ: Mapping[str, str] = os.environ, *, model: str | None = None, weights: Path | None = None
+    ) -> Self:
         """Read the E5_* variables; an empty value counts as unset. Raises SettingsError.
 
         `model` overrides E5_MODEL. If they differ, E5_WEIGHTS and E5_SOURCE are ignored, as those of another model.
+        `weights` overrides E5_WEIGHTS.
         """
         for name in environ:
             # Reject likely typos only. Other E5_* variables are legitimate: Kubernetes sets E5_SERVICE_HOST and
@@ -88,11 +91,11 @@ class Settings:
         variables = {name: environ[name].strip() for name in VARIABLES if environ.get(name, "").strip()}
         if model is not None and model != variables.setdefault("E5_MODEL", model):
             variables = {"E5_MODEL": model, **{k: variables[k] for k in VARIABLES[3:] if k in variables}}
-        weights = variables.get("E5_WEIGHTS")
+        folder = os.path.expanduser(variables.get("E5_WEIGHTS", ""))  # noqa: PTH111 – Path's raises for an unknown user
         numbers = {name: _whole_number(name, text) for name, text in variables.items() if name.startswith("E5_MAX_")}
         return cls(
             model=variables.get("E5_MODEL", cls.model),
-            weights=Path(os.path.expanduser(weights)) if weights else None,  # noqa: PTH111 – Path.expanduser raises for an unknown user
+            weights=weights or (Path(folder) if folder else None),
             source=variables.get("E5_SOURCE"),
             device=variables.get("E5_DEVICE"),
             dtype=variables.get("E5_DTYPE"),

@@ -5,8 +5,8 @@ the tokenizer file's post-processor nor on the transformers release. e5-mistral 
 asks for `</s>`, its tokenizer.json does not add it, and transformers ≥ 5 dropped it silently (nDCG@10 of one retrieval
 task fell from .374 to .065).
 
-A decoder encodes special tokens in a text (`</s>`) as characters, as Mistral's SentencePiece does, so a text cannot
-forge one. An encoder reads them as tokens, as the model cards' code does. XLM-R's Unigram file leaves no choice:
+A Mistral model encodes special tokens in a text (`</s>`) as characters, as its SentencePiece does, so a text cannot
+forge one. Other models read them as tokens, as the model cards' code does. XLM-R's Unigram file leaves no choice:
 `<pad>` is an ordinary piece there.
 
 Only `tokenizer.json` is read, without transformers.
@@ -97,12 +97,12 @@ class Tokenizer:
         """The ids that the file's own post-processor adds before and after a text."""
         encoding = self._file.encode("a", add_special_tokens=True)
         body = [index for index, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
-        first, last = encoding.ids[: body[0]], encoding.ids[body[-1] + 1 :]
+        first, last = (encoding.ids[: body[0]], encoding.ids[body[-1] + 1 :]) if body else ([], [])
         if not first or not last:
-            # Not a detail: some decoders' files omit the last token, which their training had and pooling reads.
-            place = "at the start" if not first else "at the end"
+            # Some decoders' files omit the last token, which their training had and pooling reads.
+            missing = "at the start" if not first else "at the end"
             raise WeightsError(
-                f'{path} adds no special token {place} of a text: declare "special_tokens" in e5.json, "" for none'
+                f'{path} adds no special token {missing} of a text: declare "special_tokens" in e5.json, "" for none'
             )
         return first, last
 

@@ -172,5 +172,5 @@ def card(result: Json) -> str:
 
 def _packages(rows: Iterable[Json]) -> str:
     """Each version once; two versions of a package if the environments differ."""
-    found = dict.fromkeys(f"{name} {version}" for row in rows for name, version in row["packages"].items() if version)
-    return ", ".join(sorted(found))
+    versions = {f"{name} {version}" for row in rows for name, version in row["packages"].items() if version}
+    return ", ".join(sorted(versions))

@@ -4,15 +4,16 @@ The rate is measured twice, and the higher counts: on square matrices, and on th
 """
 
 from collections.abc import Iterable
+from types import SimpleNamespace
 
 import torch
 
-from benchmarks.counts import Counts
+from benchmarks.counts import Counts, LinearLayer
 from benchmarks.peers.engines import OURS
-from benchmarks.products import KINDS, SIXTEEN_BIT
 from benchmarks.report import Json, log
 from benchmarks.roofline import measure_device
-from benchmarks.timing import seconds_each
+from benchmarks.timing import Action, seconds_each
+from e5.network import linear
 
 TOKENS, ROUNDS = 512, 20
 CPU = torch.device("cpu")
@@ -28,10 +29,8 @@ def _measure(counts: Counts, tokens_per_document: float, row: Json) -> Json:
     dtype = getattr(torch, row["dtype"])
     square = measure_device(CPU, dtype).flop_per_second
     log(f"the model's products in {row['dtype']} …")
-    seconds = [
-        seconds_each(KINDS[SIXTEEN_BIT](linear, 1, CPU, dtype)(TOKENS), CPU, ROUNDS) for linear in counts.linears
-    ]
-    products = sum(linear.flop(TOKENS) for linear in counts.linears) / sum(seconds)
+    seconds = [seconds_each([_product(layer, dtype)], CPU, ROUNDS) for layer in counts.linears]
+    products = sum(layer.flop(TOKENS) for layer in counts.linears) / sum(seconds)
     reached = row["documents_per_second"] * tokens_per_document * counts.flop_per_token
     return {
         "dtype": row["dtype"],
@@ -40,6 +39,17 @@ def _measure(counts: Counts, tokens_per_document: float, row: Json) -> Json:
         "reached_flop_per_second": reached,
         "share": reached / max(square, products),
     }
+
+
+def _product(layer: LinearLayer, dtype: torch.dtype) -> Action:
+    """The product as this package computes it, with prepacked weights where it can."""
+    matrix = linear.empty(layer.out_features, layer.in_features, CPU, dtype, bias=True)
+    for values in (matrix.weight, matrix.bias):
+        assert values is not None
+        values.normal_()
+    linear.prepack([SimpleNamespace(matrix=matrix)])
+    rows = torch.randn(TOKENS, layer.in_features, dtype=dtype)
+    return lambda: matrix.linear(rows)
 
 
 def card(result: Iterable[Json]) -> str:

@@ -170,14 +170,14 @@ def _matmul_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: floa
     padded = length if q.dtype == torch.float32 else bucket_size(length, COARSE_STEP)
     mask = torch.ones(padded, padded, dtype=torch.bool).triu_(1) if causal else None
     bias = q.new_zeros(padded, padded).masked_fill_(mask, float("-inf")) if mask is not None else None
-    nothing = q.new_empty(1, 1, 1)
+    unused = q.new_empty(1, 1, 1)
     out = q.new_empty(count, length, heads, head_dim).transpose(1, 2)
     for text in range(count):
         query, key, value = q[text], k[text], v[text]
         if padded > length:  # pad() copies even if there is nothing to add
             query, key, value = (pad(tensor, (0, 0, 0, padded - length)) for tensor in (query, key, value))
         grouped = query.reshape(key_heads, heads // key_heads * padded, head_dim)
-        weights = torch.baddbmm(nothing, grouped, key.transpose(1, 2), beta=0, alpha=scale)
+        weights = torch.baddbmm(unused, grouped, key.transpose(1, 2), beta=0, alpha=scale)
         weights = weights.view(heads, padded, padded)
         if bias is not None:
             weights.add_(bias)  # also hides the filler, which comes last

@@ -89,7 +89,7 @@ def bucket_size(count: int, step: int) -> int:
     otherwise 2 ms and up to 2 MB: without buckets, varying batch sizes doubled the time and took gigabytes.
 
     Float32 products of prepacked weights give a row the same bits in any number of rows but one, other products only
-    in multiples of 32. So a text's vector is the same to the last bit in any batch.
+    in multiples of 32 (measured on x86-64). So a text's vector is the same to the last bit in any batch.
     """
     step = max(step, 1 << max(0, (count - 1).bit_length() - 4))
     return max(2, -(-count // step) * step)

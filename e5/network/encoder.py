@@ -49,7 +49,7 @@ class Config:
         """
         config, path = checkpoint.config(folder), folder / "config.json"
         try:
-            return cls(
+            read = cls(
                 model_type=str(config["model_type"]),
                 vocab_size=int(config.get("vocab_size", 30522)),
                 hidden_size=int(config.get("hidden_size", 768)),
@@ -61,8 +61,11 @@ class Config:
                 layer_norm_eps=float(config.get("layer_norm_eps", 1e-12)),
                 pad_token_id=int(config.get("pad_token_id", 1 if config["model_type"] == "xlm-roberta" else 0)),
             )
-        except (KeyError, TypeError, ValueError) as error:
+            if read.hidden_size % read.num_attention_heads:
+                raise ValueError("hidden_size is no multiple of num_attention_heads")
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise reading.unreadable(path, error) from error
+        return read
 
 
 def unsupported(config: Mapping[str, Any]) -> str | None:
@@ -146,8 +149,8 @@ class Encoder:
             "embeddings.LayerNorm.bias": self.norm.bias,
         }
         for index, layer in enumerate(self.layers):
-            for place, name in enumerate(("query", "key", "value")):
-                start = place * hidden
+            for third, name in enumerate(("query", "key", "value")):
+                start = third * hidden
                 weight, bias = layer.query_key_value.destinations(start, start + hidden)
                 destinations[f"encoder.layer.{index}.attention.self.{name}.weight"] = weight
                 destinations[f"encoder.layer.{index}.attention.self.{name}.bias"] = bias
@@ -176,13 +179,13 @@ class Encoder:
         positions = embedding(batch.position_ids, self.position_embeddings)
         hidden = self.ops.add_layer_norm(hidden, positions, *self.norm, eps)  # [T, D]
         for layer in self.layers:
-            qkv = layer.query_key_value.rows(hidden).view(len(hidden), 3, heads, -1)  # [T, 3, H, d]
+            qkv = layer.query_key_value.linear(hidden).view(len(hidden), 3, heads, -1)  # [T, 3, H, d]
             query, key, value = qkv.unbind(1)
             attended = packed_attention(query, key, value, batch, causal=False, scale=self._scale)  # [T, H, d]
             attended = attended.flatten(1)  # [T, D]
             hidden = self.ops.dense_add_norm(layer.attention_output, attended, hidden, *layer.attention_norm, eps)
-            wide = layer.intermediate.gelu(hidden)  # [T, F]
-            hidden = self.ops.dense_add_norm(layer.output, wide, hidden, *layer.output_norm, eps)
+            intermediate = layer.intermediate.linear_gelu(hidden)  # [T, F]
+            hidden = self.ops.dense_add_norm(layer.output, intermediate, hidden, *layer.output_norm, eps)
         return self._pool(hidden, batch.cu_seqlens)
 
     def compile_kernels(self) -> None:

@@ -101,7 +101,7 @@ def add_layer_norm(rows: Tensor, residual: Tensor, weight: Tensor, bias: Tensor,
 
 def dense_add_norm(dense: Linear, rows: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """residual is contiguous."""
-    return add_layer_norm(dense.rows(rows), residual, weight, bias, eps)
+    return add_layer_norm(dense.linear(rows), residual, weight, bias, eps)
 
 
 def _empty(tokens: int, width: int, device: torch.device, dtype: torch.dtype) -> Activations:

@@ -62,7 +62,7 @@ class Linear:
 
     def __call__(self, rows: Activations) -> Tensor:
         if self.scale is None:
-            return self.rows(rows.values)
+            return self.linear(rows.values)
         assert rows.scale is not None
         if not rows.values.is_cuda:
             # CPUs have no float8 product. Computed in float32, for tests and accuracy figures.
@@ -79,19 +79,19 @@ class Linear:
             use_fast_accum=True,
         )
 
-    def rows(self, rows: Tensor) -> Tensor:
+    def linear(self, rows: Tensor) -> Tensor:
         """[T, K] → [T, N], of weights that are not float8."""
         if self.prepacked:
             return _product(rows, self.weight, self.bias, "none")
         return linear(rows, self.weight, self.bias)
 
-    def gelu(self, rows: Tensor) -> Tensor:
+    def linear_gelu(self, rows: Tensor) -> Tensor:
         """[T, K] → the GELU of the product [T, N]."""
         if self.prepacked:
             return _product(rows, self.weight, self.bias, "gelu")
         return gelu(linear(rows, self.weight, self.bias))
 
-    def add(self, rows: Tensor, residual: Tensor) -> Tensor:
+    def linear_add(self, rows: Tensor, residual: Tensor) -> Tensor:
         """[T, K] and [T, N] → their product plus the residual, [T, N]."""
         if self.prepacked:
             total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, residual, self.weight, self.bias, "add")
@@ -100,6 +100,7 @@ class Linear:
 
     def destination(self, start: int, stop: int) -> Destination:
         """The destination of the weights of those channels."""
+        assert not self.prepacked, "oneDNN's layout has no rows"
         weight = self.weight[start:stop]
         return weight if self.scale is None else _Float8Destination(weight, self.scale[0, start:stop])
 
@@ -123,13 +124,13 @@ def can_prepack(device: torch.device, dtype: torch.dtype) -> bool:
     """
     if device.type != "cpu":
         return False
-    layer = Linear(torch.ones(16, 16, dtype=dtype), dtype)
+    ones, bias = torch.ones(16, 16, dtype=dtype), torch.ones(16, dtype=dtype)
     try:
-        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight, 1024)
-        product = _product(layer.weight, weight, None, "none")
+        layer = Linear(torch.ops.mkldnn._reorder_linear_weight(ones, 1024), dtype, bias=bias, prepacked=True)
+        results = layer.linear(ones), layer.linear_gelu(ones), layer.linear_add(ones, -ones)
     except (AttributeError, RuntimeError):  # no such operator, or not for this dtype
         return False
-    return torch.equal(product, torch.full_like(product, 16))
+    return all(torch.equal(got, want * ones) for got, want in zip(results, (17, 17, 16), strict=True))
 
 
 @dataclass(frozen=True)

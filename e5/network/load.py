@@ -43,9 +43,9 @@ def load(
         network = _allocate(model, weights.checkpoint, device, dtype)
         with _compiling_kernels(network):
             merge_seconds = _fill(network, weights)
+        packed = PackedModel(network, dtype)
         if device.type == "cpu":
             keep_freed_memory()  # only now: memory that loading frees should go back to the kernel
-        packed = PackedModel(network, dtype)
         seconds = {"load": time.perf_counter() - started - merge_seconds, "merge": merge_seconds}
         packed.capture_graphs()
     if packed.graphs is not None:
@@ -115,7 +115,7 @@ def _compiling_kernels(network: Network) -> Iterator[None]:
 def _fill(network: Network, weights: LocalWeights) -> float:
     """Copy every merged tensor to its destination and wait for the device. Returns the device's seconds of merging."""
     destinations = network.destinations()
-    checkpoint.check_shapes(weights.checkpoint, {name: place.shape for name, place in destinations.items()})
+    checkpoint.check_shapes(weights.checkpoint, {name: destination.shape for name, destination in destinations.items()})
     watch = Stopwatch(network.device)
     for name, tensor in merged_tensors(weights, network.device, watch.running):
         destinations[name].copy_(tensor)

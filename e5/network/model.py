@@ -33,7 +33,10 @@ class Network(Protocol):
     def destinations(self) -> dict[str, Destination]: ...
 
     def prepack(self) -> bool:
-        """Prepare the weights, which are filled by now, for fast products. Returns whether they are `prepacked`."""
+        """Prepare the weights, which are filled by now, for fast products. Returns whether they are `prepacked`.
+
+        `destinations` cannot be called afterwards.
+        """
 
     def embed(self, batch: PackedBatch) -> Tensor:
         """N texts on the device → their pooled vectors [N, D], in `dtype` or float32, not normalized."""

@@ -18,7 +18,8 @@ def last_token(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 def first_token(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
     """The hidden state of each text's first token."""
-    return hidden.index_select(0, cu_seqlens[:-1].long()).float()
+    first = cu_seqlens[:-1].long().clamp_(max=len(hidden) - 1)  # a graph's unused texts may begin after the last row
+    return hidden.index_select(0, first).float()
 
 
 def mean(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:

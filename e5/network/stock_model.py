@@ -23,7 +23,7 @@ from e5.weights.checkpoint import is_weight
 class StockModel:
     """One model's weights, uninitialized until `destinations()` are filled, its forward pass and its pooling."""
 
-    capturable = False  # pooling slices by the token count on the host, which a graph would freeze
+    capturable = False  # embed slices by the lengths on the host, which a graph would freeze
     padding_idx: int | None = None  # the module computes positions from the token ids
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, pooling: Pooling) -> None:

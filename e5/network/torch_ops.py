@@ -43,4 +43,4 @@ def add_layer_norm(rows: Tensor, residual: Tensor, weight: Tensor, bias: Tensor,
 
 
 def dense_add_norm(dense: Linear, rows: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return torch.layer_norm(dense.add(rows, residual), weight.shape, weight, bias, eps)
+    return torch.layer_norm(dense.linear_add(rows, residual), weight.shape, weight, bias, eps)

@@ -25,7 +25,9 @@ def build(folder: Path, device: torch.device, dtype: torch.dtype | None = None) 
         with no_init_weights(), device:
             # attn_implementation: the file's own may name a repository of kernels, which transformers would download.
             return AutoModel.from_config(config, dtype=dtype, attn_implementation=None, trust_remote_code=False)
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # constructors check little: torch's errors for impossible sizes arrive here, too
         raise _failed(folder, error) from error
 
 

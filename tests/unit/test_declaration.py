@@ -37,6 +37,7 @@ def test_declared_bert_runs_in_the_loop(folder: Path) -> None:
     assert (embedder.model.name, embedder.tokenizer.max_tokens, embedder.uses_task) == ("my-e5", 256, True)
     want = Reference.load(folder, 256).embed([f"Instruct: t\nQuery: {text}" for text in TEXTS])
     assert relative_l2(embedder.embed_queries(TEXTS, task="t"), want) < 1e-5
+    assert Embedder.load("my-e5", folder, device="cpu").model == embedder.model
     declare(folder, prompt="prefix")
     embedder = Embedder.load(weights=folder, dtype="float32", device="cpu")
     want = Reference.load(folder, 256).embed([f"passage: {text}" for text in TEXTS])
@@ -140,6 +141,14 @@ def test_special_tokens_are_those_of_the_tokenizer_or_the_declared_ones(folder: 
         ids(folder, text)
 
 
+def test_tokenizer_without_a_token_for_a_letter_is_refused(folder: Path) -> None:
+    file = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    file["normalizer"] = {"type": "Replace", "pattern": {"Regex": "."}, "content": ""}
+    (folder / "tokenizer.json").write_text(json.dumps(file), "utf-8")
+    with pytest.raises(WeightsError, match="adds no special token at the start of a text"):
+        ids(folder, "soup")
+
+
 def test_file_that_adds_no_last_token_is_refused(decoder_folder: Path, tmp_path: Path) -> None:
     """e5-mistral's own file: without `</s>` the last token is one of the text's words."""
     base = declare(shutil.copytree(decoder_folder / "base", tmp_path / "base"), pooling="last")
@@ -179,6 +188,21 @@ def test_pooling_of_sentence_transformers_must_be_the_declared_one(
     else:
         with pytest.raises(SettingsError, match=f"has pooling='mean', but .* says {stored!r}".replace("+", r"\+")):
             declared(folder)
+
+
+def test_lowercased_texts_are_refused(folder: Path) -> None:
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 512, "do_lower_case": false}')
+    assert declared(folder) is not None
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 512, "do_lower_case": true}')
+    with pytest.raises(SettingsError, match="has do_lower_case, which is not supported"):
+        declared(folder)
+
+
+@pytest.mark.parametrize("path", ["..", "", "../1_Pooling", "/etc"])
+def test_pooling_is_read_in_the_folder_only(path: str, folder: Path) -> None:
+    (folder / "modules.json").write_text(json.dumps([{"path": path, "type": "x.Pooling"}]))
+    with pytest.raises(SettingsError, match="for its Pooling: correct it"):
+        declared(folder)
 
 
 def test_module_that_is_not_computed_is_refused(folder: Path) -> None:

@@ -64,6 +64,7 @@ def test_instruction_can_be_passed_as_prompt(instruct: Embedder, task: str) -> N
     np.testing.assert_array_equal(got, instruct.embed_queries(TEXTS, task=task))
 
 
+@pytest.mark.usefixtures("all_threads")
 def test_order_and_batch_do_not_change_a_vector(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     want = np.concatenate([embedder.embed_texts([text], "query: ") for text in TEXTS])
     for budget in (1, 64, 100_000):

@@ -112,6 +112,7 @@ def test_any_text_equals_the_model_card(case: Case, data: st.DataObject) -> None
     assert relative_l2(got, case.reference.embed([case.document_form(text) for text in texts])) < 1e-5
 
 
+@pytest.mark.usefixtures("all_threads")
 def test_vector_does_not_depend_on_its_batch(case: Case) -> None:
     alone = {text: case.embedder.embed_documents([text])[0] for text in TEXTS}
     shuffler = random.Random(0)
@@ -308,6 +309,7 @@ def test_bfloat16_stays_close_to_float32(tiny: Embedder) -> None:
     assert relative_l2(got, want) < 0.03 and centred_cosine(got, want) > 0.9995
 
 
+@pytest.mark.usefixtures("all_threads")
 def test_batch_changes_a_bfloat16_vector_by_rounding_only() -> None:
     """Matrix products of other sizes round differently. bfloat16 has 8 significant bits: 2^-9 = .002 a step."""
     half = Embedder.load(dtype="bfloat16")

@@ -132,8 +132,9 @@ def test_settings_that_the_loop_does_not_compute(config: dict[str, object], sett
     assert unsupported(config) == setting
 
 
-def test_unusable_configuration_is_an_error(folder: Path) -> None:
-    configure(folder, hidden_size="many")
+@pytest.mark.parametrize("changes", [{"hidden_size": "many"}, {"num_attention_heads": 5}, {"num_attention_heads": 0}])
+def test_unusable_configuration_is_an_error(folder: Path, changes: dict[str, object]) -> None:
+    configure(folder, **changes)
     with pytest.raises(WeightsError, match=r"config\.json"):
         Config.read(folder)
 
@@ -148,6 +149,7 @@ def test_missing_fields_are_those_of_transformers(tmp_path: Path) -> None:
         assert {name: getattr(stock, name) for name in vars(ours)} == vars(ours)
 
 
+@pytest.mark.usefixtures("all_threads")
 def test_a_batch_does_not_change_a_vector(folder: Path) -> None:
     embedder = Embedder.load(MODELS[folder.name], folder, dtype="float32", device="cpu")
     alone = np.concatenate([embedder.embed_texts([text]) for text in TEXTS])

@@ -45,10 +45,11 @@ def recompute(compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
 Tiny = tuple[catalog.Model, LocalWeights]
 
 
-@pytest.fixture(scope="module", params=["e5-mistral-7b-instruct", "e5-small", "multilingual-e5-base"])
+@pytest.fixture(scope="module", params=["e5-mistral-7b-instruct", "e5-small", "multilingual-e5-base", "cls"])
 def tiny(request: pytest.FixtureRequest) -> Tiny:
-    """A decoder, BERT and XLM-R."""
-    model = catalog.get(request.param)
+    """A decoder, BERT, XLM-R, and BERT with the first token's vector."""
+    cls = request.param == "cls"
+    model = replace(catalog.get("e5-small"), pooling="cls") if cls else catalog.get(request.param)
     if model.architecture == "mistral":
         folder = request.getfixturevalue("decoder_folder")
         return model, LocalWeights("adapter", folder / "base", folder / "base" / "tokenizer.json", folder / "adapter")

@@ -52,9 +52,9 @@ def test_products_match_float64(
     before = residual.clone()
     scale = product.abs().max()
     for got, want in (
-        (layer.matrix.rows(rows), product),
-        (layer.matrix.gelu(rows), gelu(product)),
-        (layer.matrix.add(rows, residual), product + before.double()),
+        (layer.matrix.linear(rows), product),
+        (layer.matrix.linear_gelu(rows), gelu(product)),
+        (layer.matrix.linear_add(rows, residual), product + before.double()),
     ):
         assert got.dtype == dtype and got.shape == want.shape
         assert (got.double() - want).abs().max() < tolerance * scale
@@ -69,7 +69,7 @@ def test_gelu_is_exact_not_the_tanh_approximation() -> None:
     layer.matrix.bias.zero_()
     prepack([layer])
     rows = torch.linspace(-4, 4, 16 * 8).view(8, 16)
-    assert (layer.matrix.gelu(rows) - gelu(rows.double())).abs().max() < 2e-6
+    assert (layer.matrix.linear_gelu(rows) - gelu(rows.double())).abs().max() < 2e-6
 
 
 def test_no_weights_are_prepacked_on_a_device_other_than_the_cpu() -> None:
@@ -87,7 +87,7 @@ def test_a_row_has_the_same_bits_in_any_number_of_rows(shape: tuple[int, int]) -
 
     def results(count: int) -> list[Tensor]:
         some, other = rows[:count].clone(), residual[:count].clone()
-        return [layer.matrix.rows(some), layer.matrix.gelu(some), layer.matrix.add(some, other)]
+        return [layer.matrix.linear(some), layer.matrix.linear_gelu(some), layer.matrix.linear_add(some, other)]
 
     together = results(600)
     for count in (*range(2, 40), 63, 64, 65, 100, 257, 512):

@@ -198,6 +198,7 @@ def test_model_that_does_not_embed_texts_is_refused(
     [
         ({"model_type": "no-such-model"}, r"transformers .* cannot build the model .*no-such-model"),
         ({"num_attention_heads": 5}, r"transformers .* cannot build the model"),
+        ({"pad_token_id": 10**6}, r"transformers .* cannot build the model"),
         ({"quantization_config": {"quant_method": "gptq"}}, "holds quantized weights"),
         ({"num_hidden_layers": 3}, r"transformers .* cannot build the model"),
         ({"num_hidden_layers": 3, "layer_types": None}, r"lacks layers\.2\..*download it again"),
