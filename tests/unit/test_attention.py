@@ -95,6 +95,14 @@ def test_matmul_attention_matches_the_textbook(
     assert products == ({(key_heads, 16, length) for length in lengths} if called else set())
 
 
+@pytest.mark.parametrize(("length", "causal"), [(97, False), (201, False), (201, True)])
+def test_filler_of_matmul_attention_has_no_weight(length: int, causal: bool) -> None:
+    """Queries of zero weigh all keys alike, the filler's too if it counted: 128 or 224 keys instead of the text's."""
+    query, key = torch.zeros(2, length, 4, 16, dtype=torch.bfloat16)
+    got = packed_attention(query, key, torch.ones_like(key), pack([[0] * length]), causal=causal, scale=0.25)
+    assert got.shape == query.shape and (got - 1).abs().max() < 0.02
+
+
 @pytest.mark.parametrize("window", [None, 4, 7, 4096])
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2)])
 def test_last_token_attention_matches_the_textbook(heads: int, key_heads: int, window: int | None) -> None:
