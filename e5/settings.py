@@ -61,7 +61,8 @@ class Settings:
         if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
             raise _invalid("E5_MAX_BATCH_TOKENS", self.max_batch_tokens, (WHOLE_NUMBER,))
         if self.limits.characters is None:
-            characters = min(MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN * self.resolve().max_tokens)
+            model = own or catalog.get(self.model)
+            characters = min(MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN * model.max_tokens)
             object.__setattr__(self, "limits", replace(self.limits, characters=characters))
         for variable, name in LIMITS.items():
             if getattr(self.limits, name) < 1:

@@ -30,13 +30,16 @@ CHUNK = 4_000_000
 
 
 class Adapter:
-    """A and B of each adapted module, by its name in the bare model, e.g. `layers.0.self_attn.q_proj`."""
+    """A and B of each adapted module, by its name in the bare model, e.g. `layers.0.self_attn.q_proj`.
+
+    `unused`: the names of modules that have not been merged.
+    """
 
     def __init__(self, config: AdapterConfig) -> None:
         """Read the tensors of an adapter whose settings are plain LoRA. Raises WeightsError for any other tensor."""
         self.config, self.folder = config, config.folder
         self._pairs, self._prefix = _lora_pairs(self.folder, read_tensors(self.folder))
-        self._unused = set(self._pairs)
+        self.unused = set(self._pairs)
 
     def merged(self, weight_name: str, base: Tensor) -> Tensor:
         """Merge into one base weight [out, in], on its device. Returns float32, or `base` itself if not adapted.
@@ -53,7 +56,7 @@ class Adapter:
             )
         if pair is None:
             return base
-        self._unused.discard(module)
+        self.unused.discard(module)
         a, b = pair
         if (b.shape[0], a.shape[1]) != base.shape or a.shape[0] != b.shape[1]:
             shapes = f"A {list(a.shape)} and B {list(b.shape)}"
@@ -78,14 +81,6 @@ class Adapter:
         if (stored_rank := self._pairs[module][0].shape[0]) != rank:
             raise WeightsError(f"{self.folder}: {module} has rank {stored_rank}, its configuration says {rank}")
         return float(alpha / (math.sqrt(rank) if config.values.get("use_rslora") else rank))
-
-    def check_all_used(self) -> None:
-        """Raise WeightsError if the adapter has tensors for a module that was never merged."""
-        if self._unused:
-            raise WeightsError(
-                f"{self.folder} adapts {min(self._unused):.200} ({len(self._unused)} left over), which the base does "
-                "not have: base and adapter do not belong together"
-            )
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

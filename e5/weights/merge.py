@@ -42,7 +42,7 @@ def merged_tensors(
         yield name, merged
         del base, merged  # before the next tensor arrives
     if adapter is not None:
-        adapter.check_all_used()
+        _check_all_used(adapter)
 
 
 def _open(folder: Path, base: Path) -> Adapter | PeftAdapter:
@@ -54,6 +54,15 @@ def _open(folder: Path, base: Path) -> Adapter | PeftAdapter:
     adapter = PeftAdapter(config, base)
     log.warning("%s: %s is merged by peft, which is slower", folder, setting)
     return adapter
+
+
+def _check_all_used(adapter: Adapter | PeftAdapter) -> None:
+    """Raise WeightsError if the adapter has tensors for a module that was never merged."""
+    if adapter.unused:
+        raise WeightsError(
+            f"{adapter.folder} adapts {min(adapter.unused):.200} ({len(adapter.unused)} left over), which the base "
+            "does not have: base and adapter do not belong together"
+        )
 
 
 def write_merged(

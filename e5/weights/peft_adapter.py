@@ -47,7 +47,10 @@ META = torch.device("meta")
 
 
 class PeftAdapter:
-    """peft's layers, by the names of their modules in the bare model, and the tensors that replace one of the base."""
+    """peft's layers, by the names of their modules in the bare model, and the tensors that replace one of the base.
+
+    `unused`: the names of modules and tensors that have not been merged.
+    """
 
     def __init__(self, config: AdapterConfig, checkpoint: Path) -> None:
         """`checkpoint`: the base's folder, of which only config.json is read.
@@ -84,14 +87,14 @@ class PeftAdapter:
         is_layer = peft.tuners.tuners_utils.BaseTunerLayer
         named_modules = model.base_model.model.named_modules()
         self._layers = {name: module for name, module in named_modules if isinstance(module, is_layer)}
-        self._unused = {name for name in {*self._layers, *self._replaced} if is_weight(name)}
+        self.unused = {name for name in {*self._layers, *self._replaced} if is_weight(name)}
 
     @torch.no_grad()
     def merged(self, weight_name: str, base: Tensor) -> Tensor:
         """Merge into one of the base's tensors, on its device. Returns float32, or `base` itself if not adapted."""
         module, _, parameter = weight_name.rpartition(".")
         replaced, layer = self._replaced.get(weight_name), self._layers.get(module)
-        self._unused -= {weight_name, module}
+        self.unused -= {weight_name, module}
         if replaced is None and layer is None:
             return base
         start = base if replaced is None else replaced.to(base.device)
@@ -111,14 +114,6 @@ class PeftAdapter:
             raise self._failed(error) from error
         merged: Tensor = getattr(layer.get_base_layer(), parameter).data.float()
         return merged
-
-    def check_all_used(self) -> None:
-        """Raise WeightsError if the adapter has tensors for a module that was never merged."""
-        if self._unused:
-            raise WeightsError(
-                f"{self.folder} adapts {min(self._unused):.200} ({len(self._unused)} left over), which the base does "
-                "not have: base and adapter do not belong together"
-            )
 
     def _failed(self, error: Exception) -> WeightsError:
         cause = next(iter(str(error).splitlines()), type(error).__name__)

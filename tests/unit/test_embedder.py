@@ -173,7 +173,7 @@ def _the_token_before_the_last(patch: pytest.MonkeyPatch) -> None:
 
 def _adapter_skipped(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(e5.weights.adapter.Adapter, "merged", lambda _, __, base: base)
-    patch.setattr(e5.weights.adapter.Adapter, "check_all_used", lambda *_: None)
+    patch.setattr(e5.weights.merge, "_check_all_used", lambda *_: None)
 
 
 def _alpha_ignored(patch: pytest.MonkeyPatch) -> None:
