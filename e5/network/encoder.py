@@ -106,7 +106,7 @@ class Encoder:
     capturable = True
 
     def __init__(self, config: Config, device: torch.device, dtype: torch.dtype, pooling: Pooling) -> None:
-        self.config, self.device, self.dtype, self._pool = config, device, dtype, POOLINGS[pooling]
+        self.config, self.device, self.dtype, self.pool = config, device, dtype, POOLINGS[pooling]
         self.dimensions = config.hidden_size
         self.padding_idx, self.max_positions = padding_idx(config), max_positions(config)
         self.ops = fused_ops.for_device(device)
@@ -186,7 +186,7 @@ class Encoder:
             hidden = self.ops.dense_add_norm(layer.attention_output, attended, hidden, *layer.attention_norm, eps)
             intermediate = layer.intermediate.linear_gelu(hidden)  # [T, F]
             hidden = self.ops.dense_add_norm(layer.output, intermediate, hidden, *layer.output_norm, eps)
-        return self._pool(hidden, batch.cu_seqlens)
+        return self.pool(hidden, batch.cu_seqlens)
 
     def compile_kernels(self) -> None:
         """Compile the kernels that the layers call; if that fails, use torch's operators."""

@@ -34,7 +34,7 @@ class StockModel:
         if module.main_input_name != "input_ids" or config.is_encoder_decoder or not isinstance(hidden_size, int):
             raise WeightsError(f"{folder} holds a {type(module).__name__}, which has no hidden state for each token")
         self.module = module.eval().requires_grad_(False)
-        self.device, self.dtype, self._pool = device, dtype, POOLINGS[pooling]
+        self.device, self.dtype, self.pool = device, dtype, POOLINGS[pooling]
         self.dimensions = hidden_size
         self.max_positions = _max_positions(module)
 
@@ -54,7 +54,7 @@ class StockModel:
             input_ids = tokens.view(run.count, run.length)
             output = self.module(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
             outputs.append(output.last_hidden_state.flatten(0, 1))  # [count · length, D]
-        return self._pool(torch.cat(outputs), batch.cu_seqlens)
+        return self.pool(torch.cat(outputs), batch.cu_seqlens)
 
 
 def _max_positions(module: nn.Module) -> int:
