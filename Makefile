@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 PIP_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help predict serve gateway playground test benchmark benchmark-peers loadtest weights real-e5 train-tiny clean
+.PHONY: help predict serve gateway playground test benchmark benchmark-peers loadtest weights real-e5 evaluate train-tiny clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1|\2/' | column -t -s '|'
@@ -49,6 +49,10 @@ real-e5: $(VENV)/dev  ## build multilingual-e5-small, rounded to 4 bits, from a 
 	@$(BIN)/python -m tests.real_e5
 
 DATA ?= data
+
+evaluate: $(VENV)/dev  ## reproduce two published scores of multilingual-e5-small; DATA=folder with sick-r.csv and banking77-{train,test}.csv
+	@$(BIN)/python -m tests.real_e5
+	E5_DTYPE=float32 $(BIN)/python scripts/evaluate.py --model multilingual-e5-small --weights weights/multilingual-e5-small-4bit --tasks SICK-R,Banking77Classification --data $(DATA)
 
 train-tiny: $(VENV)/dev  ## retrain the embedded model; DATA=folder with STS-B's and TrecQA's splits; 2 hours on two cores
 	$(BIN)/python scripts/train_tiny.py --data $(DATA)

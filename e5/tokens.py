@@ -83,6 +83,20 @@ class Tokenizer:
             ids.append(np.array([*self._first, *body[:room], *self._last], dtype=np.int32))
         return Tokens(ids, truncated)
 
+    def cut(self, text: str) -> str:
+        """The beginning of a text that has as many whole characters as fit in `max_tokens`.
+
+        For a server that would read more of it. Tokenized again, it has the tokens that `encode` keeps, but for the
+        last ones if the cut is in the middle of a word.
+        """
+        room = self.max_tokens - len(self._first) - len(self._last)
+        spans = self._file.encode(text, add_special_tokens=False).offsets
+        if len(spans) <= room:
+            return text
+        # A character may have several tokens: a cut between them leaves it out.
+        end = min(spans[room - 1][1], spans[room][0]) if room else 0
+        return text[:end]
+
     def _encode_bodies(self, texts: Iterable[str]) -> Iterator[list[int]]:
         """Ids of each text without special tokens."""
         for chunk in _chunks(texts):

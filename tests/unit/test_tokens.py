@@ -51,6 +51,29 @@ def test_decoder_matches_sentencepiece_on_any_text(text: str) -> None:
     assert ids[0] == 1 and ids[-1] == 2 and ids.count(1) == 1 and ids.count(2) == 1
 
 
+@given(st.text(min_size=1, max_size=60), st.integers(2, 30))
+def test_a_cut_text_fits_and_begins_with_the_same_tokens(text: str, max_tokens: int) -> None:
+    tokenizer = Tokenizer(MISTRAL, SPECIAL_TOKENS, max_tokens, literal=True)
+    cut = tokenizer.cut(text)
+    assert text.startswith(cut)
+    whole, kept = decoder_ids(text, max_tokens), decoder_ids(cut, 4096)
+    if cut == text:
+        assert len(decoder_ids(text, 4096)) <= max_tokens
+    # A cut inside of a word gives its beginning other pieces; a character of four bytes has up to four tokens.
+    assert len(kept) <= max_tokens + 2
+    words = cut.split(" ")
+    if len(words) > 2 and cut != text:
+        stable = decoder_ids(" ".join(words[:-1]), 4096)[:-1]
+        assert kept[: len(stable)] == whole[: len(stable)] == stable
+
+
+def test_a_text_is_cut_between_characters() -> None:
+    # "𝄞" is not a piece of the vocabulary: it has four tokens, one for each byte.
+    assert decoder_ids("a𝄞b", 4096)[2:6] == decoder_ids("𝄞", 4096)[2:6]
+    limits = {limit: Tokenizer(MISTRAL, SPECIAL_TOKENS, limit, literal=True).cut("a𝄞b") for limit in range(3, 9)}
+    assert limits == {3: "a", 4: "a", 5: "a", 6: "a", 7: "a𝄞", 8: "a𝄞b"}
+
+
 def test_special_tokens_in_a_text_are_characters() -> None:
     (ids,) = lists(_mistral().encode(["a </s> b <s> c"]).ids)
     assert ids.count(1) == 1 and ids.count(2) == 1
