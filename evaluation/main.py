@@ -81,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if (hours := plan.hours(rows)) > HOURS_WITHOUT_YES and not arguments.yes:
         raise EvaluationError(f"this takes about {hours:,.0f} hours here: add --yes to start it, or choose fewer tasks")
     characters = sum(size.characters for size in known.values() if size) or None
-    with Progress(characters, show=sys.stderr.isatty()) as progress:
+    with Progress(characters) as progress:
         encoder = Encoder(
             backend, protocol, vectors=arguments.vectors, cache=arguments.cache / "vectors", progress=progress
         )

@@ -1,5 +1,6 @@
 """One progress bar for all tasks: tokens per second, and the time left."""
 
+import sys
 from types import TracebackType
 from typing import Self
 
@@ -11,12 +12,15 @@ class Progress:
 
     def __init__(self, characters: int | None, *, show: bool = True) -> None:
         """`characters`: of all texts of all tasks, None if unknown."""
+        self._terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=characters,
             disable=not show,
-            bar_format="{desc}{percentage:3.0f} % |{bar}| {postfix} {elapsed} passed, {remaining} left",
+            mininterval=0.5 if self._terminal else 60,  # in a log file, once a minute
+            maxinterval=60,
+            bar_format="{desc}{percentage:3.0f} % |{bar}|{postfix}, {elapsed} passed, {remaining} left",
         )
-        self.tokens, self.seconds = 0, 0.0
+        self.tokens = 0
 
     def __enter__(self) -> Self:
         return self
@@ -28,7 +32,7 @@ class Progress:
 
     def name(self, task: str) -> None:
         """Show which task is running."""
-        self._bar.set_description_str(f"{task}: ")
+        self._bar.set_description_str(f"{task}: ", refresh=self._terminal)
 
     def add(self, characters: int, tokens: int) -> None:
         """Texts of so many characters and tokens have been computed."""
@@ -41,4 +45,5 @@ class Progress:
         """Texts of so many characters need not be computed: their vectors were on disk."""
         if self._bar.total:
             self._bar.total = max(self._bar.n, self._bar.total - characters)
-        self._bar.refresh()
+        if self._terminal:
+            self._bar.refresh()

@@ -9,7 +9,11 @@ failure. docs/evaluation.md has the protocols and the format of local data.
 
 import sys
 
-from evaluation.main import main
+try:
+    from evaluation.main import main
+except ModuleNotFoundError as error:
+    print(f"evaluate.py: {error}: pip install -e '.[evaluate]'", file=sys.stderr)
+    sys.exit(2)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
