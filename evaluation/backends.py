@@ -6,6 +6,7 @@ A backend works in two steps: a thread prepares the next texts while the device 
 import hashlib
 import typing
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,14 +66,15 @@ class Local:
     def __init__(self, embedder: Embedder, max_tokens: int | None) -> None:
         self.embedder, self.model = embedder, embedder.model
         self.dtype, self.place, self.dimensions = embedder.dtype, embedder.device, embedder.dimensions
-        tokenizer = embedder.tokenizer
-        tokenizer.max_tokens = self.max_tokens = min(tokenizer.max_tokens, max_tokens or tokenizer.max_tokens)
+        self.tokenizer = copy(embedder.tokenizer)  # the embedder keeps its own limit
+        self.max_tokens = min(self.tokenizer.max_tokens, max_tokens or self.tokenizer.max_tokens)
+        self.tokenizer.max_tokens = self.max_tokens
         self.adds_prompts = self.unit_length = False
         self.revision = _digest(self.compute(self.prepare([FINGERPRINT_TEXT], short_prompt(self))))
 
     def prepare(self, texts: Sequence[str], prompt: Prompt) -> Prepared:
         """Unlike `Embedder.embed_texts` this accepts an empty text, which some data sets have."""
-        tokens = self.embedder.tokenizer.encode(prompt.apply(text) for text in texts)
+        tokens = self.tokenizer.encode(prompt.apply(text) for text in texts)
         return Prepared(tokens, tokens.total, tokens.truncated)
 
     def compute(self, prepared: Prepared) -> Vectors:

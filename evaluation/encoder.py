@@ -25,8 +25,6 @@ from evaluation.compress import COMPRESSIONS
 from evaluation.progress import Progress
 from evaluation.protocols import Prompt, Protocol
 
-HALF = ("float16", "bfloat16", "float8")
-"""Dtypes of a model whose vectors are stored as float16."""
 CHUNK_CHARACTERS = 500_000
 """Computed between two writes to the cache: a killed run loses at most these. At 2,000 tokens/s, a minute; ten times as
 many on a GPU, so that it does not wait for the disk."""
@@ -42,6 +40,11 @@ class Counts:
     cached: int = 0
 
 
+def stored_dtype(backend: Backend) -> Dtype:
+    """The dtype of stored vectors: float16 is enough for a model that computes in 16 bits or fewer."""
+    return "float16" if backend.dtype in ("float16", "bfloat16", "float8") else "float32"
+
+
 class Encoder(AbsEncoder):
     """An mteb encoder over a backend, by a protocol.
 
@@ -53,9 +56,10 @@ class Encoder(AbsEncoder):
         self.vectors, self.compress = vectors, COMPRESSIONS[vectors]
         self.counts: dict[str, Counts] = {}
         organization = "intfloat" if backend.model.name in catalog.names() else "local"
+        self._name = backend.model.name.replace("/", "--")  # for a folder
         self.mteb_model_meta = ModelMeta.create_empty(
             overwrites={
-                "name": f"{organization}/{backend.model.name.replace('/', '--')}",
+                "name": f"{organization}/{self._name}",
                 "revision": backend.revision,
                 "max_tokens": float(backend.max_tokens),
                 "embed_dim": backend.dimensions,
@@ -91,8 +95,8 @@ class Encoder(AbsEncoder):
         return self.compress(vectors)
 
     def _embed(self, texts: Sequence[str], prompt: Prompt, counts: Counts) -> Vectors:
-        dtype: Dtype = "float16" if self.backend.dtype in HALF else "float32"
-        with VectorCache(self.cache / self._key(prompt), self.backend.dimensions, dtype) as cache:
+        dimensions, dtype = self.backend.dimensions, stored_dtype(self.backend)
+        with VectorCache(self.cache / self._key(prompt), dimensions, dtype) as cache:
             known = cache.find(texts) != ABSENT
             counts.cached += int(known.sum())
             self.progress.skip(sum(len(texts[index]) for index in np.flatnonzero(known)))
@@ -125,7 +129,7 @@ class Encoder(AbsEncoder):
     def _key(self, prompt: Prompt) -> str:
         """The folder of the vectors of one prompt. Equal folders mean equal vectors, whatever the task."""
         backend = self.backend
-        name = f"{backend.model.name.replace('/', '--')}-{backend.revision}-{backend.dtype}-{backend.max_tokens}"
+        name = f"{self._name}-{backend.revision}-{backend.dtype}-{backend.max_tokens}"
         return f"{name}-{prompt.side}-{sha256(prompt.apply('').encode()).hexdigest()[:8]}".replace(" ", "-")
 
 

@@ -19,6 +19,7 @@ from e5.settings import Settings
 from e5.tokens import Tokenizer
 from e5.weights.files import in_folder
 from e5.weights.locate import WEIGHTS
+from e5_cog.openapi import write_atomically
 from e5_cog.repository import ROOT
 from evaluation import backends, local_data, page, plan, protocols, report, run, sizes, tasks
 from evaluation.backends import Backend, Local, Remote
@@ -49,9 +50,9 @@ def main(argv: Sequence[str]) -> int:
     except (EvaluationError, SettingsError, WeightsError, ServerError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"evaluate.py: {error}; what was computed is in {arguments.cache}", file=sys.stderr)
+        print(f"evaluate.py: {error}; the finished work is in {arguments.cache}", file=sys.stderr)
     except KeyboardInterrupt:
-        print(f"evaluate.py: interrupted; the next run continues with what is in {arguments.cache}", file=sys.stderr)
+        print(f"evaluate.py: interrupted; the next run continues from {arguments.cache}", file=sys.stderr)
         return 130
     return 2
 
@@ -90,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> int:
         summary, stopped = run.evaluate(selection, encoder, known, folder, _facts(arguments, backend), write)
     print(report.table(summary))
     if stopped is not None:
-        raise EvaluationError(f"{stopped}; what was computed is kept, the same command continues with it")
+        raise EvaluationError(f"{stopped}; the finished work is kept, and the same command continues with it")
     if summary["failed"]:
         return 2
     return int(any(task["within"] is False for task in summary["tasks"].values()))
@@ -128,14 +129,15 @@ def _facts(arguments: argparse.Namespace, backend: Backend) -> Json:
 
 def _write(arguments: argparse.Namespace, summary: Json) -> None:
     if arguments.out is not None:
-        report.write(arguments.out, report.dumps(summary))
+        write_atomically(arguments.out, report.dumps(summary))
     if arguments.html is not None:
-        report.write(arguments.html, page.render(summary))
+        write_atomically(arguments.html, page.render(summary))
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="evaluate.py", description="Evaluate an E5 model on BEIR and MTEB tasks, beside the published scores."
+        prog="evaluate.py",
+        description="Evaluate an E5 model on BEIR and MTEB tasks, and compare with published scores.",
     )
     add = parser.add_argument
     add("--model", metavar="NAME", help="default: E5_MODEL, or the embedded model")

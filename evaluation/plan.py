@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from e5 import tasks
 from evaluation.backends import Backend
-from evaluation.encoder import HALF
+from evaluation.cache.vector_cache import row_bytes
+from evaluation.encoder import stored_dtype
 from evaluation.protocols import Prompt
 from evaluation.sizes import Size
 
 MEASURED_SECONDS = 2.0
 MOST_TEXTS = 4096
-KEY_BYTES = 16
 ENGLISH = [tasks.instruction(name) for name in tasks.names()]
 """Texts to measure with, where the data are not here."""
 
@@ -42,8 +42,8 @@ def plan(sizes: dict[str, Size | None], prompts: dict[str, Prompt], backend: Bac
         sample = size.sample or _english(size.characters // size.count)
         tokens = round(backend.prepare(sample, prompts[name]).tokens / len(sample) * size.count)
         hours = tokens / clock.tokens_per_second(sample, prompts[name], tokens) / 3600
-        row_bytes = backend.dimensions * (2 if backend.dtype in HALF else 4) + KEY_BYTES
-        rows.append(Row(name, size.count, tokens, hours, size.count * row_bytes))
+        disk_bytes = size.count * row_bytes(backend.dimensions, stored_dtype(backend))
+        rows.append(Row(name, size.count, tokens, hours, disk_bytes))
     return rows
 
 

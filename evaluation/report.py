@@ -91,19 +91,8 @@ def table(report: Json) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file that appears only when it is complete. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        new.write_text(text, "utf-8")
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
 def check_writable(path: Path) -> None:
-    """Raise EvaluationError if `write` cannot write the file: better now than after hours."""
+    """Raise EvaluationError if the file cannot be written: better now than after hours."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():

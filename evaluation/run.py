@@ -41,14 +41,15 @@ def evaluate(
     results = folder / _code_digest()
     summary: Json = {**facts, "tasks": {}, "benchmarks": {}, "failed": {}}
     write(summary)
-    stopped: Exception | None = None
     for task in selection.tasks:
         name = task.metadata.name
         encoder.progress.name(name)
         try:
             result = _evaluate_task(task, encoder, results)
         except StoppedError as error:  # the next task would fail as well
-            stopped = error
+            summary["failed"][name] = str(error)
+            write(summary)
+            return summary, error
         except EvaluationError as error:
             summary["failed"][name] = str(error)
         except Exception as error:  # a data set that cannot be loaded must not cost the other tasks
@@ -59,12 +60,8 @@ def evaluate(
                 encoder.progress.skip(size.characters)
             summary["tasks"][name] = report.entry(task, result, encoder, size, counts)
             summary["benchmarks"] = report.benchmark_means(summary["tasks"], selection.benchmarks)
-        if stopped is not None:
-            summary["failed"][name] = str(stopped)
         write(summary)
-        if stopped is not None:
-            break
-    return summary, stopped
+    return summary, None
 
 
 def _evaluate_task(task: AbsTask, encoder: Encoder, results: Path) -> TaskResult:

@@ -1,4 +1,4 @@
-"""Evaluate an E5 model on BEIR and MTEB tasks by the authors' or the leaderboard's protocol, beside published scores.
+"""Evaluate an E5 model on BEIR and MTEB tasks by the authors' or the leaderboard's protocol.
 
     .venv/bin/python scripts/evaluate.py --model e5-small --tasks beir-small --protocol unilm --out scores.json
     .venv/bin/python scripts/evaluate.py --model e5-small --tasks sts --against http://127.0.0.1:8080 --api tei

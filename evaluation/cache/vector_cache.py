@@ -37,6 +37,11 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
+def row_bytes(dimensions: int, dtype: Dtype) -> int:
+    """The bytes on the disk that one text takes."""
+    return dimensions * DTYPES[dtype].itemsize + KEY_BYTES
+
+
 class CacheError(StoppedError):
     """The cache cannot be used as asked, or cannot grow. The message says the cause and the cure."""
 

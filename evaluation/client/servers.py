@@ -1,6 +1,7 @@
 """The servers behind `evaluation.client.remote.connect`: one class for each API."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 from urllib.parse import quote
@@ -23,7 +24,7 @@ def catalog_name(model: str) -> str:
     return model.rpartition("/")[2].partition(":")[0]
 
 
-class HttpServer:
+class HttpServer(ABC):
     """What the four servers share. A subclass has its API's path, request and answer."""
 
     api: apis.Api
@@ -61,8 +62,9 @@ class HttpServer:
         vectors = np.concatenate(parts)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12) if normalize else vectors
 
+    @abstractmethod
     def ask(self, texts: Sequence[str], side: Side = "raw", task: str = "", normalize: bool = False) -> Answer:
-        raise NotImplementedError
+        """See `evaluation.client.remote.Server`."""
 
     def _send(self, body: Any, headers: Mapping[str, str] | None = None) -> Reply:
         return self._connection.send("POST", self.endpoint, body, headers)

@@ -1,6 +1,6 @@
 """What a server may have computed for a text: the model's own procedure, and that procedure with known mistakes.
 
-Plain data, without tensors: `variants` are prompted texts, `framed` are token ids. `expected` computes their vectors.
+Plain data, without tensors: the variants are whole texts, `framed` and `cut` give token ids. `compute` embeds them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -16,7 +16,6 @@ from e5.embedder import Embedder
 from e5.errors import WeightsError
 from e5.settings import Settings
 from e5.tokens import Tokenizer
-from e5.vectors import Vectors
 from e5.weights import fetch, files
 from e5.weights.locate import WEIGHTS
 from evaluation.server_check import forward
@@ -24,6 +23,7 @@ from evaluation.server_check.candidates import POOLING_NAMES, cut, framed, promp
 from evaluation.server_check.expected import Expected, ExpectedText, Facts, probes
 from evaluation.server_check.forward import Inputs
 from evaluation.server_check.mistakes import Candidate
+from evaluation.server_check.subject import unit
 from evaluation.server_check.texts import COMPARED, Probe
 
 FLOAT32_PARAMETERS = 1_000_000_000
@@ -79,7 +79,7 @@ def compute(settings: Settings) -> Expected:
     texts = {}
     for probe in probes(facts):
         right = vectors[probe.name][()]
-        units = {candidate: _unit(vector) for candidate, vector in vectors[probe.name].items()}
+        units = {candidate: unit(vector).astype(np.float32) for candidate, vector in vectors[probe.name].items()}
         tokens = len(all_inputs[probe.name][()][0])
         texts[probe.name] = ExpectedText(probe, float(np.linalg.norm(right)), tokens, units)
     return Expected(facts, f"the {source} weights of {model.name}, {dtype}", dtype, texts)
@@ -127,8 +127,3 @@ def _without_repeats(candidates: Iterable[tuple[Candidate, list[int], Pooling]])
             seen.add(key)
             inputs[candidate] = ids, pooling
     return inputs
-
-
-def _unit(vector: Vectors) -> Vectors:
-    unit: Vectors = (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32)
-    return unit

@@ -5,9 +5,6 @@ One JSON object. Vectors have length 1 and are float16 in base64: rounding them 
 
 import base64
 import json
-import os
-import tempfile
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,11 @@ import numpy as np
 
 from e5 import __version__
 from e5.vectors import Vectors
+from e5_cog.openapi import write_atomically
 from evaluation.server_check.expected import Expected, ExpectedText, Facts, probes
+from evaluation.server_check.mistakes import SEPARATOR
 
 FORMAT = "e5 server check, 1"
-SEPARATOR = " and "
 
 
 class FixturesError(Exception):
@@ -37,15 +35,9 @@ def write(expected: Expected, path: Path) -> None:
         "texts": {name: _packed(text) for name, text in expected.texts.items()},
     }
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            json.dump(content, file, ensure_ascii=False)
-            file.write("\n")
-        temporary = Path(file.name)
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        path.parent.stat()  # a missing folder is a mistake: do not create it
+        write_atomically(path, json.dumps(content, ensure_ascii=False) + "\n")
     except OSError as error:
-        with suppress(NameError, OSError):
-            os.unlink(file.name)  # noqa: PTH108 – of a file that may not exist
         raise FixturesError(f"{path} cannot be written ({error.strerror}): name another file") from error
 
 

@@ -56,7 +56,8 @@ BY_NAME = {mistake.name: mistake for mistake in MISTAKES}
 
 Candidate = tuple[str, ...]
 """Names of mistakes that are made together. Empty: none, the right computation."""
+SEPARATOR = " and "
 
 
 def label(candidate: Candidate) -> str:
-    return " and ".join(candidate) or "the right computation"
+    return SEPARATOR.join(candidate) or "the right computation"

@@ -47,7 +47,6 @@ class Subject:
     def ask(self, probes: Sequence[Probe], *, normalize: bool = False) -> Answer:
         """One request for texts of the same side. A server that adds no prompts gets them with the text.
 
-        Input that is odd, not a text to search for, goes without prompt: an empty text has to stay empty.
         Raises ServerError if there is no answer.
         """
         texts, side = [probe.text for probe in probes], probes[0].side
@@ -56,7 +55,7 @@ class Subject:
         return self.server.ask([prompted(self.facts.prompt, probe) for probe in probes], "raw", "", normalize)
 
     def ask_bare(self, text: str) -> Answer:
-        """One text without the client's prompt. Raises ServerError if there is no answer."""
+        """One text without the client's prompt: an empty text has to stay empty. Raises ServerError as `ask`."""
         return self.server.ask([text], "document" if self.server.adds_prompts else "raw")
 
     def vectors(self, probes: Sequence[Probe], *, normalize: bool = False) -> Numbers:

@@ -83,6 +83,14 @@ MONEY = (
 )
 
 
+def all_types(folder: Path) -> Path:
+    """A new folder with a data set of each type: towers, pairs and topics."""
+    beir(folder / "towers")
+    sts(folder / "pairs.csv")
+    classification(folder, "topics")
+    return folder
+
+
 def classification(folder: Path, name: str) -> None:
     """NAME-train.csv and NAME-test.csv: animals or money."""
     for split, part in (("train", slice(None, None, 2)), ("test", slice(1, None, 2))):

@@ -26,12 +26,7 @@ def bert(bert_folder: Path) -> Embedder:
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("E5_DTYPE", "float32")
     monkeypatch.setenv("OPENAI_API_KEY", "test-key")
-    folder = tmp_path / "data"
-    folder.mkdir()
-    small_data.beir(folder / "towers")
-    small_data.sts(folder / "pairs.csv")
-    small_data.classification(folder, "topics")
-    return folder
+    return small_data.all_types(tmp_path / "data")
 
 
 def evaluate(tmp_path: Path, data: Path, *arguments: object) -> tuple[int, dict[str, Any]]:
@@ -164,7 +159,7 @@ def test_a_server_that_stops_in_the_middle(
         status, tasks = evaluate(tmp_path, data, *options, "--against", url)
         assert status == 2
         message = capsys.readouterr().err
-        assert url in message and "what was computed is kept" in message and "Traceback" not in message
+        assert url in message and "the finished work is kept" in message and "Traceback" not in message
     assert set(tasks) == {"pairs"}  # the queries of `towers` are the first with this prompt
     with tei(bert) as (url, _):
         status, tasks = evaluate(tmp_path, data, *options, "--against", url)

@@ -17,6 +17,7 @@ import pytest
 from mteb.results.task_result import TaskError
 
 from e5 import Embedder, normalize
+from e5_cog.openapi import write_atomically
 from e5_cog.repository import ROOT
 from evaluation import main as program
 from evaluation import plan, published, report, run, sizes, tasks
@@ -34,12 +35,7 @@ TASK = "Retrieve text based on user query."  # mteb's sentence for retrieval tas
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    small_data.beir(folder / "towers")
-    small_data.sts(folder / "pairs.csv")
-    small_data.classification(folder, "topics")
-    return folder
+    return small_data.all_types(tmp_path / "data")
 
 
 def evaluate(tmp_path: Path, *arguments: object) -> int:
@@ -435,12 +431,12 @@ def _stop(**_: object) -> None:
 
 
 def test_out_appears_only_when_complete(tmp_path: Path) -> None:
-    report.write(tmp_path / "new" / "out.json", "first")
+    write_atomically(tmp_path / "new" / "out.json", "first")
     (tmp_path / "new" / "out.json").chmod(0o400)
-    report.write(tmp_path / "new" / "out.json", "second")
+    write_atomically(tmp_path / "new" / "out.json", "second")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.json"]
     with pytest.raises(OSError, match="File exists"):
-        report.write(tmp_path / "new" / "out.json" / "x", "third")
+        write_atomically(tmp_path / "new" / "out.json" / "x", "third")
 
 
 def test_a_report_that_cannot_be_written_is_an_error_before_anything_is_computed(
