@@ -60,12 +60,12 @@ def entry(task: AbsTask, result: TaskResult, encoder: Encoder, size: Size | None
 
 
 def benchmark_means(tasks: Mapping[str, Json], benchmarks: Mapping[str, Sequence[str]]) -> Json:
-    """The mean of each benchmark, ours and published; the published one only if it is known for the same tasks."""
+    """The mean of each benchmark, ours and published; the published one only of figures that are all comparable."""
     means: Json = {}
     for name, names in benchmarks.items():
         done = [tasks[task] for task in names if task in tasks]
         if done:
-            figures = [task["published"] for task in done if task["published"] is not None]
+            figures = [task["published"] for task in done if task["difference"] is not None]
             means[name] = {
                 "tasks": len(done),
                 "of": len(names),

@@ -15,7 +15,7 @@ def run(subject: Subject) -> Iterator[Finding]:
     compared = _compare(subject)
     dimensions = check_numbers.check_dimensions(compared, subject)
     yield dimensions
-    if not np.isfinite(compared.numbers).all():
+    if not compared.usable:
         return
     same = exact = False
     if dimensions.status == "wrong":

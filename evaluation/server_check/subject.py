@@ -32,6 +32,11 @@ class Compared:
     tokens: tuple[int | None, ...]
 
     @property
+    def usable(self) -> bool:
+        """Whether every vector is finite and has a direction."""
+        return bool(np.isfinite(self.numbers).all() and self.numbers.any(axis=1).all())
+
+    @property
     def units(self) -> Numbers:
         return unit(self.numbers)
 

@@ -234,6 +234,8 @@ def other_way(embed: Embed, way: str) -> Callable[[Request], Response]:
                 return Response(500, {"error": "index out of range"})
             case "NaN" if response.status == 200:
                 return Response(200, [[float("nan")] * 256 for _ in texts])
+            case "zeros" if response.status == 200:
+                return Response(200, [[0.0] * 256 for _ in texts])
             case "shorter" if response.status == 200:
                 rows = np.array(response.body)[:, :128]
                 return Response(200, (stand_ins.normalized(rows) if request.body["normalize"] else rows).tolist())
@@ -263,6 +265,7 @@ def other_way(embed: Embed, way: str) -> Callable[[Request], Response]:
         ("refuses long", "truncation", "of the model's 256 tokens are refused"),
         ("fails on long", "truncation", "a text longer than the model's 256 tokens fails: index out of range"),
         ("NaN", "dimensions", "a plain text's vector has NaN or infinity"),
+        ("zeros", "dimensions", "a plain text's vector is all zeros"),
         ("shorter", "dimensions", "128 instead of 256"),
         ("other weights", "vectors", "no known mistake explains it"),
     ],

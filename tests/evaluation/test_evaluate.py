@@ -98,12 +98,14 @@ def _grades() -> np.ndarray:
 def test_report_and_page(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(tmp_path, "--data", data, "--html", tmp_path / "page.html") == 0
     summary = scores(tmp_path)
+    streams = capsys.readouterr()
+    assert re.search(r"100 % .*tokens/s, \d\d:\d\d passed, 00:00 left", streams.err)
     assert set(summary["tasks"]) == {"towers", "pairs", "topics"} and not summary["failed"]
     assert (summary["model"], summary["protocol"], summary["max_tokens"]) == ("e5-mistral-tiny", "mteb", 4096)
     assert summary["versions"]["mteb"] == mteb.__version__
     assert summary["tasks"]["topics"]["metric"] == "accuracy" and summary["tasks"]["topics"]["main_score"] > 60
     page = (tmp_path / "page.html").read_text("utf-8")
-    printed = capsys.readouterr().out
+    printed = streams.out
     for name, task in summary["tasks"].items():
         assert name in page and f"{task['main_score']:.2f}" in page and f"{task['main_score']:.2f}" in printed
 
@@ -260,13 +262,15 @@ def test_every_published_task_and_split_is_evaluated() -> None:
 
 def test_means_of_benchmarks() -> None:
     done: dict[str, report.Json] = {
-        "a": {"main_score": 50.0, "published": 51.0},
-        "b": {"main_score": 60.0, "published": None},
+        "a": {"main_score": 50.0, "published": 51.0, "difference": -1.0},
+        "b": {"main_score": 60.0, "published": None, "difference": None},
+        "older": {"main_score": 70.0, "published": 71.0, "difference": None},  # by an older loader
     }
-    means = report.benchmark_means(done, {"x": ("a",), "y": ("a", "b", "c"), "z": ("c",)})
+    means = report.benchmark_means(done, {"x": ("a",), "y": ("a", "b", "c"), "z": ("c",), "w": ("a", "older")})
     assert means == {
         "x": {"tasks": 1, "of": 1, "mean": 50.0, "published": 51.0},
         "y": {"tasks": 2, "of": 3, "mean": 55.0, "published": None},
+        "w": {"tasks": 2, "of": 2, "mean": 60.0, "published": None},
     }
 
 
