@@ -21,7 +21,8 @@ DOCUMENT_HELP = "A document or passage to embed, without an instruction. One que
 NORMALIZE_HELP = "Scale each returned vector to length 1, so that a dot product is a cosine. Scores stay the same."
 QUERIES_HELP = "More queries, as a list: their vectors follow the single query's."
 DOCUMENTS_HELP = "More documents, as a list: their vectors follow the single document's."
-FORMAT_HELP = "float: lists of numbers. base64: little-endian float32 bytes, smaller and faster for large batches."
+FORMAT_HELP = "float: lists. base64: float32 bytes. float16, int8, ubinary: fewer bytes. tokens: token ids, no vectors."
+LONG_TEXTS_HELP = "Texts that are too long for the model. truncate: cut. error: refuse. average: the mean over windows."
 
 
 class Output(BaseModel):  # type: ignore[misc]  # mypy skips cog
@@ -29,8 +30,13 @@ class Output(BaseModel):  # type: ignore[misc]  # mypy skips cog
 
     embeddings: list[list[float]] | None
     embeddings_base64: list[str] | None
+    scales: list[float] | None
     score: float | None
     scores: list[list[float]] | None
+    tokens: list[int]
+    truncated: list[int]
+    token_ids: list[list[int]] | None
+    pieces: list[list[str]] | None
 
 
 class Predictor(BasePredictor):  # type: ignore[misc]
@@ -47,7 +53,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         """Called for each GET /health-check."""
         return await self.service.healthcheck()
 
-    @cog.concurrent(max=64)  # type: ignore[untyped-decorator]
+    @cog.concurrent(max=96)  # type: ignore[untyped-decorator]
     async def predict(
         self,
         task: str = Input(description=TASK_HELP, default=TASK),
@@ -56,11 +62,18 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         normalize: bool = Input(description=NORMALIZE_HELP, default=False),
         queries: list[str] | None = Input(description=QUERIES_HELP, default=None),
         documents: list[str] | None = Input(description=DOCUMENTS_HELP, default=None),
-        encoding_format: str = Input(description=FORMAT_HELP, default="float", choices=["float", "base64"]),
+        encoding_format: str = Input(
+            description=FORMAT_HELP,
+            default="float",
+            choices=["float", "base64", "float16", "int8", "ubinary", "tokens"],
+        ),
+        long_texts: str = Input(
+            description=LONG_TEXTS_HELP, default="truncate", choices=["truncate", "error", "average"]
+        ),
     ) -> Output:
         """Embed the texts. Raises InputError, whose message names the input, the cause and the cure."""
         request = EmbedRequest.from_inputs(
-            self.service.limits, task, query, document, normalize, queries, documents, encoding_format
+            self.service.limits, task, query, document, normalize, queries, documents, encoding_format, long_texts
         )
         result = await self.service.embed(request)
         for warning in result.warnings:

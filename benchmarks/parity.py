@@ -107,7 +107,7 @@ def _engine_rows(subject: ModelUnderTest, dtype: str, ids: Sequence[TokenIds], r
     embedder = subject.load(dtype)
 
     def embed_packed() -> Vectors:
-        return embedder.embed_tokens(Tokens(list(ids), truncated=0))
+        return embedder.embed_tokens(Tokens(list(ids), list(map(len, ids))))
 
     def embed_one_by_one() -> Vectors:
         return np.concatenate([embedder.forward([text_ids]).cpu().numpy() for text_ids in ids])

@@ -36,7 +36,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         if encoding == "list":
             return Output(embeddings=vectors.tolist(), embeddings_base64=None)
         if encoding == "float":
-            return Output(embeddings=serialize.json_rows(vectors), embeddings_base64=None)
+            return Output(embeddings=serialize.json_numbers(vectors), embeddings_base64=None)
         if encoding == "base64":
             return Output(embeddings=None, embeddings_base64=serialize.base64_rows(vectors))
         return Output(embeddings=None, embeddings_base64=None)

@@ -1,8 +1,12 @@
 """Checks of input texts, made once before anything is computed."""
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from e5.errors import InputError
+
+LongTexts = Literal["truncate", "error", "average"]
+"""What to do with a text of more tokens than the model reads."""
 
 
 def check_text(name: str, text: object, max_characters: int | None = None) -> str:
@@ -42,6 +46,12 @@ def check_texts(name: str, texts: object, max_characters: int | None = None) -> 
     if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
         raise InputError(f"`{name}` is {_kind(texts)}, not a list of texts: pass a list, even for a single text")
     return [check_text(f"{name}[{index}]", text, max_characters) for index, text in enumerate(texts)]
+
+
+def check_long_texts(value: object) -> None:
+    """Raise InputError for anything but the values of `LongTexts`."""
+    if value not in get_args(LongTexts):
+        raise InputError(f"`long_texts` is {value!r:.100}: choose one of {', '.join(get_args(LongTexts))}")
 
 
 def gather(text_name: str, text: object, list_name: str, texts: object, max_characters: int | None = None) -> list[str]:

@@ -58,12 +58,23 @@ class Limits:
                 "E5_MAX_REQUEST_TOKENS: send them in several requests"
             )
 
-    def check_answer(self, queries: int, documents: int, dimensions: int, base64: bool) -> None:
-        """Raise InputError for an answer of so many JSON numbers that encoding it would block the server."""
-        floats = 0 if base64 else (queries + documents) * dimensions
+    def check_token_ids(self, tokens: int) -> None:
+        """Raise InputError for an answer of too many token ids, with a string for each."""
+        if 2 * tokens > self.answer_numbers:
+            raise InputError(
+                f"the answer would have {2 * tokens:,} token ids and pieces, more than the {self.answer_numbers:,} of "
+                "E5_MAX_ANSWER_NUMBERS: send fewer texts"
+            )
+
+    def check_answer(self, queries: int, documents: int, dimensions: int) -> None:
+        """Raise InputError for an answer of so many JSON numbers that encoding it would block the server.
+
+        `dimensions`: JSON numbers of a vector, 0 if it is returned as base64.
+        """
+        floats = (queries + documents) * dimensions
         numbers = floats + queries * documents
         if numbers > self.answer_numbers:
-            cure = "send fewer texts" + ("" if base64 else ", or ask for encoding_format=base64")
+            cure = "send fewer texts" + (", or ask for encoding_format=base64" if dimensions else "")
             raise InputError(
                 f"the answer would have {numbers:,} numbers ({floats:,} of vectors, {queries * documents:,} scores), "
                 f"more than the {self.answer_numbers:,} of E5_MAX_ANSWER_NUMBERS: {cure}"

@@ -12,8 +12,9 @@ forge one. Other models read them as tokens, as the model cards' code does. XLM-
 Only `tokenizer.json` is read, without transformers.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain, takewhile, tee
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as TokenizerFile
 
 from e5.errors import WeightsError
+from e5.vectors import Vectors
 
 TokenIds = NDArray[np.int32]
 """The token ids of one text: int32 [T]."""
@@ -36,17 +38,61 @@ threads then look for more work and yield 20 times a request: on a CPU that cost
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Token ids of N texts, and how many of the texts were truncated."""
+    """The token sequences that a model reads of N texts: one of each text, or several windows of a long one.
+
+    `lengths`: tokens of each text before truncation, with prompt and special tokens. `weights`: None without windows,
+    else for each text the numbers of its own tokens in each of its windows.
+    """
 
     ids: list[TokenIds]
-    truncated: int
+    lengths: list[int]
+    weights: list[list[int]] | None = None
 
     @property
     def total(self) -> int:
-        """Tokens of all texts, special tokens included."""
+        """Tokens that the model reads, special tokens included."""
         return sum(map(len, self.ids))
 
+    @property
+    def truncated(self) -> list[int]:
+        """Indices of the texts of which tokens were cut off."""
+        if self.weights is not None:
+            return []
+        return [
+            index for index, (ids, length) in enumerate(zip(self.ids, self.lengths, strict=True)) if length > len(ids)
+        ]
+
+    @property
+    def texts(self) -> Sequence[int]:
+        """For each sequence of `ids`, the index of its text."""
+        if self.weights is None:
+            return range(len(self.ids))
+        return [index for index, windows in enumerate(self.weights) for _ in windows]
+
+    def average(self, vectors: Vectors) -> Vectors:
+        """Vectors of the sequences [len(ids), D] → of the texts [N, D]: the mean of a text's windows, by their weights.
+
+        Computed in float64, so a text with one window keeps its vector to the last bit.
+        """
+        if self.weights is None or len(self.ids) == len(self.lengths):
+            return vectors
+        weights = np.array(list(chain.from_iterable(self.weights)), np.float64)[:, None]
+        starts = [0, *accumulate(map(len, self.weights))][:-1]
+        means: Vectors = (np.add.reduceat(vectors * weights, starts) / np.add.reduceat(weights, starts)).astype("f4")
+        return means
+
+    @classmethod
+    def join(cls, parts: "Sequence[Tokens]") -> "Tokens":
+        """The tokens of all parts' texts, in order."""
+        weights = [part.weights for part in parts if part.weights is not None]
+        return cls(
+            [ids for part in parts for ids in part.ids],
+            [length for part in parts for length in part.lengths],
+            list(chain.from_iterable(weights)) if weights else None,
+        )
+
     def __len__(self) -> int:
+        """Number of sequences."""
         return len(self.ids)
 
 
@@ -75,13 +121,37 @@ class Tokenizer:
 
     def encode(self, texts: Iterable[str]) -> Tokens:
         """Tokenize texts, truncated to `max_tokens`. Truncation keeps the last special token."""
-        room = self.max_tokens - len(self._first) - len(self._last)
+        room = self.max_tokens - self._special
         ids: list[TokenIds] = []
-        truncated = 0
+        lengths: list[int] = []
         for body in self._encode_bodies(texts):
-            truncated += len(body) > room
-            ids.append(np.array([*self._first, *body[:room], *self._last], dtype=np.int32))
-        return Tokens(ids, truncated)
+            lengths.append(len(body) + self._special)
+            ids.append(self._sequence(body[:room]))
+        return Tokens(ids, lengths)
+
+    def encode_windows(self, texts: Iterable[str], prompts: Iterable[str]) -> Tokens:
+        """Tokenize texts, each with its prompt in front. A longer one than `max_tokens` is split between tokens.
+
+        Each window has the special tokens and the prompt's tokens, and as many of the text's own as fit. The first
+        window is what `encode` keeps.
+        """
+        ids: list[TokenIds] = []
+        lengths: list[int] = []
+        weights: list[list[int]] = []
+        prompted, kept = tee(zip(prompts, texts, strict=True))
+        for (prompt, _), body in zip(kept, self._encode_bodies(map("".join, prompted)), strict=True):
+            lengths.append(len(body) + self._special)
+            shared = self._shared(prompt, body) if lengths[-1] > self.max_tokens else 0
+            room = self.max_tokens - self._special - shared
+            windows = [body[start : start + room] for start in range(shared, len(body), room)] or [[]]
+            ids += [self._sequence(body[:shared] + window) for window in windows]
+            # A text may have no token, such as one of a zero-width character.
+            weights.append([max(1, len(window)) for window in windows])
+        return Tokens(ids, lengths, weights)
+
+    def pieces(self, ids: TokenIds) -> list[str]:
+        """The vocabulary's string for each token id."""
+        return [str(self._file.id_to_token(int(token))) for token in ids]
 
     def cut(self, text: str) -> str:
         """The beginning of a text that has as many whole characters as fit in `max_tokens`.
@@ -89,13 +159,29 @@ class Tokenizer:
         For a server that would read more of it. Tokenized again, it has the tokens that `encode` keeps, but for the
         last ones if the cut is in the middle of a word.
         """
-        room = self.max_tokens - len(self._first) - len(self._last)
+        room = self.max_tokens - self._special
         spans = self._file.encode(text, add_special_tokens=False).offsets
         if len(spans) <= room:
             return text
         # A character may have several tokens: a cut between them leaves it out.
         end = min(spans[room - 1][1], spans[room][0]) if room else 0
         return text[:end]
+
+    @property
+    def _special(self) -> int:
+        """Number of special tokens around a text."""
+        return len(self._first) + len(self._last)
+
+    def _sequence(self, body: list[int]) -> TokenIds:
+        return np.array([*self._first, *body, *self._last], dtype=np.int32)
+
+    def _shared(self, prompt: str, body: list[int]) -> int:
+        """How many of the first tokens are the prompt's own.
+
+        The prompt's last space is left out: SentencePiece puts it into the text's first token.
+        """
+        prompt_ids = self._file.encode(prompt.rstrip(), add_special_tokens=False).ids
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt_ids, body, strict=False)))
 
     def _encode_bodies(self, texts: Iterable[str]) -> Iterator[list[int]]:
         """Ids of each text without special tokens."""

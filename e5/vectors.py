@@ -1,4 +1,4 @@
-"""The embedding array type, and the check that it holds no NaN or infinity."""
+"""The embedding array type, smaller ones, and the check that vectors hold no NaN or infinity."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
+
+
+def to_int8(vectors: Vectors) -> tuple[NDArray[np.int8], Vectors]:
+    """float32 [N, D] → int8 [N, D] and scales float32 [N], where vector ≈ scale × int8.
+
+    A vector's largest component becomes 127 or -127; a vector of zeros stays one.
+    """
+    scales: Vectors = (np.abs(vectors).max(axis=1) / np.float32(127)).clip(np.finfo(np.float32).tiny)
+    return np.rint(vectors / scales[:, None]).astype(np.int8), scales
+
+
+def to_ubinary(vectors: Vectors) -> NDArray[np.uint8]:
+    """float32 [N, D] → uint8 [N, ⌈D / 8⌉]: one bit a dimension, 1 if it is positive, packed as numpy.packbits does."""
+    return np.packbits(vectors > 0, axis=1)
 
 
 def check_finite(vectors: Vectors, indices: Sequence[int] | None = None, count: int | None = None) -> None:

@@ -22,8 +22,7 @@ from fastapi import FastAPI
 
 from e5.errors import SettingsError
 from e5.settings import Settings
-from e5_cog import static_schema
-from e5_cog.repository import IS_CLONE, PREDICTOR, ROOT
+from e5_cog.repository import IS_CLONE, ROOT
 from e5_cog.serve import StartError, listening_host
 from e5_cog.server import free_port, stop
 from e5_gateway import app
@@ -68,7 +67,12 @@ def argument_parser(program: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--host", default=GatewaySettings.host, help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=GatewaySettings.port, help="port (default: %(default)s)")
     parser.add_argument("--model", help="the model's name, if the server does not report it")
-    parser.add_argument("--concurrency", type=int, help="predictions that the server runs at a time (default: its own)")
+    parser.add_argument(
+        "--concurrency",
+        type=int,
+        default=GatewaySettings.concurrency,
+        help="predictions sent to the server at a time (default: %(default)s)",
+    )
     parser.add_argument("--queue", type=int, default=GatewaySettings.max_waiting, help="further requests that may wait")
     parser.add_argument("--grace", type=int, default=20, help="seconds that requests have to finish after SIGTERM")
     parser.add_argument("--database", type=Path, default=DATABASE, help="SQLite file of the predictions")
@@ -88,9 +92,6 @@ def read_settings(arguments: argparse.Namespace, port: int) -> GatewaySettings:
     """Settings from the options and the environment. `port`: of a Cog server started here. Raises SettingsError."""
     # The other E5_* variables configure a Cog server, which may run elsewhere.
     limits = Settings.from_environment({MAX_ANSWER_NUMBERS: os.environ.get(MAX_ANSWER_NUMBERS, "")}).limits
-    concurrency = arguments.concurrency
-    if concurrency is None:
-        concurrency = static_schema.read(PREDICTOR).concurrency
     return GatewaySettings(
         target=arguments.target or f"http://127.0.0.1:{port}",
         database=arguments.database,
@@ -98,7 +99,7 @@ def read_settings(arguments: argparse.Namespace, port: int) -> GatewaySettings:
         port=arguments.port,
         api_key=os.environ.get(KEY_VARIABLE) or None,
         model=arguments.model,
-        concurrency=concurrency,
+        concurrency=arguments.concurrency,
         max_waiting=arguments.queue,
         max_answer_numbers=limits.answer_numbers,
         webhooks_to=Inner.parse(arguments.webhooks_to),

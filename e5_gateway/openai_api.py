@@ -3,29 +3,42 @@
 OpenAI's API cannot say whether a text is a query or a document, nor name the task. The extra fields `input_type` and
 `task` do, or a suffix of the model's name: `NAME:query`, `NAME:document`, or `NAME:query:NQ` with the name of a trained
 task. The default is a document. Vectors have length 1, as OpenAI's do, unless the extra field `normalize` is false.
+
+`encoding_format` also takes float16, int8 and ubinary: bytes in base64, and for int8 a scale with each vector. If texts
+were cut, the answer has their indices in `truncated`, and a header.
 """
 
-import base64
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import get_args
 
-import numpy as np
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from e5 import InputError, tasks
-from e5_gateway.errors import ErrorFormat, GatewayError, Json, prediction_error, shorten
+from e5.inputs import LongTexts
+from e5_gateway import embedding
+from e5_gateway.embedding import INPUT_TYPES, parse_model, prediction_body, quoted
+from e5_gateway.errors import ErrorFormat, GatewayError, Json, shorten
 from e5_gateway.metrics import Metrics
-from e5_gateway.requests import cancel_on_disconnect, read_json
+from e5_gateway.requests import read_json
 from e5_gateway.settings import GatewaySettings
-from e5_gateway.target import Identity, Target, new_id
+from e5_gateway.target import Identity, Target
 
-FIELDS = ("input", "model", "encoding_format", "dimensions", "user", "input_type", "task", "normalize")
-ENCODING_FORMATS, INPUT_TYPES = ("float", "base64"), ("query", "document")
+FIELDS = (
+    "input",
+    "model",
+    "encoding_format",
+    "dimensions",
+    "user",
+    "input_type",
+    "task",
+    "normalize",
+    "long_texts",
+)
+ENCODING_FORMATS = ("float", "base64", "float16", "int8", "ubinary")
 ERROR_TYPES = {401: "authentication_error", 404: "invalid_request_error", 429: "rate_limit_error"}
 TOKEN_IDS = (
     "`input` has token ids, which belong to another model's tokenizer: send the texts themselves "
@@ -36,28 +49,33 @@ _PREDICTION_INPUT = re.compile(r"`(?:queries|documents)(\[\d+\])?`")
 
 @dataclass(frozen=True)
 class ResponseFormat:
-    """`model`: the name that the request used. `single`: `input` is a string, not a list."""
+    """`model`: the name that the request used. `encoding`: one of ENCODING_FORMATS. `single`: `input` is a string."""
 
     model: str
-    base64: bool
+    encoding: str
     single: bool
 
 
 @dataclass(frozen=True)
 class EmbeddingsRequest:
-    """A validated request. `task` None: the server's default."""
+    """A validated request. `task` None, `long_texts` "": the server's defaults."""
 
     texts: list[str]
     query: bool
     task: str | None
     normalize: bool
+    long_texts: str
     response: ResponseFormat
 
     def prediction(self) -> bytes:
-        """The target's prediction request, as JSON. It always asks for base64, a quarter of the bytes of floats."""
-        inputs: Json = {"queries" if self.query else "documents": self.texts, "normalize": self.normalize}
-        inputs |= {"encoding_format": "base64"} | ({"task": self.task} if self.task is not None else {})
-        return orjson.dumps({"id": new_id(), "input": inputs})
+        """The target's prediction request, as JSON. For floats it asks for base64, a quarter of the bytes."""
+        return prediction_body(
+            **{"queries" if self.query else "documents": self.texts},
+            task=self.task,
+            normalize=self.normalize,
+            encoding_format="base64" if self.response.encoding == "float" else self.response.encoding,
+            long_texts=self.long_texts or None,
+        )
 
 
 def router(
@@ -70,11 +88,12 @@ def router(
     async def embeddings(request: Request) -> Response:
         identity = await target.require_identity()
         response_format, content = await read(request, identity)
-        prediction = await cancel_on_disconnect(request, target.predict(content, identity.model))
-        if prediction["status"] != "succeeded":
-            raise rename_input(prediction_error(prediction), response_format.single)
-        metrics.count_embedded("openai", prediction["metrics"])
-        return Response(render(response_format, prediction), media_type="application/json")
+        try:
+            prediction = await embedding.run(request, target, metrics, "openai", identity.model, content)
+        except GatewayError as error:
+            raise rename_input(error, response_format.single) from None
+        headers = embedding.truncation(prediction)[1]
+        return Response(render(response_format, prediction), headers=headers, media_type="application/json")
 
     async def read(request: Request, identity: Identity) -> tuple[ResponseFormat, bytes]:
         """A function of its own frees the parsed texts while the request waits: they take ten times their bytes."""
@@ -126,18 +145,16 @@ def parse(body: Json, identity: Identity, max_numbers: int) -> EmbeddingsRequest
         value = body.get(name)
         if value is not None and not isinstance(value, kind):
             raise _invalid(f"`{name}` must be a {'string' if kind is str else 'boolean'}", name)
+        if name == "input_type":
+            value = INPUT_TYPES.get(_choice(body, name, INPUT_TYPES, ""))
         if value is not None and options.setdefault(name, value) != value:
             raise _invalid(f"`{name}` contradicts the suffix of the model's name: give one of them", name)
     task = options.get("task")
     input_type = options.get("input_type", "document" if task is None else "query")
-    if input_type not in INPUT_TYPES:
-        raise _invalid(f"`input_type` is {_quoted(input_type)}: choose one of {', '.join(INPUT_TYPES)}", "input_type")
     if input_type == "document" and task is not None:
-        raise _invalid("`task` goes with queries alone: set `input_type` to query, or leave `task` out", "task")
-    encoding = body.get("encoding_format", "float")
-    if encoding not in ENCODING_FORMATS:
-        choices = ", ".join(ENCODING_FORMATS)
-        raise _invalid(f"`encoding_format` is {_quoted(encoding)}: choose one of {choices}", "encoding_format")
+        raise _invalid("`task` goes with queries only: set `input_type` to query, or leave `task` out", "task")
+    encoding = _choice(body, "encoding_format", ENCODING_FORMATS, "float")
+    long_texts = _choice(body, "long_texts", get_args(LongTexts), "")
     numbers = len(texts) * identity.dimensions
     if encoding == "float" and numbers > max_numbers:
         cause = f"the answer would have {numbers:,} numbers, more than {max_numbers:,}"
@@ -145,48 +162,43 @@ def parse(body: Json, identity: Identity, max_numbers: int) -> EmbeddingsRequest
     dimensions = body.get("dimensions", identity.dimensions)
     if type(dimensions) is not int or dimensions != identity.dimensions:
         cure = f"the vectors of {identity.model} have {identity.dimensions} and cannot be cut: leave it out"
-        raise _invalid(f"`dimensions` is {_quoted(dimensions)}; {cure}", "dimensions")
-    response_format = ResponseFormat(body["model"], encoding == "base64", single)
-    return EmbeddingsRequest(texts, input_type == "query", task, options.get("normalize", True), response_format)
-
-
-def parse_model(name: object, identity: Identity) -> dict[str, Any]:
-    """Parse a model's name: the `input_type` and `task` of its suffix. Raises GatewayError 404."""
-    base, _, suffix = name.partition(":") if isinstance(name, str) else ("", "", "")
-    input_type, _, task = suffix.partition(":")
-    if base == identity.model and input_type in ("", *INPUT_TYPES) and not (task and input_type != "query"):
-        options: dict[str, Any] = {"input_type": input_type} if input_type else {}
-        try:
-            return options | ({"task": tasks.instruction(task)} if task else {})
-        except InputError as error:
-            message = f"model {_quoted(name)}: {error}"
-            raise GatewayError(404, message, "model_not_found", "model") from None
-    known = ", ".join(identity.model + suffix for suffix in ("", ":query", ":document", ":query:TASK"))
-    raise GatewayError(404, f"no model is called {_quoted(name)} here: there are {known}", "model_not_found", "model")
+        raise _invalid(f"`dimensions` is {quoted(dimensions)}; {cure}", "dimensions")
+    return EmbeddingsRequest(
+        texts,
+        input_type == "query",
+        task,
+        options.get("normalize", True),
+        long_texts,
+        ResponseFormat(body["model"], encoding, single),
+    )
 
 
 def render(response_format: ResponseFormat, prediction: Json) -> bytes:
-    """Write the answer from a prediction in base64. Numbers have the fewest digits that give the float32 back."""
-    vectors: list[Any] = prediction["output"]["embeddings_base64"]
-    if not response_format.base64:
-        vectors = [np.frombuffer(base64.b64decode(text), "<f4") for text in vectors]
+    """Write the answer. Numbers have the fewest digits that give the float32 back."""
     tokens = prediction["metrics"]["input_tokens"]
+    truncated, _ = embedding.truncation(prediction)
+    output = prediction["output"]
+    floats = response_format.encoding == "float"
+    values = embedding.vectors_of(prediction) if floats else output["embeddings_base64"]
+    items: list[Json] = [{"object": "embedding", "index": i, "embedding": value} for i, value in enumerate(values)]
+    for item, scale in zip(items, output.get("scales") or (), strict=False):
+        item["scale"] = scale
     body = {
         "object": "list",
-        "data": [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)],
+        "data": items,
         "model": response_format.model,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(body | ({"truncated": truncated} if truncated else {}), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def describe(identity: Identity) -> Json:
     """OpenAI's model object, with the facts of the catalogue."""
     model: Json = {"id": identity.model, "object": "model", "created": int(identity.first_seen), "owned_by": "e5"}
-    model["dimensions"] = identity.dimensions
+    model |= {"dimensions": identity.dimensions, "max_tokens": identity.max_tokens}
     entry = identity.catalog_entry
     if entry is not None:
-        model |= {"max_tokens": entry.max_tokens, "prompt": entry.prompt, "languages": entry.languages}
+        model |= {"prompt": entry.prompt, "languages": entry.languages}
     return model
 
 
@@ -214,10 +226,12 @@ def _texts(value: object) -> tuple[list[str], bool]:
     return value, False
 
 
-def _quoted(value: object) -> str:
-    """A value for an error message, in at most 60 characters."""
-    text = repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "…"
+def _choice(body: Json, name: str, choices: Collection[str], default: str) -> str:
+    """A field's value, which must be one of the choices. Raises GatewayError."""
+    value = body.get(name, default)
+    if not isinstance(value, str) or value not in (*choices, default):
+        raise _invalid(f"`{name}` is {quoted(value)}: choose one of {', '.join(choices)}", name)
+    return value
 
 
 def _invalid(message: str, param: str) -> GatewayError:

@@ -26,7 +26,8 @@ class GatewaySettings:
 
     `target`: address of the Cog server. `database`: the SQLite file of the predictions.
     `model`: the model's name, for a target that does not report it in its predictions' metrics.
-    `concurrency`: predictions that the target runs at a time, `@cog.concurrent(max=…)` of its predict().
+    `concurrency`: predictions sent to the target at a time. It has more slots (`@cog.concurrent(max=…)` of its
+    predict()), because coglet frees a slot a moment after its answer, and refuses a request that finds none.
     `max_waiting`, `max_waiting_bytes`: requests in the queue, and the bytes of all queued and running requests.
     `max_body_bytes`, `max_bodies_bytes`: one request body, and all bodies being read or answered.
     `max_answer_numbers`: JSON numbers in an answer of OpenAI's API, as E5_MAX_ANSWER_NUMBERS of the target.

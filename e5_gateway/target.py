@@ -36,7 +36,7 @@ MEANING = {
     "UNHEALTHY": "it cannot compute any more and has to be started again",
     "DEFUNCT": "its worker has ended and has to be started again",
     "UNRESPONSIVE": "it accepts connections but does not respond in time",
-    "FOREIGN": "what answers there is not a Cog server of this package",
+    "FOREIGN": "the server at its address is not one of this package, or an older one",
     "UNKNOWN": "it has not been asked yet",
 }
 REFRESH_SECONDS, REFRESH_SECONDS_UNREADY = 5.0, 0.5
@@ -106,7 +106,8 @@ class Identity:
     """The model that the target runs.
 
     `schema`: its OpenAPI schema. `version`: SHA-256 of model and schema. `first_seen`: Unix time of that version.
-    `setup_started_at`: start of the server's setup; it changes with a restart, maybe with another model.
+    `setup_started_at`: start of the server's setup; it changes with a restart, maybe with another model. `dtype`: that
+    the model computes in. `max_tokens`: that it reads of a text.
     """
 
     model: str
@@ -117,6 +118,8 @@ class Identity:
     version: str
     first_seen: float
     setup_started_at: str
+    dtype: str
+    max_tokens: int
 
 
 class Target:
@@ -316,13 +319,17 @@ class Target:
             await asyncio.sleep(pause)
             pause = min(2 * pause, MAX_CAPACITY_PAUSE)
         prediction = response.prediction()
-        model = self._model or str(prediction["metrics"].get("model") or "e5")
+        metrics = prediction["metrics"]
+        model = self._model or str(metrics.get("model") or "e5")
         dimensions = len(base64.b64decode(prediction["output"]["embeddings_base64"][0])) // 4
         version = hashlib.sha256(model.encode() + orjson.dumps(schema, option=orjson.OPT_SORT_KEYS)).hexdigest()
         entry = catalog.get(model) if model in catalog.names() else None
         previous = self.identity
         first_seen = previous.first_seen if previous and previous.version == version else time.time()
-        return Identity(model, dimensions, schema, coglet, entry, version, first_seen, setup_started_at)
+        dtype, max_tokens = str(metrics["dtype"]), int(metrics["max_tokens"])
+        return Identity(
+            model, dimensions, schema, coglet, entry, version, first_seen, setup_started_at, dtype, max_tokens
+        )
 
     async def _probe(self) -> TargetResponse:
         inputs = {"document": "?", "encoding_format": "base64"}

@@ -75,7 +75,7 @@ class Local:
     def prepare(self, texts: Sequence[str], prompt: Prompt) -> Prepared:
         """Unlike `Embedder.embed_texts` this accepts an empty text, which some data sets have."""
         tokens = self.tokenizer.encode(prompt.apply(text) for text in texts)
-        return Prepared(tokens, tokens.total, tokens.truncated)
+        return Prepared(tokens, tokens.total, len(tokens.truncated))
 
     def compute(self, prepared: Prepared) -> Vectors:
         tokens: Tokens = prepared.content
@@ -130,12 +130,12 @@ class Remote:
         prompted = [prompt.apply(text) for text in texts]
         tokens = self.tokenizer.encode(prompted)
         if not self.cuts or not tokens.truncated:
-            return list(texts), tokens.total, tokens.truncated
+            return list(texts), tokens.total, len(tokens.truncated)
         kept = []
         for text, whole, ids in zip(texts, prompted, tokens.ids, strict=True):
             full = len(ids) == self.tokenizer.max_tokens
             kept.append(self.tokenizer.cut(whole)[len(whole) - len(text) :] if full else text)
-        return kept, tokens.total, tokens.truncated
+        return kept, tokens.total, len(tokens.truncated)
 
 
 def short_prompt(backend: Backend) -> Prompt:

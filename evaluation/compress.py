@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from e5.vectors import Vectors
+from e5.vectors import Vectors, to_int8, to_ubinary
 
 
 def _float16(vectors: Vectors) -> Vectors:
@@ -12,16 +12,17 @@ def _float16(vectors: Vectors) -> Vectors:
 
 
 def _int8(vectors: Vectors) -> Vectors:
-    """Whole numbers from -127 to 127 and one scale for each vector, whose largest component becomes 127."""
-    scale = np.abs(vectors).max(axis=1, keepdims=True).clip(np.finfo(np.float32).tiny) / np.float32(127)
-    restored: Vectors = np.rint(vectors / scale) * scale
+    numbers, scales = to_int8(vectors)
+    restored: Vectors = numbers * scales[:, None]
     return restored
 
 
 def _ubinary(vectors: Vectors) -> Vectors:
-    """One bit for each sign. Restored to length 1, the cosine decreases with the Hamming distance of the bits."""
-    component = np.float32(vectors.shape[1] ** -0.5)
-    return np.where(vectors > 0, component, -component)
+    """Restored to length 1, the cosine decreases with the Hamming distance of the bits."""
+    dimensions = vectors.shape[1]
+    bits = np.unpackbits(to_ubinary(vectors), axis=1, count=dimensions)
+    component = np.float32(dimensions**-0.5)
+    return np.where(bits == 1, component, -component)
 
 
 COMPRESSIONS: dict[str, Callable[[Vectors], Vectors]] = {

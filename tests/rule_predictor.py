@@ -8,10 +8,14 @@ A text's vector is (characters, words, 0, 1). Some words in a text change the pr
 | fail | raises InputError |
 | break | raises RuntimeError |
 | die | ends the worker process |
+
+It reads eight words of a text; its tokens are the words.
 """
 
 import asyncio
 import base64
+import math
+import operator
 import os
 import re
 import struct
@@ -23,6 +27,7 @@ from e5.errors import InputError
 from e5_cog.repository import ROOT
 
 MODEL = "rule"
+MAX_TOKENS = 8
 RULE = {"COG_PREDICT_TYPE_STUB": "tests/rule_predictor.py:Predictor", "PYTHONPATH": str(ROOT)}
 """Environment with which scripts/serve.py serves this predictor."""
 
@@ -32,13 +37,25 @@ class Output(BaseModel):  # type: ignore[misc]
 
     embeddings: list[list[float]] | None
     embeddings_base64: list[str] | None
+    scales: list[float] | None
     score: float | None
     scores: list[list[float]] | None
+    tokens: list[int]
+    truncated: list[int]
+    token_ids: list[list[int]] | None
+    pieces: list[list[str]] | None
 
 
 def vector(text: str) -> list[float]:
     """The vector of a text."""
     return [float(len(text)), float(len(text.split())), 0.0, 1.0]
+
+
+def score(query: str, document: str) -> float:
+    """100 × cosine of two texts' vectors."""
+    a, b = vector(query), vector(document)
+    product: float = sum(map(operator.mul, a, b))
+    return 100 * product / (math.hypot(*a) * math.hypot(*b))
 
 
 class Predictor(BasePredictor):  # type: ignore[misc]
@@ -48,7 +65,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         """RULE_SETUP_SECONDS: duration of the setup. RULE_MODEL: the model's name in the metrics."""
         await asyncio.sleep(float(os.environ.get("RULE_SETUP_SECONDS", "0")))
 
-    @cog.concurrent(max=64)  # type: ignore[untyped-decorator]
+    @cog.concurrent(max=96)  # type: ignore[untyped-decorator]
     async def predict(
         self,
         task: str = Input(default=""),
@@ -57,7 +74,10 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         normalize: bool = Input(default=False),
         queries: list[str] | None = Input(default=None),
         documents: list[str] | None = Input(default=None),
-        encoding_format: str = Input(default="float", choices=["float", "base64"]),
+        encoding_format: str = Input(
+            default="float", choices=["float", "base64", "float16", "int8", "ubinary", "tokens"]
+        ),
+        long_texts: str = Input(default="truncate", choices=["truncate", "error", "average"]),
     ) -> Output:
         """Compute the vectors, or the effect of a word in the texts."""
         optional = [query, *(queries or []), document, *(documents or [])]
@@ -71,14 +91,27 @@ class Predictor(BasePredictor):  # type: ignore[misc]
                 raise RuntimeError("broken")
             if "die" in text:
                 os._exit(1)
+        words = [text.split() for text in texts]
+        long = [index for index, each in enumerate(words) if len(each) > MAX_TOKENS]
+        if long and long_texts == "error":
+            raise InputError(f"text {long[0] + 1} has {len(words[long[0]])} tokens, more than {MAX_TOKENS}")
         self.record_metric("model", os.environ.get("RULE_MODEL", MODEL))
+        self.record_metric("dtype", "float32")
+        self.record_metric("max_tokens", MAX_TOKENS)
         self.record_metric("texts", len(texts))
-        self.record_metric("input_tokens", sum(len(text.split()) for text in texts))
+        self.record_metric("input_tokens", sum(map(len, words)))
         vectors = [vector(text) for text in texts]
         encoded = [base64.b64encode(struct.pack("<4f", *values)).decode() for values in vectors]
+        first = texts[: len(texts) - len(documents or []) - (document is not None)]
+        scores = [[score(one, other) for other in texts[len(first) :]] for one in first]
         return Output(
-            embeddings=None if encoding_format == "base64" else vectors,
-            embeddings_base64=encoded if encoding_format == "base64" else None,
-            score=None,
-            scores=None,
+            embeddings=vectors if encoding_format == "float" else None,
+            embeddings_base64=encoded if encoding_format not in ("float", "tokens") else None,
+            scales=None,
+            score=scores[0][0] if len(first) == 1 and len(texts) == 2 else None,
+            scores=scores if first and len(first) < len(texts) else None,
+            tokens=[len(each) for each in words],
+            truncated=long if long_texts == "truncate" else [],
+            token_ids=[[len(word) for word in each] for each in words] if encoding_format == "tokens" else None,
+            pieces=words if encoding_format == "tokens" else None,
         )

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ TRIM = 256
 
 @dataclass(frozen=True)
 class Embedded:
-    """Vectors float32 [N, D], not normalized, and their timings.
+    """Vectors of all sequences, float32 [N, D], not normalized, and their timings.
 
     `model_seconds`: time spent computing batches that contained a text of the request; `queued_seconds`: the rest of
     the time in the queue. `batch_texts`: size of the largest such batch.
@@ -51,9 +51,10 @@ class Embedded:
 
 @dataclass(eq=False)
 class _Request:
-    """A waiting caller. `missing`: rows of `vectors` that are not computed yet."""
+    """A waiting caller. `texts`: for each row of `vectors`, the index of its text. `missing`: rows not yet computed."""
 
     vectors: Vectors
+    texts: Sequence[int]
     tokens: int
     missing: int
     loop: asyncio.AbstractEventLoop
@@ -61,6 +62,10 @@ class _Request:
     entered: float = field(default_factory=time.perf_counter)
     model_seconds: float = 0.0
     batch_texts: int = 0
+
+    def place(self, row: int) -> tuple[int, int]:
+        """The index of a row's text, and how many texts there are."""
+        return self.texts[row], self.texts[-1] + 1
 
 
 @dataclass(eq=False)
@@ -124,7 +129,7 @@ class Batcher:
         vectors = np.empty((len(tokens), self.embedder.dimensions), dtype=np.float32)
         if not len(tokens):
             return Embedded(vectors, 0.0, 0.0, 0)
-        request = _Request(vectors, tokens.total, len(vectors), loop, loop.create_future())
+        request = _Request(vectors, tokens.texts, tokens.total, len(vectors), loop, loop.create_future())
         with self._lock:
             self._check(request)
             self._schedule.enter(request, tokens.ids)
@@ -209,7 +214,7 @@ class Batcher:
             for index, text in enumerate(batch.texts):
                 for request, rows in self._schedule.finish(text):
                     if index in broken:
-                        self._settle(request, not_finite(rows[0], len(request.vectors)))
+                        self._settle(request, not_finite(*request.place(rows[0])))
                         continue
                     request.vectors[rows] = vectors[index]
                     request.missing -= len(rows)
@@ -229,7 +234,7 @@ class Batcher:
                 if not text.rows or len(batch.texts) == 1:
                     for request, rows in self._schedule.finish(text):
                         self.suspect = not batch.out_of_memory
-                        self._settle(request, _failure(batch, rows[0], len(request.vectors)))
+                        self._settle(request, _failure(batch, *request.place(rows[0])))
         if len(batch.texts) > 1:
             middle = (len(wanted) + 1) // 2
             for half in filter(None, (wanted[:middle], wanted[middle:])):
@@ -260,8 +265,8 @@ def _resolve(future: asyncio.Future[Embedded], result: Embedded, error: Exceptio
         future.set_exception(error)
 
 
-def _failure(batch: _Batch, row: int, count: int) -> ModelError:
-    text = f"text {row + 1} of {count} ({len(batch.texts[0]):,} tokens)"
+def _failure(batch: _Batch, index: int, count: int) -> ModelError:
+    text = f"text {index + 1} of {count} ({len(batch.texts[0]):,} tokens)"
     if batch.out_of_memory:
         return ModelError(
             f"{text} does not fit into the device's memory, even alone: shorten it, or try again when the device is "

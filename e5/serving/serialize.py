@@ -1,4 +1,4 @@
-"""Vectors → JSON numbers with the shortest float32 digits, or base64.
+"""Vectors → JSON numbers with the shortest float32 digits, or base64 of float32 or of a smaller type.
 
 Cog's server (coglet 0.23) walks every Python list of an answer at about 17 µs a float: 150 ms for two vectors of 4,096.
 For a numpy array it calls `tolist()`; in the result it walks exact `list` objects only and leaves the rest to `json`,
@@ -7,6 +7,7 @@ answer. Digits matter too: float64's expansion of a float32 doubles the bytes to
 """
 
 import base64
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -18,10 +19,10 @@ _POWERS = np.array([10.0**power for power in range(23)])
 """10^0 … 10^22: the powers of ten that are exact in float64."""
 
 
-class JsonRows(np.ndarray[Any, np.dtype[np.float64]]):
-    """float64 [N, D] whose `tolist()` returns a list that Cog's encoder does not walk."""
+class JsonArray(np.ndarray[Any, np.dtype[Any]]):
+    """An array whose `tolist()` returns a list that Cog's encoder does not walk."""
 
-    def tolist(self) -> "_UnwalkedList":  # type: ignore[override]  # numpy has an overload for each depth
+    def tolist(self) -> "_UnwalkedList":
         return _UnwalkedList(super().tolist())
 
     def __deepcopy__(self, memo: dict[int, Any] | None) -> Self:
@@ -32,19 +33,31 @@ class _UnwalkedList(list[Any]):
     """A list, except for its exact type."""
 
 
-def json_rows(vectors: Vectors) -> JsonRows:
-    """float32 [N, D] → float64 [N, D] whose repr has the shortest digits that round-trip to the same float32.
+def json_numbers(values: Vectors) -> JsonArray:
+    """float32 of any shape → float64 whose repr has the shortest digits that round-trip to the same float32.
 
     Raises FloatingPointError for NaN and infinity, which JSON cannot represent.
     """
-    check_finite(vectors)
-    return shortest(vectors).view(JsonRows)
+    check_finite(values)
+    return shortest(values).view(JsonArray)
 
 
-def base64_rows(vectors: Vectors) -> list[str]:
-    """float32 [N, D] → N strings: base64 of each vector's little-endian float32 bytes. Raises FloatingPointError."""
-    check_finite(vectors)
-    return [base64.b64encode(row.tobytes()).decode("ascii") for row in vectors.astype("<f4", copy=False)]
+def json_ints(values: Sequence[int]) -> JsonArray:
+    return np.array(values, np.int64).view(JsonArray)
+
+
+def json_lists(rows: Sequence[list[Any]]) -> JsonArray:
+    """Lists of different lengths, as an array of lists."""
+    array = np.empty(len(rows), dtype=object)
+    for index, row in enumerate(rows):
+        array[index] = row
+    return array.view(JsonArray)
+
+
+def base64_rows(rows: NDArray[Any]) -> list[str]:
+    """Numbers of any type [N, D] → N strings: base64 of each row's little-endian bytes."""
+    little_endian = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
+    return [base64.b64encode(row.tobytes()).decode("ascii") for row in little_endian]
 
 
 def shortest(values: Vectors) -> NDArray[np.float64]:

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
+
 import e5
+from e5.errors import InputError
 from e5.limits import Limits
 from e5.network import openmp
 from e5.prompts import DEFAULT_TASK
@@ -17,7 +20,8 @@ from e5.serving import serialize
 from e5.serving.request import EmbedRequest
 from e5.serving.tokenizing import TokenizerPool
 from e5.settings import Settings
-from e5.vectors import Vectors
+from e5.tokens import Tokens
+from e5.vectors import Vectors, check_finite, to_int8, to_ubinary
 
 if TYPE_CHECKING:
     from e5.serving.batcher import Batcher
@@ -31,15 +35,22 @@ threads, so that health checks and cancellations don't wait."""
 
 @dataclass(frozen=True)
 class EncodedOutput:
-    """Vectors of all queries, then of all documents, in one of the two formats; scores are 100 × cosine.
+    """Vectors of all queries, then of all documents, as numbers or in base64; scores are 100 × cosine.
 
-    `score` needs exactly one query and one document, `scores` [queries, documents] at least one of each.
+    `scales`: for int8, vector ≈ scale × int8. `score` needs exactly one query and one document, `scores`
+    [queries, documents] at least one of each. `tokens`: tokens of each text before truncation, with prompt and special
+    tokens; `truncated`: indices of the texts that were cut. `token_ids` and `pieces`: for the format `tokens`.
     """
 
-    embeddings: serialize.JsonRows | None
-    embeddings_base64: list[str] | None
-    score: float | None
-    scores: serialize.JsonRows | None
+    tokens: serialize.JsonArray
+    truncated: serialize.JsonArray
+    embeddings: serialize.JsonArray | None = None
+    embeddings_base64: list[str] | None = None
+    scales: serialize.JsonArray | None = None
+    score: float | None = None
+    scores: serialize.JsonArray | None = None
+    token_ids: serialize.JsonArray | None = None
+    pieces: serialize.JsonArray | None = None
 
 
 @dataclass(frozen=True)
@@ -90,55 +101,96 @@ class Service:
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Embed a request's texts and score queries against documents. A cancelled call leaves the queue at once.
 
-        Raises InputError for a request over a limit, OverloadError if the queue is full, and ModelError or
-        FloatingPointError for a text that cannot be computed.
+        Raises InputError for a request over a limit or a text that is refused, OverloadError if the queue is full, and
+        ModelError or FloatingPointError for a text that cannot be computed.
         """
-        queries, documents, task = request.queries, request.documents, request.task
-        self.limits.check_answer(len(queries), len(documents), self.embedder.dimensions, request.base64)
-        warnings = []
-        if queries and not task and self.embedder.uses_task:
-            warnings += ["`task` is empty: queries are embedded without the instruction that this model is made for"]
+        dimensions = self.embedder.dimensions if request.encoding_format == "float" else 0
+        self.limits.check_answer(len(request.queries), len(request.documents), dimensions)
         started = time.perf_counter()
-        if request.characters > INLINE_CHARACTERS:
-            tokens = await self.tokenizers.tokenize(request)
-        else:
-            tokens = self.embedder.tokenize(queries, documents, task)
-        self.limits.check_tokens(tokens.total)
-        if tokens.truncated:
-            max_tokens = self.embedder.tokenizer.max_tokens
-            warnings += [f"{tokens.truncated} of {len(tokens)} texts were cut to {max_tokens} tokens"]
+        tokens, warnings = await self._tokenize(request)
         tokenized = time.perf_counter()
+        metrics: Metrics = {
+            "model": self.embedder.model.name,
+            "dtype": self.embedder.dtype,
+            "max_tokens": self.embedder.tokenizer.max_tokens,
+            "texts": len(tokens.lengths),
+            "input_tokens": tokens.total,
+            "truncated": len(tokens.truncated),
+            "tokenize_ms": _milliseconds(tokenized - started),
+        }
+        if request.encoding_format == "tokens":
+            self.limits.check_token_ids(tokens.total)
+            return EmbedResult(self._list_tokens(tokens), metrics, warnings)
         embedded = await self.batcher.embed(tokens)
         done = time.perf_counter()
         if embedded.vectors.size > INLINE_FLOATS:
-            output = await asyncio.to_thread(encode, embedded.vectors, request)
+            output = await asyncio.to_thread(encode, embedded.vectors, tokens, request)
         else:
-            output = encode(embedded.vectors, request)
-        metrics: Metrics = {
-            "model": self.embedder.model.name,
-            "texts": len(tokens),
-            "input_tokens": tokens.total,
-            "truncated": tokens.truncated,
+            output = encode(embedded.vectors, tokens, request)
+        metrics |= {
             "batch_texts": embedded.batch_texts,
-            "tokenize_ms": _milliseconds(tokenized - started),
             "queued_ms": _milliseconds(embedded.queued_seconds),
             "model_ms": _milliseconds(embedded.model_seconds),
             "encode_ms": _milliseconds(time.perf_counter() - done),
         }
         return EmbedResult(output, metrics, warnings)
 
+    async def _tokenize(self, request: EmbedRequest) -> tuple[Tokens, list[str]]:
+        """The request's tokens, and warnings. Raises InputError."""
+        embedder = self.embedder
+        warnings = []
+        if request.queries and not request.task and embedder.uses_task:
+            warnings += ["`task` is empty: queries are embedded without the instruction that this model is made for"]
+        if request.characters > INLINE_CHARACTERS:
+            tokens = await self.tokenizers.tokenize(request)
+        else:
+            tokens = embedder.tokenize(request.queries, request.documents, request.task, request.long_texts)
+        self.limits.check_tokens(tokens.total)
+        if truncated := tokens.truncated:
+            if request.long_texts == "error":
+                raise embedder.too_long(request.name(truncated[0]), tokens.lengths[truncated[0]])
+            warnings += [f"{len(truncated)} of {len(tokens)} texts were cut to {embedder.tokenizer.max_tokens} tokens"]
+        return tokens, warnings
 
-def encode(vectors: Vectors, request: EmbedRequest) -> EncodedOutput:
-    """float32 [N, D], all queries and then all documents → output. Raises FloatingPointError for NaN or infinity."""
+    def _list_tokens(self, tokens: Tokens) -> EncodedOutput:
+        pieces = serialize.json_lists([self.embedder.tokenizer.pieces(ids) for ids in tokens.ids])
+        token_ids = serialize.json_lists([ids.tolist() for ids in tokens.ids])
+        lengths, truncated = serialize.json_ints(tokens.lengths), serialize.json_ints(tokens.truncated)
+        return EncodedOutput(lengths, truncated, token_ids=token_ids, pieces=pieces)
+
+
+def encode(sequences: Vectors, tokens: Tokens, request: EmbedRequest) -> EncodedOutput:
+    """Vectors of the sequences of `tokens`, float32 [len(tokens), D] → output.
+
+    Raises FloatingPointError for NaN or infinity.
+    """
     queries = len(request.queries)
-    returned = e5.normalize(vectors) if request.normalize else vectors
+    vectors = tokens.average(sequences)
     # Before the scores, so that an error for NaN names the text's place in the whole request.
-    embeddings = None if request.base64 else serialize.json_rows(returned)
-    embeddings_base64 = serialize.base64_rows(returned) if request.base64 else None
+    check_finite(vectors)
+    returned = e5.normalize(vectors) if request.normalize else vectors
+    embeddings, encoded, scales = None, None, None
+    match request.encoding_format:
+        case "float":
+            embeddings = serialize.json_numbers(returned)
+        case "float16":
+            with np.errstate(over="ignore"):
+                narrow = returned.astype(np.float16)
+            if not np.isfinite(narrow).all():
+                raise InputError("`encoding_format` float16 ends at ±65,504: pass normalize=true, or ask for base64")
+            encoded = serialize.base64_rows(narrow)
+        case "int8":
+            rows, row_scales = to_int8(returned)
+            encoded, scales = serialize.base64_rows(rows), serialize.json_numbers(row_scales)
+        case "ubinary":
+            encoded = serialize.base64_rows(to_ubinary(returned))
+        case _:
+            encoded = serialize.base64_rows(returned)
     paired = 0 < queries < len(vectors)
-    scores = serialize.json_rows(e5.scores(vectors[:queries], vectors[queries:])) if paired else None
+    scores = serialize.json_numbers(e5.scores(vectors[:queries], vectors[queries:])) if paired else None
     score = float(scores[0, 0]) if scores is not None and scores.size == 1 else None
-    return EncodedOutput(embeddings, embeddings_base64, score, scores)
+    lengths, truncated = serialize.json_ints(tokens.lengths), serialize.json_ints(tokens.truncated)
+    return EncodedOutput(lengths, truncated, embeddings, encoded, scales, score, scores)
 
 
 def _milliseconds(seconds: float) -> float:

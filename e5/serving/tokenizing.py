@@ -15,6 +15,7 @@ from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from e5.inputs import LongTexts
 from e5.serving.request import EmbedRequest
 from e5.tokens import CHUNK_CHARACTERS, CHUNK_TEXTS, Tokens
 
@@ -36,6 +37,7 @@ class _Waiting:
     """A request. `slices`: those that no thread has taken, in order; `characters`: their sum; `missing`: not done."""
 
     task: str
+    long_texts: LongTexts
     slices: deque[_Slice]
     characters: int
     tokens: list[Tokens | None]
@@ -46,7 +48,7 @@ class _Waiting:
 class TokenizerPool:
     """The threads that tokenize requests which are too large for the event loop."""
 
-    def __init__(self, tokenize: Callable[[Sequence[str], Sequence[str], str], Tokens]) -> None:
+    def __init__(self, tokenize: Callable[[Sequence[str], Sequence[str], str, LongTexts], Tokens]) -> None:
         """`tokenize` is `Embedder.tokenize`, or a function like it that both threads may call at a time."""
         self._tokenize = tokenize
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenize")
@@ -58,7 +60,8 @@ class TokenizerPool:
         """The same tokens as one call for all texts. Raises InputError if the task is too long."""
         slices = deque(_slices(request))
         count = len(slices)
-        waiting = _Waiting(request.task, slices, sum(each.characters for each in slices), [None] * count, count)
+        characters = sum(each.characters for each in slices)
+        waiting = _Waiting(request.task, request.long_texts, slices, characters, [None] * count, count)
         with self._lock:
             self._waiting.append(waiting)
         for _ in range(count):
@@ -82,7 +85,7 @@ class TokenizerPool:
             if not waiting.slices:
                 self._waiting.remove(waiting)
         try:
-            tokens = self._tokenize(taken.queries, taken.documents, waiting.task)
+            tokens = self._tokenize(taken.queries, taken.documents, waiting.task, waiting.long_texts)
         except BaseException as error:
             with suppress(InvalidStateError):  # it was cancelled, or the other thread has failed too
                 waiting.result.set_exception(error)
@@ -93,7 +96,7 @@ class TokenizerPool:
             if waiting.missing:
                 return
         with suppress(InvalidStateError):  # it was cancelled
-            waiting.result.set_result(_joined([part for part in waiting.tokens if part is not None]))
+            waiting.result.set_result(Tokens.join([part for part in waiting.tokens if part is not None]))
 
 
 def _slices(request: EmbedRequest) -> Iterator[_Slice]:
@@ -107,7 +110,3 @@ def _slices(request: EmbedRequest) -> Iterator[_Slice]:
             start, characters = index, 0
         characters += length
     yield _Slice(texts[start:queries], texts[max(start, queries) :], characters)
-
-
-def _joined(parts: Sequence[Tokens]) -> Tokens:
-    return Tokens([ids for part in parts for ids in part.ids], sum(part.truncated for part in parts))

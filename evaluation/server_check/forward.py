@@ -78,4 +78,4 @@ def base_only(settings: Settings, tokenizer: Tokenizer) -> Embedder:
 
 
 def _embed(embedder: Embedder, texts: Sequence[Sequence[int]]) -> Vectors:
-    return embedder.embed_tokens(Tokens([np.array(ids, np.int32) for ids in texts], 0))
+    return embedder.embed_tokens(Tokens([np.array(ids, np.int32) for ids in texts], list(map(len, texts))))

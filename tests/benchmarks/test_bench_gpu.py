@@ -232,7 +232,7 @@ def test_parity_compares_graphs_with_eager_passes(monkeypatch: pytest.MonkeyPatc
     weights = locate(embedder.model)
     subject = reference.ModelUnderTest(embedder.model, weights, weights.checkpoint, torch.device("cpu"), tmp_path)
     monkeypatch.setattr(reference.ModelUnderTest, "load", lambda *_: embedder)
-    rows = parity._engine_rows(subject, "float32", ids, embedder.embed_tokens(Tokens(ids, 0)))
+    rows = parity._engine_rows(subject, "float32", ids, embedder.embed_tokens(Tokens(ids, list(map(len, ids)))))
     assert [(row["of"], row["to"]) for row in rows] == [
         ("engine", "float32 reference code"),
         ("packed", "one by one"),

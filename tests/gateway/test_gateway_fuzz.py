@@ -21,9 +21,20 @@ from e5_gateway.target import Identity
 NAME = "e5-mistral-tiny"
 SCHEMA = openapi.openapi(static_schema.read(ROOT / "predict.py"))
 DESTINATIONS = Destinations("http://127.0.0.1:5000", Inner())
-IDENTITY = Identity(NAME, 256, SCHEMA, "0.23.1", catalog.get(NAME), "0" * 64, 0.0, "")
+IDENTITY = Identity(NAME, 256, SCHEMA, "0.23.1", catalog.get(NAME), "0" * 64, 0.0, "", "float32", 4096)
 WORDS = st.sampled_from(
-    ["", NAME, f"{NAME}:query", f"{NAME}:query:NQ", "query", "document", "float", "base64", "http://x"]
+    [
+        "",
+        NAME,
+        f"{NAME}:query",
+        f"{NAME}-passage",
+        f"{NAME}:query:NQ",
+        "query",
+        "passage",
+        "int8",
+        "average",
+        "http://x",
+    ]
 )
 LEAVES = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text() | WORDS
@@ -66,7 +77,7 @@ def test_replicate_inputs_are_those_of_the_schema(inputs: Any) -> None:
         assert set(accepted) <= set(SCHEMA["components"]["schemas"]["Input"]["properties"])
 
 
-@given(bodies(("task", "query", "document", "normalize", "queries", "documents", "encoding_format")))
+@given(bodies(tuple(SCHEMA["components"]["schemas"]["Input"]["properties"])))
 @settings(max_examples=500, deadline=None)
 def test_accepted_replicate_inputs_have_the_types_of_predict(inputs: dict[str, Any]) -> None:
     try:
@@ -82,7 +93,7 @@ def test_accepted_replicate_inputs_have_the_types_of_predict(inputs: dict[str, A
         elif name == "normalize":
             assert isinstance(value, bool)
         else:
-            assert value in ("float", "base64")
+            assert value in SCHEMA["components"]["schemas"][name]["enum"]
 
 
 @given(bodies(replicate_api.FIELDS))

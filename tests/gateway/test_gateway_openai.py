@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 
 from e5 import catalog, tasks
 from e5.limits import Limits
+from e5_gateway.embedding import parse_model
 from e5_gateway.errors import GatewayError, prediction_error
-from e5_gateway.openai_api import error_body, parse, parse_model, rename_input, render
+from e5_gateway.openai_api import error_body, parse, rename_input, render
 from e5_gateway.target import Identity
 
 NAME = "e5-mistral-tiny"
-IDENTITY = Identity(NAME, 4, {}, "0.23.1", catalog.get(NAME), "0" * 64, 0.0, "")
+IDENTITY = Identity(NAME, 4, {}, "0.23.1", catalog.get(NAME), "0" * 64, 0.0, "", "float32", 4096)
 MAX_NUMBERS = Limits.answer_numbers
 
 
@@ -59,6 +61,26 @@ def test_query_and_task_come_from_fields_or_the_model_suffix() -> None:
     }
 
 
+def test_names_of_other_apis_mean_query_and_document() -> None:
+    for name in ("query", "search_query"):
+        assert prediction_inputs(input_type=name)["queries"] == ["text"]
+    for name in ("document", "passage", "search_document"):
+        assert prediction_inputs(input_type=name) == prediction_inputs()
+    assert prediction_inputs(model=f"{NAME}-query") == prediction_inputs(input_type="query")
+    assert prediction_inputs(model=f"{NAME}-query", input_type="search_query", task="find")["task"] == "find"
+    for suffix in ("-passage", "-document", ":passage", ":search_document"):
+        assert prediction_inputs(model=NAME + suffix) == prediction_inputs()
+    assert prediction_inputs(model=f"{NAME}:search_query:NQ") == prediction_inputs(model=f"{NAME}:query:NQ")
+    own = replace(IDENTITY, model="my-query")
+    assert parse_model("my-query", own) == {} and parse_model("my-query-query", own) == {"input_type": "query"}
+
+
+def test_long_texts_and_small_formats_are_the_server_s() -> None:
+    assert prediction_inputs(long_texts="average")["long_texts"] == "average"
+    for name in ("base64", "float16", "int8", "ubinary"):
+        assert prediction_inputs(encoding_format=name)["encoding_format"] == name
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
@@ -75,14 +97,18 @@ def test_query_and_task_come_from_fields_or_the_model_suffix() -> None:
         ({"dimensions": 3}, "dimensions", "have 4 and cannot be cut: leave it out"),
         ({"dimensions": 4.0}, "dimensions", "have 4"),
         ({"dimensions": True}, "dimensions", "have 4"),
-        ({"encoding_format": "int8"}, "encoding_format", "choose one of float, base64"),
+        ({"encoding_format": "int4"}, "encoding_format", "choose one of float, base64, float16, int8, ubinary"),
+        ({"encoding_format": "tokens"}, "encoding_format", "choose one of float, base64, float16, int8, ubinary"),
         ({"encoding_format": ["float"]}, "encoding_format", "choose one of float, base64"),
-        ({"input_type": "passage"}, "input_type", "choose one of query, document"),
+        ({"input_type": "clustering"}, "input_type", "choose one of query, document, passage, search_query"),
         ({"input_type": 1}, "input_type", "must be a string"),
+        ({"long_texts": "cut"}, "long_texts", "choose one of truncate, error, average"),
+        ({"long_texts": True}, "long_texts", "choose one of truncate, error, average"),
+        ({"model": f"{NAME}-query", "input_type": "passage"}, "input_type", "contradicts the suffix"),
         ({"task": ["a"]}, "task", "must be a string"),
         ({"normalize": "no"}, "normalize", "must be a boolean"),
-        ({"input_type": "document", "task": "find"}, "task", "goes with queries alone"),
-        ({"model": f"{NAME}:document", "task": "find"}, "task", "goes with queries alone"),
+        ({"input_type": "document", "task": "find"}, "task", "goes with queries only"),
+        ({"model": f"{NAME}:document", "task": "find"}, "task", "goes with queries only"),
         ({"model": f"{NAME}:query", "input_type": "document"}, "input_type", "contradicts the suffix"),
         ({"model": f"{NAME}:query:NQ", "task": "find"}, "task", "contradicts the suffix"),
         ({"prompt": "x"}, "prompt", "`prompt` is not a field of this API: the fields are input, model"),
@@ -108,7 +134,18 @@ def test_base64_has_no_limit_of_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt-4", f"{NAME}:passage", f"{NAME}:document:NQ", f"{NAME}:query:None", "", 5, ":query"]
+    "name",
+    [
+        "gpt-4",
+        f"{NAME}:text",
+        f"{NAME}-text",
+        f"{NAME}-query:NQ",
+        f"{NAME}:document:NQ",
+        f"{NAME}:query:None",
+        "",
+        5,
+        ":query",
+    ],
 )
 def test_unknown_model_error_lists_the_known_names(name: object) -> None:
     with pytest.raises(GatewayError) as refused:
@@ -130,6 +167,11 @@ def test_numbers_have_the_shortest_digits_of_their_float32() -> None:
     assert [item["index"] for item in answer["data"]] == [0, 1]
     assert (answer["object"], answer["data"][0]["object"], answer["model"]) == ("list", "embedding", NAME)
     assert answer["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
+    assert "truncated" not in answer
+    prediction["output"] |= {"truncated": [1], "scales": [0.5, 0.25]}
+    int8_request = parse({"model": NAME, "input": ["a", "b"], "encoding_format": "int8"}, IDENTITY, MAX_NUMBERS)
+    int8_answer = json.loads(render(int8_request.response, prediction))
+    assert [item["scale"] for item in int8_answer["data"]] == [0.5, 0.25] and int8_answer["truncated"] == [1]
     base64_request = parse({"model": NAME, "input": "a", "encoding_format": "base64"}, IDENTITY, MAX_NUMBERS)
     base64_answer = json.loads(render(base64_request.response, prediction))
     assert [item["embedding"] for item in base64_answer["data"]] == prediction["output"]["embeddings_base64"]

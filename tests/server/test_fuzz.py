@@ -30,8 +30,9 @@ from schemathesis.specs.openapi.checks import response_schema_conformance
 from e5 import DEFAULT_TASK, Embedder, InputError, normalize
 from e5.limits import Limits
 from e5.serving.batcher import Batcher, Embedded
-from e5.serving.request import EmbedRequest
+from e5.serving.request import EmbedRequest, EncodingFormat
 from e5.serving.service import EncodedOutput, encode
+from e5.tokens import Tokens
 from e5.vectors import Vectors
 from e5_cog.server import Server, running
 from loadtesting import cog_client
@@ -332,7 +333,7 @@ def test_texts_are_truncated_to_the_model_s_limit_and_counted(
     limit = embedder.tokenizer.max_tokens
     assert limit == 4096
     assert lists(tokens.ids) == [decoder_ids(prompted, limit)]
-    assert tokens.truncated == (len(decoder_ids(prompted, limit + 1)) > limit)
+    assert tokens.truncated == [0] * (len(decoder_ids(prompted, limit + 1)) > limit)
 
 
 # The service's own steps
@@ -375,6 +376,7 @@ def test_texts_of_a_request_are_gathered_in_order_or_rejected(
         queries=queries,
         documents=documents,
         encoding_format="float",
+        long_texts="truncate",
     )
     if not valid:
         with pytest.raises(InputError, match=r"`|E5_MAX_"):
@@ -385,9 +387,10 @@ def test_texts_of_a_request_are_gathered_in_order_or_rejected(
     assert request.documents == ([] if document is None else [document]) + list(documents or [])
 
 
-def encoded(vectors: Vectors, queries: int, unit_length: bool, *, base64: bool) -> EncodedOutput:
+def encoded(vectors: Vectors, queries: int, unit_length: bool, encoding_format: EncodingFormat) -> EncodedOutput:
     texts = ["a"] * len(vectors)
-    return encode(vectors, EmbedRequest(texts[:queries], texts[queries:], "", unit_length, base64))
+    tokens = Tokens([np.zeros(3, np.int32)] * len(vectors), [3] * len(vectors))
+    return encode(vectors, tokens, EmbedRequest(texts[:queries], texts[queries:], "", unit_length, encoding_format))
 
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -400,7 +403,7 @@ def test_output_has_the_same_bits_in_both_formats_and_is_json(
     vectors: Vectors, queries: int, unit_length: bool
 ) -> None:
     queries = min(queries, len(vectors))
-    answers: list[Any] = [encoded(vectors, queries, unit_length, base64=base64) for base64 in (False, True)]
+    answers: list[Any] = [encoded(vectors, queries, unit_length, name) for name in ("float", "base64")]
     as_float, as_base64 = answers
     wanted = normalize(vectors) if unit_length else vectors
     assert as_base64.embeddings is None and as_float.embeddings_base64 is None
@@ -423,15 +426,15 @@ def test_output_has_the_same_bits_in_both_formats_and_is_json(
     place=st.integers(0),
     value=st.sampled_from([np.nan, np.inf, -np.inf]),
     unit_length=st.booleans(),
-    base64=st.booleans(),
+    encoding_format=st.sampled_from(["float", "base64", "float16", "int8", "ubinary"]),
 )
 def test_nan_and_infinity_are_never_returned(
-    vectors: Vectors, place: int, value: float, unit_length: bool, base64: bool
+    vectors: Vectors, place: int, value: float, unit_length: bool, encoding_format: EncodingFormat
 ) -> None:
     place %= vectors.size
     vectors.flat[place] = value
     with pytest.raises(FloatingPointError, match=f"text {place // vectors.shape[1] + 1} of {len(vectors)}:"):
-        encoded(vectors, len(vectors) // 2, unit_length, base64=base64)
+        encoded(vectors, len(vectors) // 2, unit_length, encoding_format)
 
 
 # The queue

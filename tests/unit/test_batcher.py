@@ -128,7 +128,7 @@ def test_queries_and_documents_keep_their_rows(gate: Gate, model: Embedder) -> N
         want = [model.embed_queries([text], task="find") for text in ("a long query of many words", "b")]
         want += [model.embed_documents([text]) for text in documents]
         assert relative_l2(got.vectors, np.concatenate(want)) < 1e-5
-        assert tokens.truncated == 0
+        assert tokens.truncated == []
 
     run(gate, scenario)
 

@@ -139,7 +139,7 @@ def _encode(change: Callable[[list[int]], list[int]]) -> Callable[[pytest.Monkey
     def mutate(patch: pytest.MonkeyPatch) -> None:
         def encode(self: e5.tokens.Tokenizer, texts: list[str]) -> e5.tokens.Tokens:
             tokens = original(self, texts)
-            return e5.tokens.Tokens(arrays(map(change, lists(tokens.ids))), tokens.truncated)
+            return e5.tokens.Tokens(arrays(map(change, lists(tokens.ids))), tokens.lengths)
 
         patch.setattr(e5.tokens.Tokenizer, "encode", encode)
 
@@ -346,64 +346,64 @@ def test_bad_texts_are_rejected_and_the_next_call_works(tiny: Embedder) -> None:
 
 
 @pytest.mark.parametrize("count", [4, 5, 69])
-def test_windows_for_a_gpu_give_the_same_vectors(
+def test_parts_for_a_gpu_give_the_same_vectors(
     tiny: Embedder, count: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     texts = [f"{index} and {'more ' * (index % 7)}" for index in range(count)]
     texts[-1] = "very " * 5000
     want = tiny.embed_documents(texts)
     caplog.clear()
-    monkeypatch.setattr(e5.embedder, "WINDOW", 64)  # the first one has 4
+    monkeypatch.setattr(e5.embedder, "PART", 64)  # the first one has 4
     monkeypatch.setattr(tiny, "device", "cuda")
     got = tiny.embed_documents(texts)
     assert relative_l2(got, want) < 1e-5
     assert caplog.messages == [f"1 of {count} texts were cut to 4096 tokens"]
 
 
-def test_next_window_is_tokenized_while_one_is_computed(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(e5.embedder, "WINDOW", 32)
+def test_next_part_is_tokenized_while_one_is_computed(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(e5.embedder, "PART", 32)
     monkeypatch.setattr(tiny, "device", "cuda")
     tokenized = [threading.Event() for _ in range(3)]
     calls = iter(tokenized)
-    tokenize, forward = Embedder.tokenize, Embedder.forward
+    encode, forward = Embedder._encode, Embedder.forward
     computed: list[int] = []
 
     def tokenize_and_signal(self: Embedder, *inputs: Any) -> e5.tokens.Tokens:
-        tokens = tokenize(self, *inputs)
+        tokens = encode(self, *inputs)
         next(calls).set()
         return tokens
 
-    def wait_for_next_window(self: Embedder, ids: Any) -> torch.Tensor:
-        window = len(computed)
+    def wait_for_next_part(self: Embedder, ids: Any) -> torch.Tensor:
+        part = len(computed)
         computed.append(len(ids))
-        assert tokenized[min(window + 1, 2)].wait(20), "the next window is not tokenized yet"
+        assert tokenized[min(part + 1, 2)].wait(20), "the next part is not tokenized yet"
         return forward(self, ids)
 
-    monkeypatch.setattr(Embedder, "tokenize", tokenize_and_signal)
-    monkeypatch.setattr(Embedder, "forward", wait_for_next_window)
+    monkeypatch.setattr(Embedder, "_encode", tokenize_and_signal)
+    monkeypatch.setattr(Embedder, "forward", wait_for_next_part)
     assert len(tiny.embed_documents([f"text {index}" for index in range(40)])) == 40
     assert computed == [2, 32, 6]
 
 
-def test_error_in_a_later_window_reaches_the_caller(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(e5.embedder, "WINDOW", 32)
+def test_error_in_a_later_part_reaches_the_caller(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(e5.embedder, "PART", 32)
     monkeypatch.setattr(tiny, "device", "cuda")
     calls = iter(range(9))
-    tokenize = Embedder.tokenize
+    encode = Embedder._encode
 
     def fails(self: Embedder, *inputs: Any) -> e5.tokens.Tokens:
         if next(calls) == 2:
-            raise InputError("of the third window")
-        return tokenize(self, *inputs)
+            raise InputError("of the third part")
+        return encode(self, *inputs)
 
-    monkeypatch.setattr(Embedder, "tokenize", fails)
-    with pytest.raises(InputError, match="of the third window"):
+    monkeypatch.setattr(Embedder, "_encode", fails)
+    with pytest.raises(InputError, match="of the third part"):
         tiny.embed_documents(["text"] * 99)
 
 
 def test_truncation_is_counted_and_logged(tiny: Embedder, caplog: pytest.LogCaptureFixture) -> None:
     tokens = tiny.tokenize(["short"], ["word " * 5000], DEFAULT_TASK)
-    assert tokens.truncated == 1 and len(tokens.ids[1]) == 4096
+    assert tokens.truncated == [1] and tokens.lengths == [23, 5003] and len(tokens.ids[1]) == 4096
     tiny.embed_documents(["short"])
     assert not caplog.messages
     tiny.embed_documents(["word " * 5000, "short"])

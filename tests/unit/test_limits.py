@@ -29,9 +29,9 @@ def test_tokens_are_counted() -> None:
 
 
 def test_numbers_of_an_answer_are_counted() -> None:
-    LIMITS.check_answer(2, 2, 24, base64=False)
+    LIMITS.check_answer(2, 2, 24)
     with pytest.raises(InputError, match=r"101 numbers \(100 of vectors, 1 scores\), more than the 100 .*base64"):
-        LIMITS.check_answer(1, 1, 50, base64=False)
-    LIMITS.check_answer(10, 10, 1000, base64=True)
+        LIMITS.check_answer(1, 1, 50)
+    LIMITS.check_answer(10, 10, 0)
     with pytest.raises(InputError, match=r"110 numbers \(0 of vectors, 110 scores\).*: send fewer texts$"):
-        LIMITS.check_answer(10, 11, 1000, base64=True)
+        LIMITS.check_answer(10, 11, 0)

@@ -4,19 +4,23 @@ import ast
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml  # type: ignore[import-untyped]
 from packaging.requirements import Requirement
 
 import predict
+from e5.inputs import LongTexts
 from e5.prompts import DEFAULT_TASK
+from e5.serving.request import EncodingFormat
 from e5_cog import openapi, static_schema
 from e5_cog.repository import ROOT
+from e5_gateway.settings import GatewaySettings
 
 TEXT = {"type": "string"}
 TEXTS = {"type": "array", "items": TEXT}
+INTEGERS = {"type": "array", "items": {"type": "integer"}}
 NUMBERS = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
 
 # Derived from a schema that Cog 0.22's own parser wrote for a predictor with this signature.
@@ -76,6 +80,12 @@ INPUT = {
             "description": predict.FORMAT_HELP,
             "x-order": 6,
         },
+        "long_texts": {
+            "allOf": [{"$ref": "#/components/schemas/long_texts"}],
+            "default": "truncate",
+            "description": predict.LONG_TEXTS_HELP,
+            "x-order": 7,
+        },
     },
 }
 OUTPUT = {
@@ -86,9 +96,18 @@ OUTPUT = {
         "embeddings_base64": {"title": "Embeddings Base64", "nullable": True, **TEXTS},
         "score": {"title": "Score", "nullable": True, "type": "number"},
         "scores": {"title": "Scores", "nullable": True, **NUMBERS},
+        "scales": {"title": "Scales", "nullable": True, "type": "array", "items": {"type": "number"}},
+        "tokens": {"title": "Tokens", **INTEGERS},
+        "truncated": {"title": "Truncated", **INTEGERS},
+        "token_ids": {"title": "Token Ids", "nullable": True, "type": "array", "items": INTEGERS},
+        "pieces": {"title": "Pieces", "nullable": True, "type": "array", "items": TEXTS},
     },
+    "required": ["tokens", "truncated"],
 }
-ENUM = {"title": "encoding_format", "description": "An enumeration.", "enum": ["float", "base64"], **TEXT}
+ENUMS = {
+    "encoding_format": ["float", "base64", "float16", "int8", "ubinary", "tokens"],
+    "long_texts": ["truncate", "error", "average"],
+}
 
 PREDICTOR = """
 import cog
@@ -116,8 +135,9 @@ def test_schema_of_this_model() -> None:
     schemas = whole["components"]["schemas"]
     assert schemas["Input"] == INPUT
     assert schemas["Output"] == OUTPUT
-    assert schemas["encoding_format"] == ENUM
-    assert sorted(schemas) == sorted([*static_schema.COMPONENTS, "encoding_format"])
+    for name, values in ENUMS.items():
+        assert schemas[name] == {"title": name, "description": "An enumeration.", "enum": values, **TEXT}
+    assert sorted(schemas) == sorted([*static_schema.COMPONENTS, *ENUMS])
     assert schemas["PredictionRequest"] == {
         "properties": {"id": {"title": "Id", "type": "string"}, "input": {"$ref": "#/components/schemas/Input"}},
         "title": "PredictionRequest",
@@ -135,9 +155,13 @@ def test_every_reference_in_the_schema_exists() -> None:
     assert {"Input", "Output", "encoding_format", "ValidationError", "HTTPValidationError"} <= references
 
 
-def test_default_task_is_the_library_s_and_64_predictions_may_run() -> None:
+def test_default_task_and_choices_are_the_library_s() -> None:
     assert predict.TASK == DEFAULT_TASK
-    assert static_schema.read(ROOT / "predict.py").concurrency == 64
+    assert {"encoding_format": [*get_args(EncodingFormat)], "long_texts": [*get_args(LongTexts)]} == ENUMS
+
+
+def test_the_server_has_more_slots_than_the_gateway_uses() -> None:
+    assert static_schema.read(ROOT / "predict.py").concurrency == 96 > GatewaySettings.concurrency == 64
 
 
 def test_required_inputs_and_outputs(tmp_path: Path) -> None:

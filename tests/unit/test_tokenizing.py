@@ -8,6 +8,7 @@ import pytest
 
 from e5 import DEFAULT_TASK, Embedder
 from e5.errors import InputError
+from e5.inputs import LongTexts
 from e5.serving.request import EmbedRequest
 from e5.serving.tokenizing import THREADS, TokenizerPool
 from e5.tokens import CHUNK_CHARACTERS, CHUNK_TEXTS, Tokens
@@ -30,14 +31,16 @@ class Gate:
         self._steps = threading.Semaphore(0 if closed else 10**6)
         self._lock = threading.Lock()
 
-    def __call__(self, queries: Sequence[str], documents: Sequence[str], task: str) -> Tokens:
+    def __call__(
+        self, queries: Sequence[str], documents: Sequence[str], task: str, long_texts: LongTexts = "truncate"
+    ) -> Tokens:
         with self._lock:
             self.started.append([*queries, *documents][0].split()[0])
             self.running += 1
             self.most_running = max(self.most_running, self.running)
         assert self._steps.acquire(timeout=60)
         try:
-            return self.embedder.tokenize(queries, documents, task)
+            return self.embedder.tokenize(queries, documents, task, long_texts)
         finally:
             with self._lock:
                 self.running -= 1

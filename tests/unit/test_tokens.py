@@ -132,8 +132,8 @@ def test_truncation_keeps_the_special_tokens_and_is_counted() -> None:
     exact = sentencepiece_model().decode(body[:8])
     tokens = tokenizer.encode(["word " * 9, exact, "word"])
     assert lists(tokens.ids[:2]) == [[1, *body[:8], 2]] * 2
-    assert tokens.truncated == 1, "a text of exactly ten tokens is not truncated"
-    assert tokens.total == 10 + 10 + 3
+    assert tokens.truncated == [0] and tokens.lengths[1] == 10, "a text of exactly ten tokens is not truncated"
+    assert tokens.lengths[0] == 2 + len(body) and tokens.total == 10 + 10 + 3
 
 
 def test_many_texts_keep_their_order() -> None:
@@ -166,7 +166,8 @@ def test_encoders_match_transformers(text: str, bert_folder: Path, xlm_roberta_f
     for folder, special_tokens in ((bert_folder, ("[CLS]", "[SEP]")), (xlm_roberta_folder, ("<s>", "</s>"))):
         tokens = Tokenizer(folder / "tokenizer.json", special_tokens, 512, literal=False).encode([text])
         assert lists(tokens.ids) == [encoder_ids(folder, text, 512)]
-        assert tokens.truncated == (len(encoder_ids(folder, text, 9999)) > 512)
+        assert tokens.lengths == [length := len(encoder_ids(folder, text, 9999))]
+        assert tokens.truncated == [0] * (length > 512)
 
 
 def test_broken_and_foreign_tokenizer_files_are_rejected(tmp_path: Path, bert_folder: Path) -> None:

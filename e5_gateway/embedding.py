@@ -1,0 +1,83 @@
+"""What the embedding routes of all APIs share: model names, input types, the prediction to run, and its vectors."""
+
+import base64
+from typing import Any
+
+import numpy as np
+import orjson
+from starlette.requests import Request
+
+from e5 import InputError, tasks
+from e5.vectors import Vectors
+from e5_gateway.errors import GatewayError, Json, prediction_error
+from e5_gateway.metrics import Metrics
+from e5_gateway.requests import cancel_on_disconnect
+from e5_gateway.target import Identity, Target, new_id
+
+INPUT_TYPES = {
+    "query": "query",
+    "document": "document",
+    "passage": "document",
+    "search_query": "query",
+    "search_document": "document",
+}
+"""Values of `input_type`, those of NVIDIA and Cohere included → what the text is."""
+SUFFIXES = ("-query", "-passage", "-document")
+"""Of a model's name, as NVIDIA's API has them. They mean the same as `:query` and so on."""
+TRUNCATED_HEADER = "X-Embedding-Truncated"
+"""In an answer, how many of its texts were cut. Missing if none was."""
+
+
+def prediction_body(**inputs: object) -> bytes:
+    """The target's prediction request, as JSON. Inputs that are None are left out."""
+    given = {name: value for name, value in inputs.items() if value is not None}
+    return orjson.dumps({"id": new_id(), "input": given})
+
+
+async def run(request: Request, target: Target, metrics: Metrics, api: str, model: str, body: bytes) -> Json:
+    """Run a prediction and return it; it is cancelled if the client disconnects. `api`: the label of the metrics.
+
+    Raises GatewayError, also if the prediction failed.
+    """
+    prediction = await cancel_on_disconnect(request, target.predict(body, model))
+    if prediction["status"] != "succeeded":
+        raise prediction_error(prediction)
+    metrics.count_embedded(api, prediction["metrics"])
+    return prediction
+
+
+def vectors_of(prediction: Json) -> Vectors:
+    """The vectors of a prediction in base64: float32 [N, D]."""
+    rows = prediction["output"]["embeddings_base64"]
+    return np.frombuffer(b"".join(map(base64.b64decode, rows)), "<f4").reshape(len(rows), -1)
+
+
+def truncation(prediction: Json) -> tuple[list[int], dict[str, str]]:
+    """Indices of the texts that were cut, and the headers that say so."""
+    indices: list[int] = prediction["output"].get("truncated") or []
+    return indices, {TRUNCATED_HEADER: str(len(indices))} if indices else {}
+
+
+def parse_model(name: object, identity: Identity) -> dict[str, Any]:
+    """Parse a model's name: the `input_type` and `task` of its suffix. Raises GatewayError 404."""
+    base, _, suffix = name.partition(":") if isinstance(name, str) else ("", "", "")
+    for ending in SUFFIXES:
+        if base == identity.model + ending and not suffix:
+            base, suffix = identity.model, ending[1:]
+    input_type, _, task = suffix.partition(":")
+    kind = INPUT_TYPES.get(input_type)
+    if base == identity.model and (kind or not suffix) and not (task and kind != "query"):
+        options: dict[str, Any] = {"input_type": kind} if kind else {}
+        try:
+            return options | ({"task": tasks.instruction(task)} if task else {})
+        except InputError as error:
+            message = f"model {quoted(name)}: {error}"
+            raise GatewayError(404, message, "model_not_found", "model") from None
+    known = ", ".join(identity.model + suffix for suffix in ("", ":query", ":document", ":query:TASK"))
+    raise GatewayError(404, f"no model is called {quoted(name)} here: there are {known}", "model_not_found", "model")
+
+
+def quoted(value: object) -> str:
+    """A value for an error message, in at most 60 characters."""
+    text = repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "…"
