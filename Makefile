@@ -39,7 +39,7 @@ benchmark-peers: $(VENV)/dev .venv-peers/ready .venv-infinity/ready  ## compare 
 	@$(BIN)/python -m tests.real_e5
 	$(BIN)/python scripts/benchmark_peers.py
 
-loadtest: $(VENV)/dev  ## send 10,000 predictions from 64 clients to the real server, check every answer; then inject faults
+loadtest: $(VENV)/dev  ## send 20,000 predictions from 64 clients to the real server, check every answer; then inject faults
 	$(BIN)/python scripts/loadtest.py
 
 weights: $(VENV)/cog  ## download and verify the weights of E5_MODEL into weights/

@@ -5,6 +5,7 @@ rejects anything that Cog's parser would drop or mangle.
 """
 
 import asyncio
+import os
 
 import cog
 from cog import BaseModel, BasePredictor, Input
@@ -40,10 +41,11 @@ class Output(BaseModel):  # type: ignore[misc]  # mypy skips cog
 
 
 class Predictor(BasePredictor):  # type: ignore[misc]
-    """One loaded model that serves up to 64 predictions at a time."""
+    """One loaded model that serves 64 predictions at a time, on twice as many slots (docs/serving.md#slots)."""
 
     async def setup(self) -> None:
         """Load the model. Raises SettingsError, WeightsError."""
+        os.environ.pop("TOKIO_WORKER_THREADS", None)  # cog.yaml sets it for Cog's server; hf_xet would download slowly
         self.service = await Service.start(Settings.from_environment())
         keep_private()
         self.housekeeping = asyncio.create_task(clean_periodically())
@@ -53,7 +55,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         """Called for each GET /health-check."""
         return await self.service.healthcheck()
 
-    @cog.concurrent(max=96)  # type: ignore[untyped-decorator]
+    @cog.concurrent(max=128)  # type: ignore[untyped-decorator]
     async def predict(
         self,
         task: str = Input(description=TASK_HELP, default=TASK),

@@ -78,6 +78,7 @@ def prepare(port: int, settings: Settings) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name != "GATEWAY_API_KEY"}
     return {
         "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
+        "TOKIO_WORKER_THREADS": "1",  # see cog.yaml
         **inherited,
         **weights,
         "COG_MAX_CONCURRENCY": str(signature.concurrency),

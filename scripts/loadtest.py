@@ -1,6 +1,6 @@
 """Load and fault test of the real server that checks every response: prints a card, then one line of JSON.
 
-    python scripts/loadtest.py            10,000 predictions by 64 clients, then the faults; takes a few minutes
+    python scripts/loadtest.py            20,000 predictions by 64 clients, then the faults; takes a few minutes
     python scripts/loadtest.py --quick    300 predictions, as in the test suite
 
 Starts scripts/serve.py on the embedded model (or E5_MODEL) in float32, so that vectors from shared batches can be

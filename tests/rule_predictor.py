@@ -65,7 +65,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         """RULE_SETUP_SECONDS: duration of the setup. RULE_MODEL: the model's name in the metrics."""
         await asyncio.sleep(float(os.environ.get("RULE_SETUP_SECONDS", "0")))
 
-    @cog.concurrent(max=96)  # type: ignore[untyped-decorator]
+    @cog.concurrent(max=128)  # type: ignore[untyped-decorator]
     async def predict(
         self,
         task: str = Input(default=""),

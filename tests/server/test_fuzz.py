@@ -213,14 +213,35 @@ def assert_answers(response: schemathesis.Response, case: schemathesis.Case[Any]
     assert answer["status"] == "succeeded", answer
     output = answer["output"]
     vectors = embed_one_by_one(embedder, queries, documents, inputs.get("task", DEFAULT_TASK))
-    assert_equal(cog_client.vectors(output), normalize(vectors) if inputs.get("normalize") else vectors)
-    assert (output["embeddings"] is None) == (inputs.get("encoding_format") == "base64")
+    encoding_format = inputs.get("encoding_format", "float")
+    if encoding_format == "tokens":
+        tokens = embedder.tokenize(queries, documents, inputs.get("task", DEFAULT_TASK))
+        assert output["token_ids"] == lists(tokens.ids)
+        return
+    assert_encoded(output, encoding_format, normalize(vectors) if inputs.get("normalize") else vectors)
     assert (output["scores"] is None) == (not queries or not documents)
     if queries and documents:
         units = normalize(vectors)
         wanted = 100 * units[: len(queries)] @ units[len(queries) :].T
         np.testing.assert_allclose(np.array(output["scores"]), wanted, atol=0.02)
     assert output["score"] == (output["scores"][0][0] if len(queries) == len(documents) == 1 else None)
+
+
+def assert_encoded(output: dict[str, Any], encoding_format: str, wanted: Vectors) -> None:
+    """The vectors are those that are wanted, as exactly as the format has them."""
+    assert (output["embeddings"] is None) == (encoding_format != "float")
+    if encoding_format in ("float", "base64"):
+        assert_equal(cog_client.vectors(output), wanted)
+        return
+    dtype = {"float16": "<f2", "int8": "i1", "ubinary": "u1"}[encoding_format]
+    rows = np.stack([np.frombuffer(base64.b64decode(text), dtype) for text in output["embeddings_base64"]])
+    largest = np.abs(wanted).max(axis=1, keepdims=True)
+    if encoding_format == "ubinary":
+        bits = np.unpackbits(rows, axis=1)
+        assert (bits == (wanted > 0))[np.abs(wanted) > 1e-4 * largest].all()
+        return
+    scales = np.array(output["scales"] or [1.0])[:, None]
+    assert (np.abs(rows * scales - wanted) <= largest / {"float16": 1000, "int8": 250}[encoding_format]).all()
 
 
 def inputs_of(case: schemathesis.Case[Any]) -> dict[str, Any]:
@@ -435,6 +456,24 @@ def test_nan_and_infinity_are_never_returned(
     vectors.flat[place] = value
     with pytest.raises(FloatingPointError, match=f"text {place // vectors.shape[1] + 1} of {len(vectors)}:"):
         encoded(vectors, len(vectors) // 2, unit_length, encoding_format)
+
+
+@settings(FUZZ, max_examples=100)
+@given(vectors=VECTORS)
+def test_smaller_formats_are_rounded_or_refused(vectors: Vectors) -> None:
+    def rows(encoding_format: EncodingFormat, dtype: str) -> np.ndarray[Any, Any]:
+        answer = encoded(vectors, 0, False, encoding_format)
+        return np.stack([np.frombuffer(base64.b64decode(text), dtype) for text in answer.embeddings_base64 or []])
+
+    scales: Any = encoded(vectors, 0, False, "int8").scales
+    numbers, steps = rows("int8", "i1"), np.array(scales.tolist(), np.float64)[:, None]
+    assert (np.abs(numbers * steps - vectors) <= 0.51 * steps).all()
+    assert np.array_equal(np.unpackbits(rows("ubinary", "u1"), axis=1)[:, : vectors.shape[1]], vectors > 0)
+    if np.abs(vectors).max() < 65520:  # below the middle between float16's last number and the next
+        assert np.array_equal(rows("float16", "<f2"), vectors.astype(np.float16))
+    else:
+        with pytest.raises(InputError, match="`encoding_format` float16 ends at ±65,504: pass normalize=true"):
+            rows("float16", "<f2")
 
 
 # The queue

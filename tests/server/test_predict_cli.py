@@ -1,5 +1,6 @@
 """scripts/cog_predict.py: output, exit status, and invalid requests rejected before the model is loaded."""
 
+import dataclasses
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import e5
+import predict
 from e5 import DEFAULT_TASK, Embedder
 from e5_cog import predict_once as cli
 from e5_cog.repository import ROOT
@@ -58,7 +60,8 @@ def test_pair_prints_only_json() -> None:
     done = run("-i", "query=how tall is it?", "--input", "document=It is 300 m high.")
     assert done.returncode == 0
     answer = json.loads(done.stdout)
-    assert list(answer) == ["embeddings", "embeddings_base64", "score", "scores"]
+    assert list(answer) == [field.name for field in dataclasses.fields(predict.Output)]
+    assert [answer[name] for name in ("embeddings_base64", "scales", "truncated")] == [None, None, []]
     embedder = Embedder.load(dtype="float32", device="cpu")
     expected = np.concatenate(
         [embedder.embed_queries(["how tall is it?"]), embedder.embed_documents(["It is 300 m high."])]

@@ -161,7 +161,7 @@ def test_default_task_and_choices_are_the_library_s() -> None:
 
 
 def test_the_server_has_more_slots_than_the_gateway_uses() -> None:
-    assert static_schema.read(ROOT / "predict.py").concurrency == 96 > GatewaySettings.concurrency == 64
+    assert static_schema.read(ROOT / "predict.py").concurrency == 128 > GatewaySettings.concurrency == 64
 
 
 def test_required_inputs_and_outputs(tmp_path: Path) -> None:
