@@ -1,4 +1,7 @@
-"""The life of a prediction of the Replicate API: accepted → starting → processing → succeeded, failed or canceled.
+"""A prediction of the Replicate API: accepted → starting → processing → succeeded, failed, canceled or aborted.
+
+A prediction that reaches its deadline is canceled if it is running, and aborted if it waits in the queue or for the
+target. A user's cancel is always canceled. (https://replicate.com/docs/topics/predictions/lifecycle)
 
 An accepted prediction is on disk. It runs even if its client leaves, if the target goes away (it waits until the target
 is back) or if this process ends (it continues at the next start).
@@ -42,6 +45,7 @@ class ActivePrediction:
     task: asyncio.Task[None] | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
     start_sent: bool = False
+    expired: bool = False  # its deadline has been reached
 
     def change(self, **columns: Any) -> None:
         self.prediction = replace(self.prediction, **columns)
@@ -74,12 +78,19 @@ class Predictions:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def create(
-        self, model: str, version: str, inputs: bytes, base: str, webhook: Webhook | None, wait: float | None
+        self,
+        model: str,
+        version: str,
+        inputs: bytes,
+        base: str,
+        webhook: Webhook | None,
+        wait: float | None,
+        lifetime: float | None = None,
     ) -> Prediction:
         """Accept a prediction. Return it once it is on disk, or with `wait`, at its end or after so many seconds.
 
-        `model`: owner/name. `inputs`: JSON. `base`: the gateway's address as the client knows it. Raises Unavailable,
-        QueueFull and GatewayError 503, and then has accepted nothing.
+        `model`: owner/name. `inputs`: JSON. `base`: the gateway's address as the client knows it. `lifetime`: seconds
+        from now to its deadline. Raises Unavailable, QueueFull and GatewayError 503, and then has accepted nothing.
         """
         await self.target.require_ready()
         queue = self.target.queue
@@ -90,12 +101,14 @@ class Predictions:
             if running >= max_active:
                 raise QueueFull(f"{max_active:,} predictions", queue.retry_after())
         ticket = queue.enter(len(inputs))
+        now = time.time()
         prediction = Prediction(
             id=new_prediction_id(),
             model=model,
             version=version,
             status="starting",
-            created_at=time.time(),
+            created_at=now,
+            deadline=None if lifetime is None else now + lifetime,
             base=base,
             input=inputs,
             size=len(inputs),
@@ -140,8 +153,18 @@ class Predictions:
     def _start(self, prediction: Prediction, ticket: Ticket | None) -> ActivePrediction:
         """Run a prediction in the background. `ticket` is None if an earlier process accepted it."""
         active = self._active[prediction.id] = ActivePrediction(prediction)
-        active.task = asyncio.create_task(self._run(active, ticket))
+        task = active.task = asyncio.create_task(self._run(active, ticket))
+        if prediction.deadline is not None:
+            delay = prediction.deadline - time.time()
+            timer = asyncio.get_running_loop().call_later(delay, self._expire, active)
+            task.add_done_callback(lambda _: timer.cancel())
         return active
+
+    def _expire(self, active: ActivePrediction) -> None:
+        """End a prediction at its deadline."""
+        active.expired = True
+        if not active.prediction.final and active.task:
+            active.task.cancel()
 
     async def _run(self, active: ActivePrediction, ticket: Ticket | None) -> None:
         pauses = iter(PAUSES)
@@ -157,7 +180,8 @@ class Predictions:
         except asyncio.CancelledError:
             if self._closing:
                 raise
-            await self._end(active, {"status": "canceled"})
+            aborted = active.expired and active.prediction.status == "starting"
+            await self._end(active, {"status": "aborted" if aborted else "canceled"})
         except Exception as error:
             log.error("bug", extra={"fields": {"prediction": active.prediction.id, "error": type(error).__name__}})
             await self._fail(active, "Prediction failed: the gateway has a bug")
@@ -167,6 +191,10 @@ class Predictions:
         version, model = active.prediction.version, active.prediction.model.partition("/")[2]
         try:
             async with ticket:
+                deadline = active.prediction.deadline
+                if deadline is not None and deadline <= time.time():  # reached while no gateway ran
+                    await self._end(active, {"status": "aborted"})
+                    return True
                 identity = await self.target.require_identity()
                 if identity.version != version:
                     served = f"now it is {identity.version} of {identity.model}"

@@ -36,6 +36,8 @@ EVENTS = ("start", "output", "logs", "completed")
 PAGE_SIZE = 50
 MAX_ERRORS = 20
 MAX_WAIT_SECONDS = 60.0
+MIN_LIFETIME_SECONDS, MAX_LIFETIME_SECONDS = 5, 365 * 24 * 3600
+"""Of `Cancel-After`. Replicate documents the minimum, and no maximum."""
 TITLES = {
     400: "Bad request",
     401: "Unauthenticated",
@@ -51,6 +53,7 @@ _VERSION = re.compile(r"(?:(?P<owner>[^/:]+)/(?P<name>[^/:]+)(?::|$))?(?P<id>[0-
 _URL = re.compile(r"[\x21-\x7e]{1,2048}")
 _OWNER = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _WAIT = re.compile(r"(?:^|[,;\s])wait(?:\s*=\s*\"?(\d+)\"?)?(?=$|[,;\s])")
+_DURATION = re.compile(r"([0-9]{1,9})|(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,9})s)?")
 _schemas: dict[str, tuple[Json, jsonschema_rs.Validator]] = {}  # by version
 
 
@@ -73,9 +76,10 @@ def router(target: Target, predictions: Predictions, settings: GatewaySettings) 
         inputs = orjson.dumps(check_inputs(body.get("input", {}), identity))
         webhook = _webhook(body, predictions.webhooks.destinations)
         wait = _wait_seconds(request.headers.get("prefer", ""))
+        lifetime = parse_cancel_after(request.headers.get("cancel-after"))
         base, model = own_address(request), f"{owner}/{identity.model}"
         del body  # free the parsed texts while it waits: as Python objects they take ten times their bytes
-        prediction = await predictions.create(model, identity.version, inputs, base, webhook, wait)
+        prediction = await predictions.create(model, identity.version, inputs, base, webhook, wait, lifetime)
         if wait is None or prediction.final:
             return _json(render(prediction, base), 201)
         # Both official clients (Python 1.0.7, npm 1.4.0) take any status but `starting` for the end of a wait.
@@ -154,9 +158,12 @@ def model_list(identity: Identity, runs: int) -> Json:
 def summary(prediction: PredictionSummary, base: str) -> Json:
     """Replicate's prediction object in a list, where input, logs and output are null. `base`: the gateway's address.
 
-    Times are in UTC: created_at to the millisecond, the others to the microsecond.
+    Times are in UTC: created_at to the millisecond, the others to the microsecond. The fields are those of Replicate's
+    schema (https://api.replicate.com/openapi.json, as of April 2026). It requires urls.web, a page for browsers: here
+    that is the prediction's JSON.
     """
     url = f"{base}/v1/predictions/{prediction.id}"
+    deadline = {} if prediction.deadline is None else {"deadline": timestamp(prediction.deadline)}
     return {
         "id": prediction.id,
         "model": prediction.model,
@@ -165,14 +172,15 @@ def summary(prediction: PredictionSummary, base: str) -> Json:
         "logs": None,
         "output": None,
         "data_removed": False,
+        "source": "api",
         "error": prediction.error,
         "status": prediction.status,
         "created_at": timestamp(prediction.created_at, "milliseconds"),
         "started_at": timestamp(prediction.started_at),
         "completed_at": timestamp(prediction.completed_at),
-        "urls": {"get": url, "cancel": f"{url}/cancel"},
+        "urls": {"web": url, "get": url, "cancel": f"{url}/cancel"},
         "metrics": _raw(prediction.metrics) or {},
-    }
+    } | deadline
 
 
 def render(prediction: Prediction, base: str) -> bytes:
@@ -278,6 +286,25 @@ def _wait_seconds(prefer: str) -> float | None:
     """Seconds of the header `Prefer: wait` or `wait=N`, at most 60; None without it and for 0."""
     match = _WAIT.search(prefer.lower())
     return (min(MAX_WAIT_SECONDS, float(match[1] or MAX_WAIT_SECONDS)) or None) if match else None
+
+
+def parse_cancel_after(header: str | None) -> int | None:
+    """Seconds of the header `Cancel-After`; None without it. Raises GatewayError 422.
+
+    Format and minimum are those of Replicate's schema, by which the time counts from the prediction's creation.
+
+    >>> parse_cancel_after("90"), parse_cancel_after("1h30m45s")
+    (90, 5445)
+    """
+    if header is None:
+        return None
+    match = _DURATION.fullmatch(header)
+    numbers = map(int, match.groups("0")) if match else (0, 0, 0, 0)
+    seconds = sum(number * unit for number, unit in zip(numbers, (1, 3600, 60, 1), strict=True))
+    if not MIN_LIFETIME_SECONDS <= seconds <= MAX_LIFETIME_SECONDS:
+        limits = f"{MIN_LIFETIME_SECONDS} s to {MAX_LIFETIME_SECONDS // 3600:,} h"
+        raise _invalid("Cancel-After", f"must be a duration of {limits}, such as 30, 90s, 5m or 1h30m45s")
+    return seconds
 
 
 def _parse_cursor(cursor: str | None) -> tuple[float, str] | None:

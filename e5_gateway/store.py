@@ -20,7 +20,7 @@ from e5.errors import SettingsError
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS predictions (
     id TEXT PRIMARY KEY, model TEXT NOT NULL, version TEXT NOT NULL, status TEXT NOT NULL,
-    created_at REAL NOT NULL, started_at REAL, completed_at REAL,
+    created_at REAL NOT NULL, started_at REAL, completed_at REAL, deadline REAL,
     base TEXT NOT NULL, webhook TEXT, webhook_events TEXT, webhook_due INTEGER NOT NULL DEFAULT 0,
     attempts INTEGER NOT NULL DEFAULT 0, size INTEGER NOT NULL,
     error TEXT, logs TEXT NOT NULL DEFAULT '', metrics BLOB, input BLOB NOT NULL, output BLOB
@@ -29,7 +29,7 @@ CREATE INDEX IF NOT EXISTS by_completion ON predictions (status, completed_at, i
 CREATE INDEX IF NOT EXISTS by_creation ON predictions (created_at);
 CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-FINAL = ("succeeded", "failed", "canceled")
+FINAL = ("succeeded", "failed", "canceled", "aborted")
 Statement = tuple[str, tuple[Any, ...]]
 
 
@@ -44,6 +44,7 @@ class PredictionSummary:
     created_at: float
     started_at: float | None = None
     completed_at: float | None = None
+    deadline: float | None = None
     error: str | None = None
     metrics: bytes | None = None
 
@@ -201,6 +202,9 @@ class Store:
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.execute("PRAGMA secure_delete=ON")  # overwrite deleted rows; not every build's default
             self._database.executescript(SCHEMA)
+            columns = {row["name"] for row in self._database.execute("PRAGMA table_info(predictions)")}
+            if "deadline" not in columns:  # a database of a gateway without deadlines
+                self._database.execute("ALTER TABLE predictions ADD COLUMN deadline REAL")
             self._database.execute("BEGIN IMMEDIATE").close()
             self._database.commit()
         except (OSError, sqlite3.Error) as error:

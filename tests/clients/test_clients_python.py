@@ -432,7 +432,7 @@ def test_replicate_webhook_signature_is_valid_and_a_forged_body_is_not(
     assert json.loads(start.content)["status"] == "processing"
     ended = json.loads(end.content)
     prediction.wait()
-    assert ended == json.loads(prediction.json()) | {"data_removed": False}
+    assert ended == json.loads(prediction.json()) | {"data_removed": False, "source": "api"}
     assert_equal(ended["output"]["embeddings"], pair(library))
     forged = end.content.replace(b"succeeded", b"failed")
     with pytest.raises(InvalidSignatureError):

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import orjson
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -121,3 +122,32 @@ def test_replicate_cursor(text: str) -> None:
         replicate_api._parse_cursor(text)
     except GatewayError as error:
         check(error)
+
+
+UNITS = {"h": 3600, "m": 60, "s": 1}
+COUNTS = st.integers(0, 90) | st.integers(0, 999_999_999)
+
+
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(UNITS, COUNTS)), COUNTS, st.booleans())
+@settings(max_examples=500)
+def test_cancel_after_is_the_sum_of_its_units(counts: dict[str, int], plain: int, with_units: bool) -> None:
+    counts = {unit: counts[unit] for unit in UNITS if unit in counts}  # in the order of the format
+    header = "".join(f"{count}{unit}" for unit, count in counts.items()) if with_units else str(plain)
+    expected = sum(count * UNITS[unit] for unit, count in counts.items()) if with_units else plain
+    if 5 <= expected <= 365 * 24 * 3600:
+        assert replicate_api.parse_cancel_after(header) == expected
+    else:
+        with pytest.raises(GatewayError, match="Cancel-After: must be a duration of 5 s to 8,760 h"):
+            replicate_api.parse_cancel_after(header)
+
+
+@given(st.text() | st.text("0123456789hms .-+٣", max_size=12))
+@settings(max_examples=500)
+def test_any_cancel_after_is_refused_or_within_the_limits(header: str) -> None:
+    try:
+        seconds = replicate_api.parse_cancel_after(header)
+    except GatewayError as error:
+        check(error)
+    else:
+        assert seconds is not None and 5 <= seconds <= 365 * 24 * 3600
+        assert set(header) <= set("0123456789hms")

@@ -284,6 +284,7 @@ def test_prediction_has_replicates_fields_and_ordered_times(client: httpx.Client
     )
     assert prediction["urls"]["get"] == f"{client.base_url}/v1/predictions/{prediction['id']}"
     assert prediction["urls"]["cancel"] == prediction["urls"]["get"] + "/cancel"
+    assert (prediction["urls"]["web"], prediction["source"]) == (prediction["urls"]["get"], "api")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", prediction["created_at"])
     for name in ("started_at", "completed_at"):
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", prediction[name])

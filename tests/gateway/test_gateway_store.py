@@ -66,6 +66,41 @@ def test_predictions_are_read_back_and_the_file_is_private(tmp_path: Path) -> No
     assert mode(path) == 0o600 and mode(path.parent) == 0o700
 
 
+def test_database_of_a_gateway_without_deadlines_is_continued(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite3"
+    old = sqlite3.connect(path)
+    old.executescript("""
+        CREATE TABLE predictions (
+            id TEXT PRIMARY KEY, model TEXT NOT NULL, version TEXT NOT NULL, status TEXT NOT NULL,
+            created_at REAL NOT NULL, started_at REAL, completed_at REAL,
+            base TEXT NOT NULL, webhook TEXT, webhook_events TEXT, webhook_due INTEGER NOT NULL DEFAULT 0,
+            attempts INTEGER NOT NULL DEFAULT 0, size INTEGER NOT NULL,
+            error TEXT, logs TEXT NOT NULL DEFAULT '', metrics BLOB, input BLOB NOT NULL, output BLOB
+        );
+        CREATE TABLE secrets (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+        INSERT INTO secrets VALUES ('key', 'kept');
+        INSERT INTO predictions (id, model, version, status, created_at, base, size, input)
+            VALUES ('old', 'a/b', 'v', 'starting', 1.0, 'http://x', 2, '{}');
+    """)
+    old.close()
+
+    async def write(store: Store) -> None:
+        assert [(unfinished.id, unfinished.deadline) for unfinished in await store.unfinished()] == [("old", None)]
+        await store.update("old", status="aborted")
+        await store.insert(prediction("new", created_at=2.0, deadline=9.0))
+        assert await store.secret("key", lambda: "other") == "kept"
+
+    async def read(store: Store) -> None:
+        assert [unfinished.id for unfinished in await store.unfinished()] == ["new"]
+        assert [(summary.id, summary.deadline) for summary in await store.page(None, 9)] == [
+            ("new", 9.0),
+            ("old", None),
+        ]
+
+    use(path, write)
+    use(path, read)
+
+
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
