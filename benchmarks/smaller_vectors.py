@@ -3,22 +3,28 @@
     .venv/bin/python -m benchmarks.smaller_vectors --data data --model multilingual-e5-small
 
 Quality is nDCG@10 × 100 on a TrecQA table: the questions that have an answer search all sentences of the table, by
-cosine. It does not run a database, and measures no speed. For other tasks, see `scripts/evaluate.py --vectors`.
+cosine. Speed is that of encoding an answer, without the model. It runs no database. For other tasks, see
+`scripts/evaluate.py --vectors`.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from benchmarks.quality import RETRIEVAL, RETRIEVAL_TASK, Candidate, read_candidates
-from benchmarks.report import table
+from benchmarks.report import median, table
 from e5 import tasks
 from e5.embedder import Embedder
 from e5.serving import serialize
-from e5.vectors import Vectors
+from e5.serving.request import EmbedRequest, EncodingFormat
+from e5.serving.service import encode
+from e5.tokens import Tokens
+from e5.vectors import Vectors, to_int8
 from evaluation.compress import COMPRESSIONS
 
 DIMENSIONS = (384, 1024, 4096)
@@ -27,6 +33,8 @@ CANDIDATES = 100
 SAMPLE = 100
 """Documents for an estimate of the mean."""
 SHARED = 0.95
+ANSWER = 256, 1024
+"""Vectors of the answer whose encoding is timed, and their dimensions."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     documents = embedder.embed_documents(sentences, normalize=True)
     print("Bytes of a vector of random numbers; base64: the number of characters")
     print(table(["", *(f"{count:,} dimensions" for count in DIMENSIONS)], _size_rows()))
+    print(f"\nTime to encode an answer of {ANSWER[0]} vectors of {ANSWER[1]:,} numbers, relative to float")
+    print(table(["", "ratio of medians"], encoding_ratios(rounds=15)))
     mean = documents.mean(axis=0)
     positive = (documents > 0).mean(axis=0)
     shared = np.mean(np.maximum(positive, 1 - positive) >= SHARED)
@@ -70,7 +80,22 @@ def _size_rows() -> list[list[str]]:
 def json_bytes(dimensions: int) -> int:
     """The mean size of a unit vector in an answer with lists of numbers."""
     vectors = np.random.default_rng(0).standard_normal((20, dimensions), dtype=np.float32)
-    return round(len(json.dumps(serialize.json_rows(_unit(vectors)).tolist(), separators=(",", ":"))) / len(vectors))
+    return round(len(json.dumps(serialize.json_numbers(_unit(vectors)).tolist(), separators=(",", ":"))) / len(vectors))
+
+
+def encoding_ratios(rounds: int) -> list[list[str]]:
+    """Times of encoding a normalized answer and writing it as JSON, interleaved, as ratios of medians."""
+    count, dimensions = ANSWER
+    vectors = np.random.default_rng(0).standard_normal((count, dimensions), dtype=np.float32)
+    tokens = Tokens([np.zeros(2, np.int32)] * count, [2] * count)
+    seconds: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for name in get_args(EncodingFormat)[:-1]:  # all but the tokens
+            request = EmbedRequest([], ["a"] * count, "", normalize=True, encoding_format=name)
+            started = time.perf_counter()
+            json.dumps(vars(encode(vectors, tokens, request)), default=lambda array: array.tolist())
+            seconds.setdefault(name, []).append(time.perf_counter() - started)
+    return [[name, f"{median(times) / median(seconds['float']):.3f}"] for name, times in seconds.items()]
 
 
 def collect(candidates: Sequence[Candidate]) -> tuple[list[str], list[str], list[set[int]]]:
@@ -86,7 +111,7 @@ def collect(candidates: Sequence[Candidate]) -> tuple[list[str], list[str], list
 def search(queries: Vectors, documents: Vectors) -> dict[str, Vectors]:
     """The scores [Q, N] of each way to search."""
     scores = {name: _cosines(compress(queries), compress(documents)) for name, compress in COMPRESSIONS.items()}
-    scores["int8 without scales, dot product"] = queries @ _int8_numbers(documents).T
+    scores["int8 without scales, dot product"] = queries @ to_int8(documents)[0].astype(np.float32).T
     signs = _cosines(queries, COMPRESSIONS["ubinary"](documents))
     for name, second in (("query · signs", signs), ("int8", scores["int8"])):
         scores[f"ubinary, best {CANDIDATES} again by {name}"] = rescored(scores["ubinary"], second, CANDIDATES)
@@ -114,12 +139,6 @@ def ndcg(scores: Vectors, answers: Sequence[set[int]], depth: int = 10) -> float
 def _cosines(queries: Vectors, documents: Vectors) -> Vectors:
     scores: Vectors = _unit(queries) @ _unit(documents).T
     return scores
-
-
-def _int8_numbers(vectors: Vectors) -> Vectors:
-    """The int8 numbers, as a database sees them that does not know the scales."""
-    numbers: Vectors = np.rint(vectors / np.abs(vectors).max(axis=1, keepdims=True) * np.float32(127))
-    return numbers
 
 
 def _unit(vectors: Vectors) -> Vectors:

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from e5.errors import SettingsError
-from e5_gateway import cog_api, openai_api, replicate_api
+from e5_gateway import cog_api, documentation, openai_api, replicate_api
 from e5_gateway.access import Access
 from e5_gateway.destinations import Destinations
 from e5_gateway.errors import GatewayError
@@ -50,7 +50,7 @@ def create(settings: GatewaySettings, *, page: bool = False) -> FastAPI:
             print(f"gateway: {error}", file=sys.stderr, flush=True)
             raise
 
-    # FastAPI's documentation page loads scripts from other servers; /openapi.json is the target's.
+    # FastAPI's own pages load scripts from other servers: documentation.py has ours.
     app = FastAPI(title="e5-cog gateway", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.include_router(
         openai_api.router(
@@ -59,6 +59,7 @@ def create(settings: GatewaySettings, *, page: bool = False) -> FastAPI:
     )
     app.include_router(replicate_api.router(target, predictions, settings))
     app.include_router(cog_api.router(target, settings))
+    app.include_router(documentation.router(target))
 
     @app.api_route("/metrics", methods=["GET", "HEAD"])
     async def render_metrics() -> Response:

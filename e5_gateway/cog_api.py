@@ -82,10 +82,6 @@ def router(target: Target, settings: GatewaySettings) -> APIRouter:
         status = 200 if target.ready or target.state == "STARTING" else 503
         return _json(orjson.dumps({"status": target.state}), status)
 
-    @routes.get("/openapi.json")
-    async def schema() -> Response:
-        return await pass_through("GET", "/openapi.json")
-
     @routes.post("/shutdown")
     async def shutdown() -> Response:
         raise GatewayError(403, "the gateway does not end the server: send this to the server itself")
@@ -120,8 +116,9 @@ def index(state: str) -> Json:
         "target": state,
         "openai": "/v1/embeddings, /v1/models",
         "replicate": "/v1/predictions, /v1/models/{owner}/{name}",
-        "cog": "/predictions, /health-check, /openapi.json",
+        "cog": "/predictions, /health-check",
         "metrics": "/metrics",
+        "documentation": "/docs, /openapi.json",
     }
 
 

@@ -23,6 +23,7 @@ from e5_gateway.metrics import Metrics
 from e5_gateway.requests import BodyBudget
 
 BROWSER_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+POLICY_HEADER = b"content-security-policy"
 API_POLICY = b"default-src 'none'; frame-ancestors 'none'"
 PAGE_POLICY = (
     b"default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "  # Gradio 6 needs both
@@ -98,9 +99,11 @@ class Middleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                policy = PAGE_POLICY if self.access.page and is_page_path(scope["path"]) else API_POLICY
-                added = (b"x-request-id", request_id.encode()), (b"content-security-policy", policy)
-                message["headers"] = [*message["headers"], *added, *BROWSER_HEADERS]
+                added = [(b"x-request-id", request_id.encode()), *BROWSER_HEADERS]
+                if not any(name == POLICY_HEADER for name, _ in message["headers"]):
+                    page = self.access.page and is_page_path(scope["path"])
+                    added.append((POLICY_HEADER, PAGE_POLICY if page else API_POLICY))
+                message["headers"] = [*message["headers"], *added]
             await send(message)
 
         async def send_error(error: GatewayError) -> None:
