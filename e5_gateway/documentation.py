@@ -36,8 +36,8 @@ def document(identity: Identity) -> Json:
     """The OpenAPI document, with the served model's name, dimensions and schema."""
     text = _template()
     for name, value in (("model", identity.model), ("version", identity.version)):
-        text = text.replace(f"{{{name}}}", value)
-    whole: Json = orjson.loads(text.replace('"{dimensions}"', str(identity.dimensions)))
+        text = text.replace(f"<{name}>", value)
+    whole: Json = orjson.loads(text.replace('"<dimensions>"', str(identity.dimensions)))
     schemas = identity.schema["components"]["schemas"]
     used = ("Input", "Output", *(name for name, schema in schemas.items() if "enum" in schema))
     whole["components"]["schemas"] |= {name: schemas[name] for name in used}

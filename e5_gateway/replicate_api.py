@@ -255,6 +255,10 @@ def _webhook(body: Json, destinations: Destinations) -> Webhook | None:
 
     A prediction's output and logs arrive with its end, so the events `output` and `logs` become `completed`.
     """
+    events = body.get("webhook_events_filter")
+    events = EVENTS if events is None else events
+    if not isinstance(events, list | tuple) or any(event not in EVENTS for event in events):
+        raise _invalid("webhook_events_filter", f"must be a list of some of {', '.join(EVENTS)}")
     only_end = body.get("webhook") is None
     field = "webhook_completed" if only_end else "webhook"
     url = body.get(field)
@@ -264,10 +268,6 @@ def _webhook(body: Json, destinations: Destinations) -> Webhook | None:
         raise _invalid(field, "must be the URL of a web server, https://… or http://…")
     if problem := destinations.problem(url):
         raise _invalid(field, problem)
-    events = body.get("webhook_events_filter")
-    events = EVENTS if events is None else events
-    if not isinstance(events, list | tuple) or any(event not in EVENTS for event in events):
-        raise _invalid("webhook_events_filter", f"must be a list of some of {', '.join(EVENTS)}")
     start = (START,) if START in events and not only_end else ()
     end = (END,) if only_end or set(events) - {START} else ()
     return Webhook(url, start + end)
