@@ -9,10 +9,19 @@ from urllib.parse import urlsplit
 from e5_gateway.errors import GatewayError
 from e5_gateway.settings import KEY_VARIABLE
 
-HEALTH_CHECK = "/health-check"
-"""Needs no key: load balancers have none."""
-API_PREFIXES = ("/v1/", "/predictions", "/openapi.json", "/metrics", "/shutdown")
-"""Paths that need the key. If a page is mounted at `/`, the other paths are the page's."""
+OPEN_PATHS = ("/health-check", "/docs", "/openapi.json")
+"""Need no key: load balancers and readers have none."""
+API_PREFIXES = (
+    "/v1/",
+    "/predictions",
+    "/metrics",
+    "/shutdown",
+    "/embed",
+    "/similarity",
+    "/tokenize",
+    "/info",
+)
+"""Paths that need the key. If a page is mounted at `/`, the other paths are the page's, but not POST /."""
 
 Headers = dict[bytes, bytes]
 _HOST = re.compile(rb"[A-Za-z0-9.:\[\]-]+")
@@ -40,7 +49,7 @@ class Access:
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
         return scheme.lower() in (b"bearer", b"token") and hmac.compare_digest(key.strip(), self._key)
 
-    def refusal(self, path: str, headers: Headers) -> GatewayError | None:
+    def refusal(self, path: str, headers: Headers, method: str = "GET") -> GatewayError | None:
         """The error for a request without access, else None."""
         if self._key is None:
             # Without a key the gateway listens on loopback, but web pages in a browser on this machine can reach it:
@@ -50,16 +59,16 @@ class Access:
                 return None
             cure = f"set {KEY_VARIABLE} to open it to other host names"
             return GatewayError(403, f"this gateway answers to localhost alone: {cure}")
-        needs_key = path.startswith(API_PREFIXES) or (path != HEALTH_CHECK and not self.page)
-        if not needs_key or self.has_key(headers):
+        is_open = path in OPEN_PATHS or (self.page and is_page_request(path, method))
+        if is_open or self.has_key(headers):
             return None
         cause = "the API key is wrong" if headers.get(b"authorization") else "no API key was sent"
         cure = "send `Authorization: Bearer KEY` with the gateway's key"
         return GatewayError(401, f"{cause}: {cure}", "invalid_api_key")
 
 
-def is_page_path(path: str) -> bool:
-    return not path.startswith((*API_PREFIXES, HEALTH_CHECK))
+def is_page_request(path: str, method: str) -> bool:
+    return not path.startswith(API_PREFIXES) and path not in OPEN_PATHS and (path, method) != ("/", "POST")
 
 
 def _is_loopback(address: bytes) -> bool:

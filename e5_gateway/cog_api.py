@@ -116,6 +116,7 @@ def index(state: str) -> Json:
         "target": state,
         "openai": "/v1/embeddings, /v1/models",
         "replicate": "/v1/predictions, /v1/models/{owner}/{name}",
+        "text-embeddings-inference": "/embed, /similarity, /tokenize, /info",
         "cog": "/predictions, /health-check",
         "metrics": "/metrics",
         "documentation": "/docs, /openapi.json",

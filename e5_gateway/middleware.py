@@ -16,7 +16,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from e5_gateway.access import Access, is_page_path, read_headers
+from e5_gateway.access import Access, is_page_request, read_headers
 from e5_gateway.errors import GatewayError
 from e5_gateway.logs import log
 from e5_gateway.metrics import Metrics
@@ -79,7 +79,7 @@ class Middleware:
             return
         headers = read_headers(scope["headers"])
         scope.setdefault("state", {})["has_key"] = self.access.has_key(headers)
-        refusal = self.access.refusal(scope["path"], headers)
+        refusal = self.access.refusal(scope["path"], headers, scope.get("method", "GET"))
         if scope["type"] == "http":
             request_id = _request_id(headers.get(b"x-request-id", b""))
             with self.body_budget.share() as acquire_body:
@@ -94,6 +94,7 @@ class Middleware:
         self, scope: Scope, receive: Receive, send: Send, refusal: GatewayError | None, request_id: str
     ) -> None:
         started, status = time.perf_counter(), 0
+        is_page = is_page_request(scope["path"], scope["method"])
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -101,8 +102,7 @@ class Middleware:
                 status = message["status"]
                 added = [(b"x-request-id", request_id.encode()), *BROWSER_HEADERS]
                 if not any(name == POLICY_HEADER for name, _ in message["headers"]):
-                    page = self.access.page and is_page_path(scope["path"])
-                    added.append((POLICY_HEADER, PAGE_POLICY if page else API_POLICY))
+                    added.append((POLICY_HEADER, PAGE_POLICY if self.access.page and is_page else API_POLICY))
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 
@@ -112,7 +112,7 @@ class Middleware:
         try:
             if refusal:
                 await send_error(refusal)
-            elif is_page_path(scope["path"]):
+            elif is_page:
                 with self.page_requests.tracked():
                     await self.app(scope, receive, send_with_id)
             else:

@@ -1,6 +1,7 @@
 """Fuzzing of request validation: any JSON object is accepted or refused with a GatewayError."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -12,7 +13,7 @@ from e5 import catalog
 from e5_cog import openapi, static_schema
 from e5_cog.failures import parse_failure
 from e5_cog.repository import ROOT
-from e5_gateway import replicate_api
+from e5_gateway import replicate_api, tei_api
 from e5_gateway.app import ERROR_FORMATS
 from e5_gateway.destinations import Destinations, Inner
 from e5_gateway.errors import GatewayError
@@ -65,6 +66,38 @@ def test_openai_fields(body: dict[str, Any]) -> None:
     else:
         inputs = json.loads(request.prediction())["input"]
         assert inputs.get("queries", inputs.get("documents")) == request.texts
+
+
+PROMPTED = st.sampled_from(["", "query: ", "passage: ", "Instruct: t\nQuery: "]).flatmap(
+    lambda prompt: st.text().map(lambda text: prompt + text)
+)
+SENTENCES = st.fixed_dictionaries({"source_sentence": PROMPTED, "sentences": st.lists(PROMPTED, min_size=1)})
+
+
+@given(
+    bodies((*tei_api.EMBED_FIELDS, "parameters", "add_special_tokens")),
+    st.none() | PROMPTED | st.lists(PROMPTED, min_size=1) | SENTENCES,
+    st.sampled_from([NAME, "e5-small", "my-e5"]),
+    st.sampled_from([tei_api.parse_root, tei_api.parse_embed, tei_api.parse_similarity, tei_api.parse_tokenize]),
+)
+@settings(max_examples=500, deadline=None)
+def test_tei_fields(body: dict[str, Any], inputs: Any, model: str, parse: tei_api.Parse) -> None:
+    body |= {} if inputs is None else {"inputs": inputs}
+    entry = catalog.get(model) if model in catalog.names() else None
+    try:
+        answer, content = parse(body, replace(IDENTITY, model=model, catalog_entry=entry), 2_000_000)
+    except GatewayError as error:
+        check(error)
+        return
+    given = body["inputs"]
+    texts = [given["source_sentence"], *given["sentences"]] if isinstance(given, dict) else given
+    sent = json.loads(content)["input"]
+    served = sent.get("queries", []) + sent.get("documents", [])
+    assert answer.queries == len(sent.get("queries", []))
+    for index, text in zip(answer.order, served, strict=True):
+        whole = texts if isinstance(texts, str) else texts[index]
+        assert whole in (text, f"query: {text}", f"passage: {text}")
+    assert sorted(answer.order) == list(range(1 if isinstance(texts, str) else len(texts)))
 
 
 @given(VALUES)

@@ -1,4 +1,4 @@
-"""The gateway's middleware and three APIs over HTTP, in front of the real Cog server with tests/rule_predictor.py."""
+"""The gateway's middleware and APIs over HTTP, in front of the real Cog server with tests/rule_predictor.py."""
 
 import base64
 import json

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.responses import PlainTextResponse
 
 from e5.errors import SettingsError
 from e5_cog.server import Server
@@ -69,6 +70,19 @@ def test_every_route_but_the_health_check_needs_the_key(tmp_path: Path) -> None:
     closed = [(method, re.sub(r"\{\w+\}", "x", path)) for method, path in every if (method, path) not in OPEN]
     assert statuses(app, closed) == [401] * len(closed)
     assert statuses(app, closed, Authorization="Bearer wrong") == [401] * len(closed)
+
+
+def test_with_a_page_at_the_root_every_api_route_still_needs_the_key(tmp_path: Path) -> None:
+    app = create(GatewaySettings("http://127.0.0.1:9", tmp_path / "store.sqlite3", api_key=KEY), page=True)
+    closed = [
+        (method, re.sub(r"\{\w+\}", "x", path)) for method, path in set(routes(app)) if (method, path) not in OPEN
+    ]
+    assert {("POST", "/"), ("POST", "/embed"), ("GET", "/info")} <= set(closed)
+    app.mount("/", PlainTextResponse("the page"))
+    assert statuses(app, closed) == [401] * len(closed)
+    assert statuses(app, [("GET", "/"), ("HEAD", "/"), ("GET", "/config")]) == [200] * 3
+    reached = statuses(app, [("POST", "/"), ("POST", "/embed")], Authorization=f"Bearer {KEY}")
+    assert reached == [503, 503]  # the API, not the page: there is no Cog server
 
 
 TRICKS = ("/%2e/", "//", "/./", "/x/../", "/%2f", "/v1%2f", "/V1/", "/;/", "/health-check/../", "/health-check/", "/*")
@@ -222,7 +236,7 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", PREDICTIONS, "/predictions"])
+@pytest.mark.parametrize("path", ["/v1/embeddings", PREDICTIONS, "/predictions", "/embed"])
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_bodies_of_too_many_values_are_refused(client: httpx.Client, path: str, bomb: str) -> None:
     answer = client.post(path, content=BOMBS[bomb])
@@ -262,6 +276,9 @@ LONG = "x" * 3_000_000
         ("/predictions", {"input": {"document": [LONG]}}),
         ("/predictions", {"input": {"document": "text"}, "id": LONG}),
         ("/predictions", {"input": LONG}),
+        ("/embed", {"inputs": "text", LONG: 1}),
+        ("/embed", {"inputs": "text", "prompt_name": LONG}),
+        ("/embed", {"inputs": "text", "truncation_direction": LONG}),
     ],
 )
 def test_errors_quote_little_of_what_came(client: httpx.Client, path: str, body: Json) -> None:
