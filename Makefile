@@ -19,7 +19,7 @@ predict: $(VENV)/cog  ## run two predictions on the embedded model: no GPU, no d
 serve: $(VENV)/cog  ## start the Cog server on 127.0.0.1:5000; E5_MODEL and the other settings choose the model
 	$(BIN)/python scripts/serve.py
 
-gateway: $(VENV)/gateway  ## start a Cog server and the gateway (OpenAI's and Replicate's APIs) on 127.0.0.1:8000
+gateway: $(VENV)/gateway  ## start a Cog server and the gateway (OpenAI's, Cohere's and Replicate's APIs) on 127.0.0.1:8000
 	@$(BIN)/python scripts/gateway.py
 
 playground: $(VENV)/playground  ## start the same with a web page at http://127.0.0.1:8000, and open it

@@ -13,10 +13,12 @@ OPEN_PATHS = ("/health-check", "/docs", "/openapi.json")
 """Need no key: load balancers and readers have none."""
 API_PREFIXES = (
     "/v1/",
+    "/v2/",
     "/predictions",
     "/metrics",
     "/shutdown",
     "/embed",
+    "/rerank",
     "/similarity",
     "/tokenize",
     "/info",

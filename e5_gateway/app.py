@@ -1,4 +1,4 @@
-"""The ASGI application: one target, one queue and one store behind the routes of four APIs."""
+"""The ASGI application: one target, one queue and one store behind the routes of all APIs."""
 
 import sys
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from e5.errors import SettingsError
-from e5_gateway import cog_api, documentation, openai_api, replicate_api, tei_api
+from e5_gateway import cog_api, cohere_api, documentation, openai_api, replicate_api, tei_api
 from e5_gateway.access import Access
 from e5_gateway.destinations import Destinations
 from e5_gateway.errors import GatewayError
@@ -24,7 +24,7 @@ from e5_gateway.store import Prediction, Store
 from e5_gateway.target import Target
 from e5_gateway.webhooks import Webhooks
 
-ERROR_FORMATS = (openai_api.ERRORS, replicate_api.ERRORS, tei_api.ERRORS, cog_api.ERRORS)
+ERROR_FORMATS = (openai_api.ERRORS, cohere_api.ERRORS, replicate_api.ERRORS, tei_api.ERRORS, cog_api.ERRORS)
 """The first one whose `paths` match writes the errors of a path."""
 
 
@@ -57,6 +57,7 @@ def create(settings: GatewaySettings, *, page: bool = False) -> FastAPI:
             target, settings, metrics, lambda identity: replicate_api.model_list(identity, predictions.ended)
         )
     )
+    app.include_router(cohere_api.router(target, settings, metrics))
     app.include_router(replicate_api.router(target, predictions, settings))
     app.include_router(tei_api.router(target, settings, metrics))
     app.include_router(cog_api.router(target, settings))

@@ -1,6 +1,8 @@
-"""What the embedding routes of all APIs share: model names, input types, the prediction to run, and its vectors."""
+"""What the embedding routes of all APIs share: field checks, model names, the prediction to run, and its vectors."""
 
 import base64
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ from starlette.requests import Request
 
 from e5 import InputError, tasks
 from e5.vectors import Vectors
-from e5_gateway.errors import GatewayError, Json, prediction_error
+from e5_gateway.errors import GatewayError, Json, prediction_error, shorten
 from e5_gateway.metrics import Metrics
 from e5_gateway.requests import cancel_on_disconnect
 from e5_gateway.target import Identity, Target, new_id
@@ -26,6 +28,7 @@ SUFFIXES = ("-query", "-passage", "-document")
 """Of a model's name, as NVIDIA's API has them. They mean the same as `:query` and so on."""
 TRUNCATED_HEADER = "X-Embedding-Truncated"
 """In an answer, how many of its texts were cut. Missing if none was."""
+_PREDICTION_INPUT = re.compile(r"`(?:queries|documents)(\[\d+\])?`")
 
 
 def prediction_body(**inputs: object) -> bytes:
@@ -75,6 +78,61 @@ def parse_model(name: object, identity: Identity) -> dict[str, Any]:
             raise GatewayError(404, message, "model_not_found", "model") from None
     known = ", ".join(identity.model + suffix for suffix in ("", ":query", ":document", ":query:TASK"))
     raise GatewayError(404, f"no model is called {quoted(name)} here: there are {known}", "model_not_found", "model")
+
+
+def parse_kind(
+    body: Json, identity: Identity, input_types: Mapping[str, str] = INPUT_TYPES
+) -> tuple[str | None, str | None]:
+    """What the texts are ("query" or "document") and their task, each None if the request does not say it.
+
+    Both come from a field or from the suffix of `model`. Raises GatewayError, also if these contradict each other.
+    """
+    options = parse_model(body["model"], identity)
+    task = body.get("task")
+    if not isinstance(task, str | None):
+        raise invalid("`task` must be a string", "task")
+    input_type = input_types.get(choice(body, "input_type", input_types, ""))
+    for name, value in (("input_type", input_type), ("task", task)):
+        if value is not None and options.setdefault(name, value) != value:
+            raise invalid(f"`{name}` contradicts the suffix of the model's name: give one of them", name)
+    if options.get("input_type") == "document" and "task" in options:
+        raise invalid("`task` goes with queries only: set `input_type` to query, or leave `task` out", "task")
+    return options.get("input_type"), options.get("task")
+
+
+def given_fields(body: Json, fields: Collection[str], *required: str) -> Json:
+    """The fields of a request that are not null. Raises GatewayError for an unknown one and for a missing one."""
+    body = {name: value for name, value in body.items() if value is not None}
+    for name in body:
+        if name not in fields:
+            raise invalid(f"`{shorten(name)}` is not a field of this API: the fields are {', '.join(fields)}", name)
+    for name in required:
+        if name not in body:
+            raise invalid(f"`{name}` is missing", name)
+    return body
+
+
+def choice(body: Json, name: str, choices: Collection[str], default: str) -> str:
+    """A field's value, which must be one of the choices. Raises GatewayError."""
+    value = body.get(name, default)
+    if not isinstance(value, str) or value not in (*choices, default):
+        raise invalid(f"`{name}` is {quoted(value)}: choose one of {', '.join(choices)}", name)
+    return value
+
+
+def invalid(message: str, param: str) -> GatewayError:
+    return GatewayError(400, message, None, param)
+
+
+def rename_texts(error: GatewayError, name: str, *, single: bool = False) -> GatewayError:
+    """Name an API's own field in a prediction's error: its `documents[3]` is `input[3]` for the name "input".
+
+    `single`: the field has one text and no list.
+    """
+    error.message, count = _PREDICTION_INPUT.subn(f"`{name}`" if single else rf"`{name}\1`", error.message)
+    if error.status == 400:
+        error.param = "task" if "`task`" in error.message and not count else name
+    return error
 
 
 def quoted(value: object) -> str:

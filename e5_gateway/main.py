@@ -61,7 +61,7 @@ def main(
 
 
 def argument_parser(program: str | None) -> argparse.ArgumentParser:
-    description = "OpenAI's, Replicate's and text-embeddings-inference's APIs for a Cog server of this model."
+    description = "OpenAI's, Cohere's, text-embeddings-inference's and Replicate's APIs for a Cog server of this model."
     parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("--target", help="address of a running Cog server (default: start one, configured by E5_*)")
     parser.add_argument("--host", default=GatewaySettings.host, help="address to listen on (default: %(default)s)")

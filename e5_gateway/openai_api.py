@@ -9,7 +9,7 @@ were cut, the answer has their indices in `truncated`, and a header.
 """
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
@@ -20,8 +20,8 @@ from starlette.responses import Response
 
 from e5.inputs import LongTexts
 from e5_gateway import embedding
-from e5_gateway.embedding import INPUT_TYPES, parse_model, prediction_body, quoted
-from e5_gateway.errors import ErrorFormat, GatewayError, Json, shorten
+from e5_gateway.embedding import choice, given_fields, invalid, parse_kind, parse_model, prediction_body, quoted
+from e5_gateway.errors import ErrorFormat, GatewayError, Json
 from e5_gateway.metrics import Metrics
 from e5_gateway.requests import read_json
 from e5_gateway.settings import GatewaySettings
@@ -44,7 +44,6 @@ TOKEN_IDS = (
     "`input` has token ids, which belong to another model's tokenizer: send the texts themselves "
     "(LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
 )
-_PREDICTION_INPUT = re.compile(r"`(?:queries|documents)(\[\d+\])?`")
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def router(
         try:
             prediction = await embedding.run(request, target, metrics, "openai", identity.model, content)
         except GatewayError as error:
-            raise rename_input(error, response_format.single) from None
+            raise embedding.rename_texts(error, "input", single=response_format.single) from None
         headers = embedding.truncation(prediction)[1]
         return Response(render(response_format, prediction), headers=headers, media_type="application/json")
 
@@ -131,43 +130,27 @@ def parse(body: Json, identity: Identity, max_numbers: int) -> EmbeddingsRequest
 
     `max_numbers`: JSON numbers that the answer may have.
     """
-    body = {name: value for name, value in body.items() if value is not None}
-    for name in body:
-        if name not in FIELDS:
-            fields = ", ".join(FIELDS)
-            raise _invalid(f"`{shorten(name)}` is not a field of this API: the fields are {fields}", name)
-    for name in ("input", "model"):
-        if name not in body:
-            raise _invalid(f"`{name}` is missing", name)
+    body = given_fields(body, FIELDS, "input", "model")
     texts, single = _texts(body["input"])
-    options = parse_model(body["model"], identity)
-    for name, kind in (("input_type", str), ("task", str), ("normalize", bool)):
-        value = body.get(name)
-        if value is not None and not isinstance(value, kind):
-            raise _invalid(f"`{name}` must be a {'string' if kind is str else 'boolean'}", name)
-        if name == "input_type":
-            value = INPUT_TYPES.get(_choice(body, name, INPUT_TYPES, ""))
-        if value is not None and options.setdefault(name, value) != value:
-            raise _invalid(f"`{name}` contradicts the suffix of the model's name: give one of them", name)
-    task = options.get("task")
-    input_type = options.get("input_type", "document" if task is None else "query")
-    if input_type == "document" and task is not None:
-        raise _invalid("`task` goes with queries only: set `input_type` to query, or leave `task` out", "task")
-    encoding = _choice(body, "encoding_format", ENCODING_FORMATS, "float")
-    long_texts = _choice(body, "long_texts", get_args(LongTexts), "")
+    input_type, task = parse_kind(body, identity)
+    normalize = body.get("normalize", True)
+    if not isinstance(normalize, bool):
+        raise invalid("`normalize` must be a boolean", "normalize")
+    encoding = choice(body, "encoding_format", ENCODING_FORMATS, "float")
+    long_texts = choice(body, "long_texts", get_args(LongTexts), "")
     numbers = len(texts) * identity.dimensions
     if encoding == "float" and numbers > max_numbers:
         cause = f"the answer would have {numbers:,} numbers, more than {max_numbers:,}"
-        raise _invalid(f"{cause}: send fewer texts, or ask for `encoding_format` base64", "encoding_format")
+        raise invalid(f"{cause}: send fewer texts, or ask for `encoding_format` base64", "encoding_format")
     dimensions = body.get("dimensions", identity.dimensions)
     if type(dimensions) is not int or dimensions != identity.dimensions:
         cure = f"the vectors of {identity.model} have {identity.dimensions} and cannot be cut: leave it out"
-        raise _invalid(f"`dimensions` is {quoted(dimensions)}; {cure}", "dimensions")
+        raise invalid(f"`dimensions` is {quoted(dimensions)}; {cure}", "dimensions")
     return EmbeddingsRequest(
         texts,
-        input_type == "query",
+        input_type == "query" or task is not None,
         task,
-        options.get("normalize", True),
+        normalize,
         long_texts,
         ResponseFormat(body["model"], encoding, single),
     )
@@ -202,40 +185,20 @@ def describe(identity: Identity) -> Json:
     return model
 
 
-def rename_input(error: GatewayError, single: bool) -> GatewayError:
-    """Name this API's field in a prediction's error: its `documents[3]` is `input[3]` here."""
-    error.message, count = _PREDICTION_INPUT.subn("`input`" if single else r"`input\1`", error.message)
-    if error.status == 400:
-        error.param = "task" if "`task`" in error.message and not count else "input"
-    return error
-
-
 def _texts(value: object) -> tuple[list[str], bool]:
     """The texts of `input`, and whether it is a single string."""
     if isinstance(value, str):
         return [value], True
     if not isinstance(value, list):
-        raise _invalid("`input` must be a string or a list of strings", "input")
+        raise invalid("`input` must be a string or a list of strings", "input")
     if not value:
-        raise _invalid("`input` is an empty list: send at least one text", "input")
+        raise invalid("`input` is an empty list: send at least one text", "input")
     for index, text in enumerate(value):
         if type(text) is int or (isinstance(text, list) and all(type(token) is int for token in text)):
-            raise _invalid(TOKEN_IDS, "input")
+            raise invalid(TOKEN_IDS, "input")
         if not isinstance(text, str):
-            raise _invalid(f"`input[{index}]` is not a string", "input")
+            raise invalid(f"`input[{index}]` is not a string", "input")
     return value, False
-
-
-def _choice(body: Json, name: str, choices: Collection[str], default: str) -> str:
-    """A field's value, which must be one of the choices. Raises GatewayError."""
-    value = body.get(name, default)
-    if not isinstance(value, str) or value not in (*choices, default):
-        raise _invalid(f"`{name}` is {quoted(value)}: choose one of {', '.join(choices)}", name)
-    return value
-
-
-def _invalid(message: str, param: str) -> GatewayError:
-    return GatewayError(400, message, None, param)
 
 
 def _json(body: Json) -> Response:

@@ -30,7 +30,7 @@ class GatewaySettings:
     predict()), because coglet frees a slot a moment after its answer, and refuses a request that finds none.
     `max_waiting`, `max_waiting_bytes`: requests in the queue, and the bytes of all queued and running requests.
     `max_body_bytes`, `max_bodies_bytes`: one request body, and all bodies being read or answered.
-    `max_answer_numbers`: JSON numbers in an answer of OpenAI's API, as E5_MAX_ANSWER_NUMBERS of the target.
+    `max_answer_numbers`: JSON numbers in an answer of OpenAI's or Cohere's API, as E5_MAX_ANSWER_NUMBERS of the target.
     `timeout`: for one prediction.
     `webhooks_to`: inner hosts and networks that webhooks may reach.
     `public_url`: the gateway's address as its clients know it, without a slash at the end. None: as each request says.

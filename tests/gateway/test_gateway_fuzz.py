@@ -13,7 +13,7 @@ from e5 import catalog
 from e5_cog import openapi, static_schema
 from e5_cog.failures import parse_failure
 from e5_cog.repository import ROOT
-from e5_gateway import replicate_api, tei_api
+from e5_gateway import cohere_api, replicate_api, tei_api
 from e5_gateway.app import ERROR_FORMATS
 from e5_gateway.destinations import Destinations, Inner
 from e5_gateway.errors import GatewayError
@@ -36,6 +36,9 @@ WORDS = st.sampled_from(
         "int8",
         "average",
         "http://x",
+        "search_query",
+        "binary",
+        "NONE",
     ]
 )
 LEAVES = (
@@ -98,6 +101,37 @@ def test_tei_fields(body: dict[str, Any], inputs: Any, model: str, parse: tei_ap
         whole = texts if isinstance(texts, str) else texts[index]
         assert whole in (text, f"query: {text}", f"passage: {text}")
     assert sorted(answer.order) == list(range(1 if isinstance(texts, str) else len(texts)))
+
+
+@given(bodies(cohere_api.RERANK_FIELDS), st.booleans())
+@settings(max_examples=500, deadline=None)
+def test_rerank_fields(body: dict[str, Any], complete: bool) -> None:
+    body = {"query": "which?", "documents": ["this"]} | body if complete else body
+    try:
+        content, response = cohere_api.parse_rerank(body, IDENTITY)
+    except GatewayError as error:
+        check(error)
+    else:
+        inputs = json.loads(content)["input"]
+        assert inputs["query"] == body["query"]
+        scores = [float(index % 3) for index, _ in enumerate(inputs["documents"])]
+        prediction = {"output": {"scores": [scores], "truncated": [0]}, "metrics": {"input_tokens": 1}}
+        results = json.loads(orjson.dumps(response.render(prediction, "2")))["results"]
+        assert len(results) == min(len(scores), body.get("top_n") or len(scores))
+
+
+@given(bodies(cohere_api.EMBED_FIELDS), st.booleans(), st.sampled_from("12"))
+@settings(max_examples=500, deadline=None)
+def test_embed_fields(body: dict[str, Any], complete: bool, version: str) -> None:
+    body = {"texts": ["this"], "input_type": "search_query"} | body if complete else body
+    try:
+        content, response = cohere_api.parse_embed(body, IDENTITY, 2_000_000, version)
+    except GatewayError as error:
+        check(error)
+    else:
+        inputs = json.loads(content)["input"]
+        assert inputs.get("queries", inputs.get("documents")) == body["texts"]
+        assert set(response.types) <= set(cohere_api.EMBEDDING_TYPES)
 
 
 @given(VALUES)

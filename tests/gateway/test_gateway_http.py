@@ -1,4 +1,4 @@
-"""The gateway's middleware and APIs over HTTP, in front of the real Cog server with tests/rule_predictor.py."""
+"""The gateway's middleware and its APIs over HTTP, in front of the real Cog server with tests/rule_predictor.py."""
 
 import base64
 import json
@@ -48,7 +48,7 @@ def ended(client: httpx.Client, prediction_id: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/models", "/v1/predictions/x", "/predictions", "/openapi.json", "/metrics", "/v1/none"]
+    "path", ["/v1/models", "/rerank", "/v1/predictions/x", "/predictions", "/openapi.json", "/metrics", "/v1/none"]
 )
 @pytest.mark.parametrize("header", [None, "Bearer", "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x", KEY, "Bearer ü"])
 def test_wrong_or_missing_key_is_refused_on_every_api_path(keyed: Gateway, path: str, header: str | None) -> None:
@@ -138,7 +138,7 @@ def test_metrics_count_requests_texts_and_tokens(client: httpx.Client) -> None:
     assert after["e5_gateway_queue_running",] == after["e5_gateway_queue_waiting",] == 0
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/predictions", "/predictions"])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/rerank", "/v1/predictions", "/predictions"])
 @pytest.mark.parametrize(
     ("content", "words"),
     [(b"{", "not JSON at character 1"), (b"[1]", "not a JSON object"), (b'"\xff"', "not JSON"), (b"", "not JSON")],
@@ -176,6 +176,8 @@ def test_body_over_the_limit_gets_413(client: httpx.Client) -> None:
 def test_unknown_paths_and_methods_get_the_error_format_of_their_api(client: httpx.Client) -> None:
     assert client.get("/v1/embeddings").json()["error"]["message"] == "GET is not a method of this path"
     assert client.get("/v1/none").json() == {"title": "Not found", "detail": "no such path", "status": 404}
+    for path in ("/v2/none", "/rerank", "/v1/rerank", "/v1/embed"):  # Cohere's and Jina's
+        assert set(client.get(path).json()) == {"message", "detail"}
     assert client.get("/none").json() == {"detail": "no such path"}
     assert client.get("/").json()["target"] == "READY"
     assert client.get("/v1/embeddings").headers["Allow"] == "POST"

@@ -10,9 +10,9 @@ import pytest
 
 from e5 import catalog, tasks
 from e5.limits import Limits
-from e5_gateway.embedding import parse_model
+from e5_gateway.embedding import parse_model, rename_texts
 from e5_gateway.errors import GatewayError, prediction_error
-from e5_gateway.openai_api import error_body, parse, rename_input, render
+from e5_gateway.openai_api import error_body, parse, render
 from e5_gateway.target import Identity
 
 NAME = "e5-mistral-tiny"
@@ -101,7 +101,7 @@ def test_long_texts_and_small_formats_are_the_server_s() -> None:
         ({"encoding_format": "tokens"}, "encoding_format", "choose one of float, base64, float16, int8, ubinary"),
         ({"encoding_format": ["float"]}, "encoding_format", "choose one of float, base64"),
         ({"input_type": "clustering"}, "input_type", "choose one of query, document, passage, search_query"),
-        ({"input_type": 1}, "input_type", "must be a string"),
+        ({"input_type": 1}, "input_type", "choose one of query, document"),
         ({"long_texts": "cut"}, "long_texts", "choose one of truncate, error, average"),
         ({"long_texts": True}, "long_texts", "choose one of truncate, error, average"),
         ({"model": f"{NAME}-query", "input_type": "passage"}, "input_type", "contradicts the suffix"),
@@ -198,6 +198,6 @@ def test_prediction_errors_name_this_apis_fields(
     single: bool, error: str, status: int, message: str, param: str | None
 ) -> None:
     failed = {"error": f"Prediction failed: Async prediction failed: {error}"}
-    refused = rename_input(prediction_error(failed), single)
+    refused = rename_texts(prediction_error(failed), "input", single=single)
     assert (refused.status, refused.message, refused.param) == (status, message, param)
     assert (refused.retry_after is not None) == (status == 429)

@@ -236,7 +236,7 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", PREDICTIONS, "/predictions", "/embed"])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/rerank", "/v2/embed", PREDICTIONS, "/predictions", "/embed"])
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_bodies_of_too_many_values_are_refused(client: httpx.Client, path: str, bomb: str) -> None:
     answer = client.post(path, content=BOMBS[bomb])
@@ -268,6 +268,10 @@ LONG = "x" * 3_000_000
         ("/v1/embeddings", {"model": LONG, "input": "text"}),
         ("/v1/embeddings", {"model": f"{MODEL}:query:{LONG}", "input": "text"}),
         ("/v1/embeddings", {"model": MODEL, "input": "text", "encoding_format": LONG}),
+        ("/v2/rerank", {LONG: 1, "query": "text", "documents": ["text"]}),
+        ("/rerank", {"query": "text", "documents": ["text"], "top_n": LONG}),
+        ("/v2/embed", {"texts": ["text"], "input_type": LONG}),
+        ("/v1/embed", {"texts": ["text"], "input_type": "query", "embedding_types": [LONG]}),
         (PREDICTIONS, {LONG: 1, "input": {}}),
         (PREDICTIONS, {"input": {LONG: "text"}}),
         (PREDICTIONS, {"input": {"document": [LONG]}}),
