@@ -65,7 +65,7 @@ EMBEDDING_TYPES: dict[str, Callable[[Vectors], object]] = {
 }
 """How a type is made of unit vectors. Cohere's SDK 7.3 documents packed bits, their ranges (binary from -128 to 127,
 ubinary from 0 to 255) and base64 of float bytes. The offset of 128 is that of sentence-transformers 6.2's
-quantize_embeddings() and of vLLM's /v2/embed."""
+quantize_embeddings()."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,9 @@ def document(identity: Identity) -> Json:
     text = _template()
     for name, value in (("model", identity.model), ("version", identity.version)):
         text = text.replace(f"<{name}>", value)
-    whole: Json = orjson.loads(text.replace('"<dimensions>"', str(identity.dimensions)))
+    for name, number in (("dimensions", identity.dimensions), ("max_tokens", identity.max_tokens)):
+        text = text.replace(f'"<{name}>"', str(number))
+    whole: Json = orjson.loads(text)
     schemas = identity.schema["components"]["schemas"]
     used = ("Input", "Output", *(name for name, schema in schemas.items() if "enum" in schema))
     whole["components"]["schemas"] |= {name: schemas[name] for name in used}

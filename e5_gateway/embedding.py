@@ -113,9 +113,11 @@ def given_fields(body: Json, fields: Collection[str], *required: str) -> Json:
 
 
 def choice(body: Json, name: str, choices: Collection[str], default: str) -> str:
-    """A field's value, which must be one of the choices. Raises GatewayError."""
-    value = body.get(name, default)
-    if not isinstance(value, str) or value not in (*choices, default):
+    """A field's value, which must be one of the choices; `default` if it is missing. Raises GatewayError."""
+    if name not in body:
+        return default
+    value = body[name]
+    if not isinstance(value, str) or value not in choices:
         raise invalid(f"`{name}` is {quoted(value)}: choose one of {', '.join(choices)}", name)
     return value
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -33,6 +34,8 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
+BEYOND_SCHEMA = re.compile(r"`task` goes with queries|say in `task` what|no such prediction|`cursor` is none|\A{}\Z")
+"""Refusals of requests that fit the description."""
 FUZZ = settings(
     max_examples=40,
     deadline=None,
@@ -98,21 +101,50 @@ def test_page_has_all_routes_and_nothing_from_elsewhere(document: dict[str, Any]
     assert len(policy) == 1 and "sha256-" in policy[0] and "script-src" not in policy[0]
 
 
-def narrowed(document: dict[str, Any]) -> dict[str, Any]:
-    """The document, without what JSON Schema cannot say and what would act outside of the gateway."""
+def without_webhooks(document: dict[str, Any]) -> dict[str, Any]:
+    """The document, without what would act outside of the gateway."""
     schema = copy.deepcopy(document)
-    schemas = schema["components"]["schemas"]
     for _, path, operation in operations(schema):
-        body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
-        if path.startswith("/v1/"):
-            body.get("properties", {}).pop("webhook", None)
+        if path.startswith("/v1/") and "requestBody" in operation:
+            operation["requestBody"]["content"]["application/json"]["schema"].get("properties", {}).pop("webhook", None)
+    return schema
+
+
+def narrowed(document: dict[str, Any]) -> dict[str, Any]:
+    """The document, such that the gateway accepts every request that fits: with what JSON Schema cannot say."""
+    schema = without_webhooks(document)
+    schemas, parameters = schema["components"]["schemas"], schema["components"]["parameters"]
+    schemas["Text"]["pattern"] = "[a-z]"  # Python's str.strip() takes more for white space than JSON Schema does
     schemas["ModelName"]["enum"] = [MODEL]
+    schemas["PromptName"]["enum"] = ["query", "passage", "sts_query", "NQ"]
+    parameters["CancelAfter"]["schema"]["enum"] = ["5s", "90", "1h30m"]
+    for name, field in (
+        ("RerankRequest", "max_tokens_per_doc"),
+        ("RerankRequest", "top_n"),
+        ("CohereEmbedRequest", "max_tokens"),
+    ):
+        schemas[name]["properties"][field]["maximum"] = 10**9  # beyond 64 bits a number is no whole one
+    schemas["Input"]["additionalProperties"] = False  # Replicate's API refuses unknown inputs
+    for field in schemas["Input"]["properties"].values():
+        field.pop("nullable", None)  # Cog's server refuses null
+    return schema
+
+
+def with_nulls(schema: dict[str, Any]) -> dict[str, Any]:
+    """The document, where a field that may be missing may be null, as its introduction says."""
+    for each in schema["components"]["schemas"].values():
+        if each.get("additionalProperties") is False:
+            for name, field in each["properties"].items():
+                if name not in each["required"]:
+                    each["properties"][name] = {"allOf": [field], "nullable": True}
     return schema
 
 
 @pytest.fixture(scope="module")
-def api(document: dict[str, Any]) -> Any:
-    return schemathesis.openapi.from_dict(narrowed(document), config=schemathesis.Config())
+def apis(document: dict[str, Any]) -> dict[str, Any]:
+    documents = {"positive": narrowed(document), "negative": with_nulls(without_webhooks(document))}
+    load = schemathesis.openapi.from_dict
+    return {mode: load(each, config=schemathesis.Config()) for mode, each in documents.items()}
 
 
 TEMPLATE = json.loads(resources.files("e5_gateway").joinpath("openapi.json").read_text("utf-8"))
@@ -125,17 +157,19 @@ CASES = [
 
 
 @pytest.mark.parametrize(("mode", "method", "path"), CASES)
-def test_answers_are_as_described(api: Any, shared_gateway: Gateway, mode: str, method: str, path: str) -> None:
+def test_answers_are_as_described(
+    apis: dict[str, Any], shared_gateway: Gateway, mode: str, method: str, path: str
+) -> None:
     """Requests that fit the description, and requests that violate it."""
     checks = [*CHECKS, negative_data_rejection] if mode == "negative" else CHECKS
-    strategy = api[path][method].as_strategy(generation_mode=schemathesis.GenerationMode(mode))
+    strategy = apis[mode][path][method].as_strategy(generation_mode=schemathesis.GenerationMode(mode))
 
     @FUZZ
     @given(case=strategy)
     def check(case: Any) -> None:
         response = case.call(base_url=shared_gateway.url, headers={"Authorization": "Bearer test-key"}, timeout=60)
         case.validate_response(response, checks=checks)
-        if mode == "positive" and path == "/v1/embeddings":
-            assert response.status_code == 200 or "task" in response.text, response.text
+        if mode == "positive":
+            assert response.status_code < 300 or BEYOND_SCHEMA.search(response.text), response.text
 
     check()
