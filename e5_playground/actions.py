@@ -147,7 +147,7 @@ def base(headers: Mapping[str, str], url: str) -> str:
 
 def fill(name: str) -> list[Any]:
     form = examples.get(name).form
-    return [form.task, form.queries, form.documents, form.normalize, form.encoding_format]
+    return [form.task, form.queries, form.documents, form.normalize, form.encoding_format, form.long_texts]
 
 
 def task_of(preset: str) -> Any:

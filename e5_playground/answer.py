@@ -39,9 +39,9 @@ def parse(sent: Json, answered: Json) -> Answer:
     if not isinstance(output, dict):
         raise AnswerError("The API's answer has no output.")
     try:
-        vectors = _vectors(output)
+        vectors = _vectors(output, sent.get("encoding_format", "float"))
         scores = None if output.get("scores") is None else np.asarray(output["scores"], np.float64)
-    except (ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise AnswerError(f"The API's answer has vectors or scores that cannot be read: {error}.") from None
     if vectors.ndim != 2 or not vectors.shape[1]:
         raise AnswerError("The API's answer has no vectors.")
@@ -75,9 +75,16 @@ def warnings(logs: object) -> tuple[str, ...]:
     return tuple(line.strip().removeprefix(WARNING) for line in lines if line.strip().startswith(WARNING))
 
 
-def _vectors(output: Json) -> NDArray[np.float32]:
-    if output.get("embeddings_base64") is not None:
-        return np.stack(
-            [np.frombuffer(base64.b64decode(text, validate=True), "<f4") for text in output["embeddings_base64"]]
-        )
-    return np.asarray(output.get("embeddings"), np.float32)
+DTYPES = {"base64": "<f4", "float16": "<f2", "int8": "i1", "ubinary": "u1"}
+
+
+def _vectors(output: Json, encoding_format: str) -> NDArray[np.float32]:
+    if encoding_format == "float":
+        return np.asarray(output.get("embeddings"), np.float32)
+    encoded = [base64.b64decode(text, validate=True) for text in output["embeddings_base64"]]
+    rows = np.stack([np.frombuffer(row, DTYPES[encoding_format]) for row in encoded])
+    if encoding_format == "int8":
+        return rows * np.asarray(output["scales"], np.float32)[:, None]
+    if encoding_format == "ubinary":
+        return np.unpackbits(rows, axis=1).astype(np.float32) * 2 - 1
+    return rows.astype(np.float32)

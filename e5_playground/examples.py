@@ -34,7 +34,8 @@ def preset_of(task: str, current: str = CUSTOM) -> str:
 
 def _form(task: str, queries: list[str], documents: list[str]) -> Form:
     default = inputs().default
-    return Form(task, "\n".join(queries), "\n".join(documents), default["normalize"], default["encoding_format"])
+    options = (default[name] for name in ("normalize", "encoding_format", "long_texts"))
+    return Form(task, "\n".join(queries), "\n".join(documents), *options)
 
 
 def _web_search() -> str:

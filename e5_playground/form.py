@@ -36,15 +36,16 @@ class Form:
     documents: str
     normalize: bool
     encoding_format: str
+    long_texts: str
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """predict()'s inputs: `help` and `default` by name, and the formats that there are."""
+    """predict()'s inputs: `help`, `default` and `choices` by name."""
 
     help: dict[str, str]
     default: Json
-    formats: tuple[str, ...]
+    choices: dict[str, list[str]]
 
 
 @cache
@@ -54,7 +55,7 @@ def inputs() -> Inputs:
     return Inputs(
         {name: entry["description"] for name, entry in signature.inputs.items()},
         {name: entry.get("default") for name, entry in signature.inputs.items()},
-        tuple(signature.enums["encoding_format"]["enum"]),
+        {name: enum["enum"] for name, enum in signature.enums.items()},
     )
 
 
@@ -98,7 +99,11 @@ def request(form: Form) -> Json:
         elif found[many]:
             sent[many] = found[many]
     defaults = inputs().default
-    options = {"normalize": form.normalize, "encoding_format": form.encoding_format}
+    options = {
+        "normalize": form.normalize,
+        "encoding_format": form.encoding_format,
+        "long_texts": form.long_texts,
+    }
     return sent | {name: value for name, value in options.items() if value != defaults[name]}
 
 

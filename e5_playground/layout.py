@@ -93,8 +93,13 @@ def layout(key_required: bool) -> Parts:
                     elem_id="e5-normalize",
                 )  # fmt: skip
                 encoding_format = gr.Radio(
-                    list(described.formats), value=first.encoding_format, label="Encoding format",
+                    [name for name in described.choices["encoding_format"] if name != "tokens"],
+                    value=first.encoding_format, label="Encoding format",
                     info=described.help["encoding_format"], min_width=260, elem_id="e5-format",
+                )  # fmt: skip
+                long_texts = gr.Radio(
+                    described.choices["long_texts"], value=first.long_texts, label="Long texts",
+                    info=described.help["long_texts"], min_width=260, elem_id="e5-long-texts",
                 )  # fmt: skip
         with gr.Column(min_width=300, elem_id="e5-results"):
             run = gr.Button("Run", variant="primary", elem_id="e5-run")
@@ -117,8 +122,8 @@ def layout(key_required: bool) -> Parts:
     save = gr.Button(f"Save {snippets.FILE}", size="sm", visible=False, elem_id="e5-save")
     file = gr.DownloadButton("", visible="hidden", elem_id="e5-file")
     return Parts(
-        preset, (task, boxes["queries"], boxes["documents"], normalize, encoding_format), key, errors, run, status,
-        tabs, result, vectors, answer, download, tuple(code), save, file, model, served, timer,
+        preset, (task, boxes["queries"], boxes["documents"], normalize, encoding_format, long_texts), key, errors, run,
+        status, tabs, result, vectors, answer, download, tuple(code), save, file, model, served, timer,
         buttons, only_english,
     )  # fmt: skip
 

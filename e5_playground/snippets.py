@@ -94,12 +94,13 @@ def openai_python(target: Target, sent: Json) -> str:
         if texts:
             lines.append(f"{name} = {_python_side(sent, name) if long else _python(texts)}")
     lines += ["", "# The client asks for base64 and decodes it by itself. Vectors of this API have length 1."]
+    cut = f', "long_texts": {_python(sent["long_texts"])}' if "long_texts" in sent else ""
     if left:
         task = 'request["task"]' if long else _python(sent["task"])
-        extra = f'{{"input_type": "query", "task": {task}}}'
+        extra = f'{{"input_type": "query", "task": {task}{cut}}}'
         lines += _create("left", target.model, "queries", extra)
     if right:
-        lines += _create("right", target.model, "documents", '{"input_type": "document"}')
+        lines += _create("right", target.model, "documents", f'{{"input_type": "document"{cut}}}')
     if left and right:
         lines += [
             "for query, a in zip(queries, left.data):",
@@ -154,7 +155,7 @@ def _create(name: str, model: str, texts: str, extra: str) -> list[str]:
 
 
 def _print_vectors(sent: Json) -> str:
-    return f'print(output["{"embeddings_base64" if sent.get("encoding_format") == "base64" else "embeddings"}"])'
+    return f'print(output["{"embeddings_base64" if "encoding_format" in sent else "embeddings"}"])'
 
 
 def _python_key(target: Target) -> str:

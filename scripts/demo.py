@@ -9,6 +9,7 @@ prints the same numbers.
 
 import json
 import os
+import re
 import sys
 import urllib.request
 from typing import Any
@@ -50,7 +51,14 @@ def main() -> int:
     for query, row in zip(QUERIES, matrix["output"]["scores"], strict=True):
         print(f"  {query:40}" + "".join(f"{score:8.2f}" for score in row))
     print("\nOne query, one document: the response of POST /predictions\n")
-    print(json.dumps(shortened(pair), indent=2, ensure_ascii=False))
+    text = json.dumps(shortened(pair), indent=2, ensure_ascii=False)
+    print(
+        re.sub(
+            r"\[[\d.,\s\[\]]*\]",
+            lambda numbers: " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]"),
+            text,
+        )
+    )
     return 0
 
 

@@ -88,6 +88,48 @@ def test_openai_formats_have_the_same_numbers(client: OpenAI) -> None:
     assert default.tobytes() == as_float.tobytes() == as_base64.tobytes()
 
 
+def test_openai_smaller_vectors_are_the_rounded_ones(client: OpenAI, library: Embedder) -> None:
+    exact = library.embed_documents(MANY[:3], normalize=True)
+
+    def ask(encoding_format: Any) -> Any:
+        return client.embeddings.create(input=MANY[:3], model=MODEL, encoding_format=encoding_format).data
+
+    def rows(items: Any, dtype: str) -> NDArray[Any]:
+        return np.stack([np.frombuffer(base64.b64decode(item.embedding), dtype) for item in items])
+
+    assert np.abs(rows(ask("float16"), "<f2") - exact).max() < 2**-12
+    int8 = ask("int8")
+    scales = np.array([item.scale for item in int8])[:, None]
+    np.testing.assert_allclose(scales[:, 0], np.abs(exact).max(axis=1) / 127, rtol=1e-5)
+    assert (np.abs(rows(int8, "i1") * scales - exact) <= 0.51 * scales).all()
+    bits = np.unpackbits(rows(ask("ubinary"), "u1"), axis=1)
+    assert ((bits == 1) == (exact > 0))[np.abs(exact) > 1e-5].all()
+
+
+def test_openai_truncation_is_in_a_header_and_in_the_answer(client: OpenAI, library: Embedder) -> None:
+    texts = ["short", "word " * 5000, "also short", "word " * 4200]
+    raw = client.embeddings.with_raw_response.create(input=texts, model=MODEL)
+    assert raw.headers["x-embedding-truncated"] == "2"
+    answer = raw.parse()
+    assert answer.model_extra == {"truncated": [1, 3]}
+    assert_equal([item.embedding for item in answer.data], library.embed_documents(texts, normalize=True))
+    whole = client.embeddings.with_raw_response.create(input="short", model=MODEL)
+    assert "x-embedding-truncated" not in whole.headers and whole.parse().model_extra == {}
+
+
+def test_openai_long_texts_are_refused_or_averaged(client: OpenAI, library: Embedder) -> None:
+    texts = ["short", "word " * 5000]
+    error = refusal(client, texts, extra_body={"long_texts": "error"})
+    assert (error.status_code, error.param) == (400, "input")
+    assert "`input[1]` has 5,003 tokens, more than the 4,096 of e5-mistral-tiny: shorten it" in error.message
+    error = refusal(client, texts[1], extra_body={"long_texts": "error"})
+    assert "`input` has 5,003 tokens" in error.message
+    raw = client.embeddings.with_raw_response.create(input=texts, model=MODEL, extra_body={"long_texts": "average"})
+    assert "x-embedding-truncated" not in raw.headers
+    received = [item.embedding for item in raw.parse().data]
+    assert_equal(received, library.embed_documents(texts, normalize=True, long_texts="average"))
+
+
 def test_openai_usage_counts_tokens(client: OpenAI, library: Embedder) -> None:
     usage = client.embeddings.create(input=MANY, model=MODEL).usage
     assert usage.prompt_tokens == usage.total_tokens == library.tokenize([], MANY, "").total
@@ -100,6 +142,8 @@ def test_openai_usage_counts_tokens(client: OpenAI, library: Embedder) -> None:
         (MODEL, {"input_type": "query", "task": TASK}, TASK),
         (MODEL, {"task": TASK}, TASK),
         (f"{MODEL}:query", {}, DEFAULT_TASK),
+        (f"{MODEL}-query", {}, DEFAULT_TASK),
+        (MODEL, {"input_type": "search_query"}, DEFAULT_TASK),
         (f"{MODEL}:query", {"task": TASK}, TASK),
         (f"{MODEL}:query:NQ", {}, tasks.instruction("NQ")),
     ],
@@ -111,7 +155,15 @@ def test_openai_query_by_field_or_model_suffix(
     assert_equal(received, library.embed_queries([QUERY, DOCUMENT], task=task, normalize=True))
 
 
-@pytest.mark.parametrize(("model", "extra"), [(MODEL, {"input_type": "document"}), (f"{MODEL}:document", {})])
+@pytest.mark.parametrize(
+    ("model", "extra"),
+    [
+        (MODEL, {"input_type": "document"}),
+        (MODEL, {"input_type": "passage"}),
+        (f"{MODEL}:document", {}),
+        (f"{MODEL}-passage", {}),
+    ],
+)
 def test_openai_document_by_field_or_model_suffix(
     client: OpenAI, library: Embedder, model: str, extra: dict[str, str]
 ) -> None:

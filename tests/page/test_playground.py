@@ -33,7 +33,7 @@ NASTY = 'it\'s "so" $HOME `x` \\n {a} ${b} <b>ü</b> 日本 🙂 \u202e\u2028\u2
 
 
 def filled(**fields: Any) -> Form:
-    return replace(Form("t", "", "", False, "float"), **fields)
+    return replace(Form("t", "", "", False, "float", "truncate"), **fields)
 
 
 def answered(sent: dict[str, Any], dimensions: int = 4, **more: Any) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def answered(sent: dict[str, Any], dimensions: int = 4, **more: Any) -> dict[str
 
 def test_defaults_and_help_come_from_predict() -> None:
     assert form.inputs().default["task"] == "Given a web search query, retrieve relevant passages that answer the query"
-    assert form.inputs().formats == ("float", "base64")
+    assert form.inputs().choices["long_texts"] == ["truncate", "error", "average"]
     assert "never with documents" in form.inputs().help["task"]
 
 
@@ -66,11 +66,8 @@ def test_one_text_is_sent_as_a_string_and_several_as_a_list() -> None:
     assert request(filled(queries="a\n\n  \n", documents="b")) == {"task": "t", "query": "a", "document": "b"}
     assert request(filled(queries="a\r\nb")) == {"task": "t", "queries": ["a", "b"]}
     assert request(filled(documents=' ["a\\nb", "c"] ')) == {"documents": ["a\nb", "c"]}
-    assert request(filled(documents="a", normalize=True, encoding_format="base64", task="")) == {
-        "document": "a",
-        "normalize": True,
-        "encoding_format": "base64",
-    }
+    options = {"normalize": True, "encoding_format": "base64", "long_texts": "average"}
+    assert request(filled(documents="a", task="", **options)) == {"document": "a", **options}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +116,7 @@ def test_examples_are_valid_requests_and_one_is_multilingual() -> None:
 SENT: list[dict[str, Any]] = [
     {"task": NASTY, "query": NASTY, "documents": [NASTY, "b"], "normalize": True},
     {"task": "", "queries": ["a", "b"]},
-    {"document": NASTY, "encoding_format": "base64"},
+    {"document": NASTY, "encoding_format": "base64", "long_texts": "average"},
 ]
 
 
@@ -216,6 +213,17 @@ def test_answers_are_parsed_in_both_formats(encoding_format: str) -> None:
     assert parsed.scores is not None
     assert parsed.scores.shape == (2, 1)
     assert parsed.warnings == ("1 of 3 texts were cut to 4096 tokens",)
+
+
+def test_smaller_vectors_are_shown_as_numbers() -> None:
+    def vectors(encoding_format: str, rows: list[bytes], scales: list[float] | None = None) -> Any:
+        output = {"embeddings_base64": [base64.b64encode(row).decode() for row in rows], "scales": scales}
+        sent = {"queries": ["a", "b"], "encoding_format": encoding_format}
+        return answer.parse(sent, {"output": output}).vectors.tolist()
+
+    assert vectors("int8", [b"\x7f\x81", b"\x00\x7f"], [0.5, 2]) == [[63.5, -63.5], [0, 254]]
+    assert vectors("ubinary", [b"\xa0", b"\x01"])[0] == [1, -1, 1, -1, -1, -1, -1, -1]
+    assert vectors("float16", [b"\x00\x3c\x00\xbc", b"\x00\x00\x00\x40"]) == [[1, -1], [0, 2]]
 
 
 @pytest.mark.parametrize(

@@ -327,6 +327,21 @@ def test_base64_answers_are_decoded(tab: Tab) -> None:
     assert [float(number) for number in numbers[:4]] == pytest.approx(expected[:4], abs=1e-4)
 
 
+def test_smaller_vectors_and_refused_long_texts(tab: Tab) -> None:
+    tab.fill(queries="one", documents="two")
+    tab.page.get_by_label("int8").check()
+    tab.page.get_by_label("error", exact=True).check()
+    wait_for_code(tab, '"long_texts": "error"')
+    tab.run()
+    tab.page.get_by_role("tab", name="Vectors").click()
+    numbers = tab.page.locator("#e5-vectors .e5-numbers").first.inner_text().split()
+    expected = asked(tab.url, query="one", document="two")["output"]["embeddings"][0]
+    step = max(map(abs, expected)) / 127
+    assert [float(number) for number in numbers[:4]] == pytest.approx(expected[:4], abs=step)
+    tab.fill(documents="word " * 5000)
+    assert "`document` has 5,003 tokens" in tab.run()
+
+
 def test_texts_are_never_html(tab: Tab) -> None:
     tab.fill(queries=f"{ATTACK}\nsecond", documents=f"{ATTACK}\nother", task=ATTACK)
     tab.run()
