@@ -200,9 +200,9 @@ def check_inputs(inputs: object, identity: Identity) -> Json:
     """Validate the inputs by the model's schema and drop those that are null and may be. Raises GatewayError 422."""
     if not isinstance(inputs, dict):
         raise _invalid("input", "must be an object")
-    properties, validator = _schema(identity)
+    properties, _ = _schema(identity)
     given = {k: v for k, v in inputs.items() if not (v is None and properties.get(k, {}).get("nullable"))}
-    if errors := _first_errors(given, properties, validator):
+    if errors := _first_errors(given, identity):
         raise GatewayError(422, "", invalid_fields=errors)
     return given
 
@@ -217,8 +217,9 @@ def _schema(identity: Identity) -> tuple[Json, jsonschema_rs.Validator]:
     return _schemas[identity.version]
 
 
-def _first_errors(inputs: Json, properties: Json, validator: jsonschema_rs.Validator) -> list[Json]:
+def _first_errors(inputs: Json, identity: Identity) -> list[Json]:
     """The first error of each input. (jsonschema_rs 0.60 takes half a minute for all errors of a long list.)"""
+    properties, validator = _schema(identity)
     errors: list[Json] = []
     for name, value in inputs.items():
         try:
@@ -229,6 +230,8 @@ def _first_errors(inputs: Json, properties: Json, validator: jsonschema_rs.Valid
             message = error.message if len(error.message) < MAX_QUOTE else f"violates `{keyword}` of the model's schema"
             if keyword == "additionalProperties":
                 message += f"; the inputs are {', '.join(properties)}"
+            elif keyword == "enum":  # the library's message ends with "or 4 other candidates"
+                message = f"choose one of {', '.join(identity.schema['components']['schemas'][name]['enum'])}"
             errors.append({"type": keyword, "field": f"input{path}", "description": message})
             if len(errors) == MAX_ERRORS:
                 break

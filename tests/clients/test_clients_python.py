@@ -224,7 +224,7 @@ def test_openai_wrong_key_is_an_authentication_error(client: OpenAI) -> None:
         stranger.models.list()
 
 
-@pytest.mark.parametrize("model", ["text-embedding-3-small", f"{MODEL}:passage", f"{MODEL}:query:NoSuchTask", ""])
+@pytest.mark.parametrize("model", ["text-embedding-3-small", f"{MODEL}:clustering", f"{MODEL}:query:NoSuchTask", ""])
 def test_openai_unknown_model_is_not_found(client: OpenAI, model: str) -> None:
     error = refusal(client, "a", model)
     assert isinstance(error, openai.NotFoundError)
@@ -414,7 +414,10 @@ def test_replicate_failed_prediction_is_a_model_error(replicate: Client, version
     [
         ({"query": 5}, '- input.query: 5 is not of type "string"\n'),
         ({"documents": ["a", None]}, '- input.documents[1]: null is not of type "string"\n'),
-        ({"encoding_format": "hex"}, '- input.encoding_format: "hex" is not one of "float" or "base64"\n'),
+        (
+            {"encoding_format": "hex"},
+            "- input.encoding_format: choose one of float, base64, float16, int8, ubinary, tokens\n",
+        ),
         ({"qurey": "a"}, "- input: Additional properties are not allowed ('qurey' was unexpected); the inputs are "),
     ],
 )
