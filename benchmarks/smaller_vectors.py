@@ -16,6 +16,7 @@ from typing import get_args
 
 import numpy as np
 
+import e5
 from benchmarks.quality import RETRIEVAL, RETRIEVAL_TASK, Candidate, read_candidates
 from benchmarks.report import median, table
 from e5 import tasks
@@ -80,7 +81,9 @@ def _size_rows() -> list[list[str]]:
 def json_bytes(dimensions: int) -> int:
     """The mean size of a unit vector in an answer with lists of numbers."""
     vectors = np.random.default_rng(0).standard_normal((20, dimensions), dtype=np.float32)
-    return round(len(json.dumps(serialize.json_numbers(_unit(vectors)).tolist(), separators=(",", ":"))) / len(vectors))
+    return round(
+        len(json.dumps(serialize.json_numbers(e5.normalize(vectors)).tolist(), separators=(",", ":"))) / len(vectors)
+    )
 
 
 def encoding_ratios(rounds: int) -> list[list[str]]:
@@ -110,9 +113,9 @@ def collect(candidates: Sequence[Candidate]) -> tuple[list[str], list[str], list
 
 def search(queries: Vectors, documents: Vectors) -> dict[str, Vectors]:
     """The scores [Q, N] of each way to search."""
-    scores = {name: _cosines(compress(queries), compress(documents)) for name, compress in COMPRESSIONS.items()}
+    scores = {name: e5.scores(compress(queries), compress(documents)) for name, compress in COMPRESSIONS.items()}
     scores["int8 without scales, dot product"] = queries @ to_int8(documents)[0].astype(np.float32).T
-    signs = _cosines(queries, COMPRESSIONS["ubinary"](documents))
+    signs = e5.scores(queries, COMPRESSIONS["ubinary"](documents))
     for name, second in (("query · signs", signs), ("int8", scores["int8"])):
         scores[f"ubinary, best {CANDIDATES} again by {name}"] = rescored(scores["ubinary"], second, CANDIDATES)
     return scores
@@ -134,16 +137,6 @@ def ndcg(scores: Vectors, answers: Sequence[set[int]], depth: int = 10) -> float
         hits = np.isin(np.argsort(-row, kind="stable")[:depth], list(relevant))
         values.append(discounts[: len(hits)][hits].sum() / discounts[: len(relevant)].sum())
     return 100 * float(np.mean(values))
-
-
-def _cosines(queries: Vectors, documents: Vectors) -> Vectors:
-    scores: Vectors = _unit(queries) @ _unit(documents).T
-    return scores
-
-
-def _unit(vectors: Vectors) -> Vectors:
-    unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ Only `tokenizer.json` is read, without transformers.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, chain, takewhile, tee
 from pathlib import Path
 
@@ -48,12 +49,12 @@ class Tokens:
     lengths: list[int]
     weights: list[list[int]] | None = None
 
-    @property
+    @cached_property
     def total(self) -> int:
         """Tokens that the model reads, special tokens included."""
         return sum(map(len, self.ids))
 
-    @property
+    @cached_property
     def truncated(self) -> list[int]:
         """Indices of the texts of which tokens were cut off."""
         if self.weights is not None:

@@ -115,6 +115,7 @@ def index(state: str) -> Json:
         "name": "e5-cog gateway",
         "target": state,
         "openai": "/v1/embeddings, /v1/models",
+        "cohere": "/v2/rerank, /v2/embed, /v1/rerank, /v1/embed, /rerank",
         "replicate": "/v1/predictions, /v1/models/{owner}/{name}",
         "text-embeddings-inference": "/embed, /similarity, /tokenize, /info",
         "cog": "/predictions, /health-check",

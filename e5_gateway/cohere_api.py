@@ -21,7 +21,7 @@ from starlette.responses import Response
 from e5.inputs import LongTexts
 from e5.vectors import Vectors, to_int8, to_ubinary
 from e5_gateway import embedding
-from e5_gateway.embedding import choice, given_fields, invalid, parse_kind, prediction_body, quoted
+from e5_gateway.embedding import check_dimensions, choice, given_fields, invalid, parse_kind, prediction_body, quoted
 from e5_gateway.errors import ErrorFormat, GatewayError, Json
 from e5_gateway.metrics import Metrics
 from e5_gateway.requests import read_json
@@ -186,9 +186,10 @@ def parse_rerank(body: Json, identity: Identity) -> tuple[bytes, RerankResponse]
     if not isinstance(return_documents, bool):
         raise invalid("`return_documents` must be a boolean", "return_documents")
     _check_max_tokens(body, "max_tokens_per_doc", identity)
-    if body.get("max_chunks_per_doc", 1) != 1:
+    chunks = body.get("max_chunks_per_doc", 1)
+    if type(chunks) is not int or chunks != 1:
         cure = "a document is read as one text, see `long_texts`: pass 1, or leave it out"
-        raise invalid(f"`max_chunks_per_doc` is {quoted(body['max_chunks_per_doc'])}; {cure}", "max_chunks_per_doc")
+        raise invalid(f"`max_chunks_per_doc` is {quoted(chunks)}; {cure}", "max_chunks_per_doc")
     content = prediction_body(
         query=body["query"],  # not in a list, so that errors call it `query`
         documents=texts,
@@ -218,10 +219,8 @@ def parse_embed(body: Json, identity: Identity, max_numbers: int, version: str) 
     types = _embedding_types(body) or (() if version == "1" else ("float",))
     truncate = TRUNCATE[choice(body, "truncate", TRUNCATE, "END")]
     _check_max_tokens(body, "max_tokens", identity)
-    dimensions = body.get("output_dimension", identity.dimensions)
-    if type(dimensions) is not int or dimensions != identity.dimensions:
-        cure = f"the vectors of {identity.model} have {identity.dimensions} and cannot be cut: leave it out"
-        raise invalid(f"`output_dimension` is {quoted(dimensions)}; {cure}", "output_dimension")
+    check_dimensions(body, "output_dimension", identity)
+    dimensions = identity.dimensions
     sizes = {"base64": 0, "binary": -(-dimensions // 8), "ubinary": -(-dimensions // 8)}
     numbers = len(texts) * sum(sizes.get(name, dimensions) for name in types or ("float",))
     if numbers > max_numbers:

@@ -3,7 +3,6 @@
 The server's own schema has the inputs and outputs of a prediction, and is merged in.
 """
 
-from functools import lru_cache
 from importlib import resources
 
 import orjson
@@ -17,24 +16,33 @@ from e5_gateway.target import Identity, Target
 
 def router(target: Target) -> APIRouter:
     routes = APIRouter()
+    rendered: tuple[Identity, bytes, str] | None = None
+
+    async def render() -> tuple[bytes, str]:
+        """The document as JSON and as a page, made once for each identity: strangers may ask for both."""
+        nonlocal rendered
+        identity = await target.require_identity()
+        if rendered is None or rendered[0] is not identity:
+            whole = document(identity)
+            rendered = identity, orjson.dumps(whole), page(whole)
+        return rendered[1:]
 
     @routes.get("/openapi.json")
     async def openapi() -> Response:
-        identity = await target.require_identity()
-        return Response(orjson.dumps(document(identity)), media_type="application/json")
+        content, _ = await render()
+        return Response(content, media_type="application/json")
 
     @routes.get("/docs")
     async def docs() -> Response:
-        identity = await target.require_identity()
-        headers = {"Content-Security-Policy": PAGE_POLICY}
-        return Response(page(document(identity)), media_type="text/html", headers=headers)
+        _, content = await render()
+        return Response(content, media_type="text/html", headers={"Content-Security-Policy": PAGE_POLICY})
 
     return routes
 
 
 def document(identity: Identity) -> Json:
     """The OpenAPI document, with the served model's name, dimensions and schema."""
-    text = _template()
+    text = resources.files("e5_gateway").joinpath("openapi.json").read_text("utf-8")
     for name, value in (("model", identity.model), ("version", identity.version)):
         text = text.replace(f"<{name}>", value)
     for name, number in (("dimensions", identity.dimensions), ("max_tokens", identity.max_tokens)):
@@ -44,8 +52,3 @@ def document(identity: Identity) -> Json:
     used = ("Input", "Output", *(name for name, schema in schemas.items() if "enum" in schema))
     whole["components"]["schemas"] |= {name: schemas[name] for name in used}
     return whole
-
-
-@lru_cache
-def _template() -> str:
-    return resources.files("e5_gateway").joinpath("openapi.json").read_text("utf-8")

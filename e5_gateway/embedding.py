@@ -102,10 +102,10 @@ def parse_kind(
 
 def given_fields(body: Json, fields: Collection[str], *required: str) -> Json:
     """The fields of a request that are not null. Raises GatewayError for an unknown one and for a missing one."""
-    body = {name: value for name, value in body.items() if value is not None}
     for name in body:
         if name not in fields:
             raise invalid(f"`{shorten(name)}` is not a field of this API: the fields are {', '.join(fields)}", name)
+    body = {name: value for name, value in body.items() if value is not None}
     for name in required:
         if name not in body:
             raise invalid(f"`{name}` is missing", name)
@@ -120,6 +120,14 @@ def choice(body: Json, name: str, choices: Collection[str], default: str) -> str
     if not isinstance(value, str) or value not in choices:
         raise invalid(f"`{name}` is {quoted(value)}: choose one of {', '.join(choices)}", name)
     return value
+
+
+def check_dimensions(body: Json, name: str, identity: Identity, status: int = 400) -> None:
+    """Refuse dimensions other than the model's. `name`: the field that asks for them. Raises GatewayError."""
+    dimensions = body.get(name, identity.dimensions)
+    if type(dimensions) is not int or dimensions != identity.dimensions:
+        cure = f"the vectors of {identity.model} have {identity.dimensions} and cannot be cut: leave it out"
+        raise GatewayError(status, f"`{name}` is {quoted(dimensions)}; {cure}", None, name)
 
 
 def invalid(message: str, param: str) -> GatewayError:

@@ -20,7 +20,15 @@ from starlette.responses import Response
 
 from e5.inputs import LongTexts
 from e5_gateway import embedding
-from e5_gateway.embedding import choice, given_fields, invalid, parse_kind, parse_model, prediction_body, quoted
+from e5_gateway.embedding import (
+    check_dimensions,
+    choice,
+    given_fields,
+    invalid,
+    parse_kind,
+    parse_model,
+    prediction_body,
+)
 from e5_gateway.errors import ErrorFormat, GatewayError, Json
 from e5_gateway.metrics import Metrics
 from e5_gateway.requests import read_json
@@ -142,10 +150,7 @@ def parse(body: Json, identity: Identity, max_numbers: int) -> EmbeddingsRequest
     if encoding == "float" and numbers > max_numbers:
         cause = f"the answer would have {numbers:,} numbers, more than {max_numbers:,}"
         raise invalid(f"{cause}: send fewer texts, or ask for `encoding_format` base64", "encoding_format")
-    dimensions = body.get("dimensions", identity.dimensions)
-    if type(dimensions) is not int or dimensions != identity.dimensions:
-        cure = f"the vectors of {identity.model} have {identity.dimensions} and cannot be cut: leave it out"
-        raise invalid(f"`dimensions` is {quoted(dimensions)}; {cure}", "dimensions")
+    check_dimensions(body, "dimensions", identity)
     return EmbeddingsRequest(
         texts,
         input_type == "query" or task is not None,

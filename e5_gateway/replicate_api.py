@@ -70,6 +70,8 @@ def router(target: Target, predictions: Predictions, settings: GatewaySettings) 
         for field in body:
             if field not in FIELDS:
                 raise _invalid(field, f"unknown field; the fields are {', '.join(FIELDS)}")
+        if not isinstance(body.get("stream"), bool | None):
+            raise _invalid("stream", "must be a boolean")
         if owner is None:
             owner, name = _owner_and_name(body.get("version"), identity)
         _check_model(owner, str(name), identity)

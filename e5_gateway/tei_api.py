@@ -176,10 +176,7 @@ def parse_embed(body: Json, identity: Identity, max_numbers: int) -> tuple[Answe
     numbers = len(texts) * identity.dimensions
     if numbers > max_numbers:
         raise _invalid(f"the answer would have {numbers:,} numbers, more than {max_numbers:,}: send fewer texts")
-    dimensions = body.get("dimensions", identity.dimensions)
-    if type(dimensions) is not int or dimensions != identity.dimensions:
-        cure = f"the vectors of {identity.model} have {identity.dimensions} and cannot be cut: leave it out"
-        raise _invalid(f"`dimensions` is {quoted(dimensions)}; {cure}")
+    embedding.check_dimensions(body, "dimensions", identity, 422)
     if body.get("encoding_format", "float") != "float":
         raise _invalid("`encoding_format` must be float: leave it out, or use /v1/embeddings")
     normalize = _typed(body, "normalize", True)

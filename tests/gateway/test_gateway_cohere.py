@@ -6,7 +6,7 @@ A vector of tests/rule_predictor.py is (characters, words, 0, 1); it reads eight
 import base64
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -70,6 +70,13 @@ def test_embed_is_one_prediction_of_queries_or_documents() -> None:
     assert embed_inputs(PREFIX, input_type="classification") == queries
 
 
+def assert_refused(parse: Callable[..., Json], fields: Json, param: str, words: str) -> None:
+    with pytest.raises(GatewayError) as refused:
+        parse(**fields)
+    assert (refused.value.status, refused.value.param) == (400, param)
+    assert words in refused.value.message
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
@@ -93,16 +100,14 @@ def test_embed_is_one_prediction_of_queries_or_documents() -> None:
         ({"model": f"{NAME}:document"}, "model", "must not have the suffix of a document"),
         ({"model": f"{NAME}:query:NQ", "task": "find"}, "task", "contradicts the suffix"),
         ({"task": 1}, "task", "must be a string"),
+        ({"max_chunks_per_doc": True}, "max_chunks_per_doc", "is True; a document is read as one text"),
         ({"long_texts": "cut"}, "long_texts", "choose one of truncate, error, average"),
         ({"input_type": "query"}, "input_type", "is not a field of this API"),
         ({"relevant_spans": {}}, "relevant_spans", "is not a field of this API"),
     ],
 )  # fmt: skip
 def test_invalid_rerank_names_field_and_cure(fields: Json, param: str, words: str) -> None:
-    with pytest.raises(GatewayError) as refused:
-        rerank_inputs(**fields)
-    assert (refused.value.status, refused.value.param) == (400, param)
-    assert words in refused.value.message
+    assert_refused(rerank_inputs, fields, param, words)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +132,7 @@ def test_invalid_rerank_names_field_and_cure(fields: Json, param: str, words: st
     ],
 )
 def test_invalid_embed_names_field_and_cure(fields: Json, param: str, words: str) -> None:
-    with pytest.raises(GatewayError) as refused:
-        embed_inputs(**fields)
-    assert (refused.value.status, refused.value.param) == (400, param)
-    assert words in refused.value.message
+    assert_refused(embed_inputs, fields, param, words)
 
 
 @pytest.mark.parametrize(

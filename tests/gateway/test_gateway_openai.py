@@ -111,6 +111,7 @@ def test_long_texts_and_small_formats_are_the_server_s() -> None:
         ({"model": f"{NAME}:document", "task": "find"}, "task", "goes with queries only"),
         ({"model": f"{NAME}:query", "input_type": "document"}, "input_type", "contradicts the suffix"),
         ({"model": f"{NAME}:query:NQ", "task": "find"}, "task", "contradicts the suffix"),
+        ({"prompt": None}, "prompt", "`prompt` is not a field of this API: the fields are input, model"),
         ({"prompt": "x"}, "prompt", "`prompt` is not a field of this API: the fields are input, model"),
         ({"input": ["text"] * 500_001}, "encoding_format", "2,000,004 numbers, more than 2,000,000"),
     ],

@@ -130,14 +130,20 @@ def narrowed(document: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-def with_nulls(schema: dict[str, Any]) -> dict[str, Any]:
+def with_nulls(schema: Any) -> Any:
     """The document, where a field that may be missing may be null, as its introduction says."""
-    for each in schema["components"]["schemas"].values():
-        if each.get("additionalProperties") is False:
-            for name, field in each["properties"].items():
-                if name not in each["required"]:
-                    each["properties"][name] = {"allOf": [field], "nullable": True}
-    return schema
+    if isinstance(schema, list):
+        return [with_nulls(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    copied = {name: with_nulls(value) for name, value in schema.items()}
+    if schema.get("additionalProperties") is False:
+        required = schema.get("required", ())
+        copied["properties"] = {
+            name: field if name in required else {"allOf": [field], "nullable": True}
+            for name, field in copied["properties"].items()
+        }
+    return copied
 
 
 @pytest.fixture(scope="module")
