@@ -445,7 +445,7 @@ def handler(body: dict[str, Any]) -> dict[str, Any]:
 def index_of_write(url: str) -> int:
     """The index of the handler that the page calls at each keystroke."""
     handlers = httpx.get(f"{url}/config").json()["dependencies"]
-    index: int = next(each["id"] for each in handlers if len(each["inputs"]) == 7 and len(each["outputs"]) == 6)
+    index: int = next(each["id"] for each in handlers if len(each["inputs"]) == 8 and len(each["outputs"]) == 6)
     return index
 
 
@@ -454,7 +454,7 @@ def test_file_references_in_place_of_texts_are_refused(
 ) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("a secret of this machine")
-    values = [None, "", "task", "query", "document", True, "float"]
+    values = [None, "", "task", "query", "document", True, "float", "truncate"]
     call = handler({"fn_index": index_of_write(keyed_url), "data": values})
     assert "query" in httpx.post(f"{keyed_url}/gradio_api/run/x", json=call).text  # it is the right handler
     for path in (str(secret), "/proc/self/environ", "http://127.0.0.1:1/x"):
@@ -475,7 +475,7 @@ def test_file_references_in_place_of_texts_are_refused(
 
 def test_what_gradio_would_keep_or_log_is_short(keyed_url: str) -> None:
     """Gradio keeps session hashes in memory, and logs a preset that is none of the choices, without the key."""
-    values = [None, "", "task", "query", "document", True, "float"]
+    values = [None, "", "task", "query", "document", True, "float", "truncate"]
     call = handler({"fn_index": index_of_write(keyed_url), "data": values})
     long = "x" * 10_000
     for wrong in (
@@ -489,7 +489,8 @@ def test_what_gradio_would_keep_or_log_is_short(keyed_url: str) -> None:
         {"event_data": {"path": "x"}},
         {"more": 1},
         {"data": [None, long, *values[2:]]},
-        {"data": [*values[:6], long]},
+        {"data": [*values[:6], long, values[7]]},
+        {"data": [*values[:7], long]},
     ):
         answer = httpx.post(f"{keyed_url}/gradio_api/run/x", json=call | wrong)
         assert (answer.status_code, wrong.keys()) == (422, wrong.keys())
