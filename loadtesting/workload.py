@@ -17,11 +17,12 @@ PREDICTIONS_PER_TEXT = 3
 """Texts repeat, so that equal ones meet in the queue."""
 
 Kind = Literal["valid", "invalid", "cancel", "hang up", "twice"]
+TOO_LONG: Json = {"document": "x" * 1_000_001}
 INVALID: tuple[tuple[Json, int, str], ...] = (
     ({}, 200, "there is no text"),
     ({"query": " "}, 200, "`query` is only white space"),
     ({"documents": ["fine", ""]}, 200, "`documents[1]` is empty"),
-    ({"document": "x" * 1_000_001}, 200, "more than the 1,000,000 of E5_MAX_CHARACTERS"),
+    (TOO_LONG, 200, "more than the 1,000,000 of E5_MAX_CHARACTERS"),
     ({"query": 5}, 422, 'not of type \\"string\\"'),
     ({"query": "a", "encoding_format": "hex"}, 422, "is not one of"),
 )
