@@ -1,4 +1,4 @@
-"""The ASGI application: one target, one queue and one store behind the routes of all APIs."""
+"""The ASGI application: the targets, one queue and one store behind the routes of all APIs."""
 
 import sys
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ from e5_gateway.predictions import Predictions
 from e5_gateway.requests import BodyBudget
 from e5_gateway.settings import GatewaySettings
 from e5_gateway.store import Prediction, Store
-from e5_gateway.target import Target
+from e5_gateway.targets import Targets
 from e5_gateway.webhooks import Webhooks
 
 ERROR_FORMATS = (openai_api.ERRORS, cohere_api.ERRORS, replicate_api.ERRORS, tei_api.ERRORS, cog_api.ERRORS)
@@ -29,22 +29,22 @@ ERROR_FORMATS = (openai_api.ERRORS, cohere_api.ERRORS, replicate_api.ERRORS, tei
 
 
 def create(settings: GatewaySettings, *, page: bool = False) -> FastAPI:
-    """Create the application, which connects to the target at startup. `page`: the caller mounts a page at `/`."""
+    """Create the application, which connects to the targets at startup. `page`: the caller mounts a page at `/`."""
     metrics = Metrics()
-    target = Target(settings)
+    targets = Targets(settings)
     store = Store(settings.database)
-    destinations = Destinations(settings.target, settings.webhooks_to)
+    destinations = Destinations(lambda: targets.urls, settings.webhooks_to)
 
     def webhook_body(prediction: Prediction) -> bytes:
         return replicate_api.render(prediction, settings.public_url or prediction.base)
 
     webhooks = Webhooks(store, metrics, destinations, webhook_body)
-    predictions = Predictions(target, store, webhooks, metrics, settings)
+    predictions = Predictions(targets, store, webhooks, metrics, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
-            async with store, target, webhooks, predictions:
+            async with store, targets, webhooks, predictions:
                 yield
         except SettingsError as error:
             print(f"gateway: {error}", file=sys.stderr, flush=True)
@@ -54,27 +54,25 @@ def create(settings: GatewaySettings, *, page: bool = False) -> FastAPI:
     app = FastAPI(title="e5-cog gateway", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.include_router(
         openai_api.router(
-            target, settings, metrics, lambda identity: replicate_api.model_list(identity, predictions.ended)
+            targets, settings, metrics, lambda identity: replicate_api.model_list(identity, predictions.ended)
         )
     )
-    app.include_router(cohere_api.router(target, settings, metrics))
-    app.include_router(replicate_api.router(target, predictions, settings))
-    app.include_router(tei_api.router(target, settings, metrics))
-    app.include_router(cog_api.router(target, settings))
-    app.include_router(documentation.router(target))
+    app.include_router(cohere_api.router(targets, settings, metrics))
+    app.include_router(replicate_api.router(targets, predictions, settings))
+    app.include_router(tei_api.router(targets, settings, metrics))
+    app.include_router(cog_api.router(targets, settings))
+    app.include_router(documentation.router(targets))
 
     @app.api_route("/metrics", methods=["GET", "HEAD"])
     async def render_metrics() -> Response:
-        metrics.waiting.set(target.queue.waiting)
-        metrics.running.set(target.queue.running)
-        metrics.ready.set(target.ready)
-        return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        metrics.waiting.set(targets.queue.waiting)
+        return Response(metrics.render(targets), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     if not page:
 
         @app.get("/")
         async def index() -> Response:
-            return Response(orjson.dumps(cog_api.index(target.state)), media_type="application/json")
+            return Response(orjson.dumps(cog_api.index(targets.state)), media_type="application/json")
 
     @app.exception_handler(GatewayError)
     async def gateway_error(request: Request, error: Exception) -> Response:
@@ -94,7 +92,7 @@ def create(settings: GatewaySettings, *, page: bool = False) -> FastAPI:
     async def disconnected(_: Request, __: Exception) -> Response:
         return Response(status_code=499)  # for the log; the client has gone
 
-    app.state.metrics = metrics
+    app.state.metrics, app.state.targets = metrics, targets
     page_requests = app.state.page_requests = PageRequests()
     app.add_middleware(
         Middleware,

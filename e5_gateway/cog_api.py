@@ -17,17 +17,28 @@ from e5_gateway.errors import MAX_MESSAGE, ErrorFormat, GatewayError, Json, shor
 from e5_gateway.queue import Ticket
 from e5_gateway.requests import cancel_on_disconnect, read_json
 from e5_gateway.settings import GatewaySettings
-from e5_gateway.target import HEALTH_SECONDS, OWN_ID, Target, TargetResponse, new_id
+from e5_gateway.target import OWN_ID, Target, TargetResponse, new_id
+from e5_gateway.targets import Targets
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 WEBHOOK = "`webhook` goes with POST /v1/predictions: on this path the server itself would send it, to any address"
+PASS_SECONDS = 10.0
+"""Time limit of a request that is passed on without the queue."""
 MAX_ERRORS = 20
 """Entries of the server's `detail` that are passed on."""
 
 
-def router(target: Target, settings: GatewaySettings) -> APIRouter:
+class BadResponse(GatewayError):
+    """A server answered 5xx."""
+
+    def __init__(self, response: TargetResponse) -> None:
+        super().__init__(502, f"the server answered HTTP {response.status}", "bad_gateway")
+        self.response = response
+
+
+def router(targets: Targets, settings: GatewaySettings) -> APIRouter:
     routes = APIRouter()
-    tickets: dict[str, Ticket] = {}  # by prediction id, to cancel predictions that wait here
+    tickets: dict[str, Ticket[Target]] = {}  # by prediction id
 
     async def predict(request: Request, prediction_id: str | None, method: str) -> Response:
         body = await read_json(request, settings.max_body_bytes)
@@ -38,14 +49,23 @@ def router(target: Target, settings: GatewaySettings) -> APIRouter:
         headers = {"prefer": request.headers["prefer"]} if "prefer" in request.headers else {}
         content = orjson.dumps(body | ({"id": name} if method == "POST" or "id" in body else {}))
         del body  # free the parsed texts while it waits: as Python objects they take ten times their bytes
-        await target.require_ready()
-        ticket = target.queue.enter(len(content))
-        tickets.setdefault(name, ticket)
+        await targets.require_ready()
+        ticket = targets.queue.enter(len(content))
+        first = tickets.setdefault(name, ticket)
+
+        async def compute(target: Target) -> TargetResponse:
+            # The same PUT again is answered by the server that runs it, with its state.
+            server = target if first is ticket else await asyncio.shield(first.turn)
+            response = await server.compute(content, method, path, **headers)
+            if response.status >= 500:
+                raise BadResponse(response)
+            return response
 
         async def work() -> TargetResponse:
             try:
-                async with ticket:
-                    return await target.compute(content, method, path, **headers)
+                return await targets.run(ticket, compute)
+            except BadResponse as error:
+                return error.response
             except asyncio.CancelledError:
                 if (task := asyncio.current_task()) and task.cancelling():
                     raise  # the client has disconnected
@@ -69,31 +89,50 @@ def router(target: Target, settings: GatewaySettings) -> APIRouter:
 
     @routes.post("/predictions/{prediction_id}/cancel")
     async def cancel(prediction_id: str) -> Response:
-        ticket = tickets.get(_check_id(prediction_id))
-        if ticket is not None and ticket.turn.cancel():  # False: its turn has come, so the server knows it
+        ticket, path = tickets.get(_check_id(prediction_id)), f"/predictions/{prediction_id}/cancel"
+        if ticket is not None and ticket.turn.cancel():
             return _json(b"{}")
-        return await pass_through("POST", f"/predictions/{prediction_id}/cancel")
+        if ticket is not None and ticket.server is not None:
+            return await pass_through(ticket.server, "POST", path)
+        # It may run without a request that waits for it (respond-async).
+        for target in [target for target in targets if target.ready] or targets:
+            response = await pass_through(target, "POST", path)
+            if response.status_code != 404:
+                break
+        return response
 
     @routes.api_route("/health-check", methods=["GET", "HEAD"])
     async def health(request: Request) -> Response:
-        """The server's own answer for clients with the key. Others get the last known state."""
-        if request.state.has_key:
-            return await pass_through("GET", "/health-check")
-        status = 200 if target.ready or target.state == "STARTING" else 503
-        return _json(orjson.dumps({"status": target.state}), status)
+        """For clients with the key: the server's own answer, or of several servers the states. Others get one state."""
+        status = 200 if targets.ready or targets.state == "STARTING" else 503
+        if not request.state.has_key:
+            return _json(orjson.dumps({"status": targets.state}), status)
+        first, *others = targets
+        if not others:
+            return await pass_through(first, "GET", "/health-check")
+        servers = [
+            {
+                "url": target.url,
+                "status": target.state,
+                "running": target.running,
+                **({"difference": target.difference} if target.difference else {}),
+            }
+            for target in targets
+        ]
+        return _json(orjson.dumps({"status": targets.state, "targets": servers}), status)
 
     @routes.post("/shutdown")
     async def shutdown() -> Response:
         raise GatewayError(403, "the gateway does not end the server: send this to the server itself")
 
-    async def pass_through(method: str, path: str) -> Response:
+    async def pass_through(target: Target, method: str, path: str) -> Response:
         try:
-            async with asyncio.timeout(HEALTH_SECONDS):
+            async with asyncio.timeout(PASS_SECONDS):
                 response = await target.send(method, path)
         except (aiohttp.ClientError, OSError, TimeoutError):
             await target.refresh(force=True)
             if target.ready:
-                raise GatewayError(504, f"the server has not answered for {HEALTH_SECONDS:.0f} s") from None
+                raise GatewayError(504, f"the server has not answered for {PASS_SECONDS:.0f} s") from None
             raise target.unavailable() from None
         return _json(response.content, response.status)
 

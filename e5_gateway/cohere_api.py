@@ -26,7 +26,8 @@ from e5_gateway.errors import ErrorFormat, GatewayError, Json
 from e5_gateway.metrics import Metrics
 from e5_gateway.requests import read_json
 from e5_gateway.settings import GatewaySettings
-from e5_gateway.target import Identity, Target
+from e5_gateway.target import Identity
+from e5_gateway.targets import Targets
 
 RERANK_FIELDS = (
     "model",
@@ -122,7 +123,7 @@ class EmbedResponse:
         return body | ({"truncated": cut} if cut else {})
 
 
-def router(target: Target, settings: GatewaySettings, metrics: Metrics) -> APIRouter:
+def router(targets: Targets, settings: GatewaySettings, metrics: Metrics) -> APIRouter:
     routes = APIRouter()
 
     @routes.post("/rerank")
@@ -143,11 +144,11 @@ def router(target: Target, settings: GatewaySettings, metrics: Metrics) -> APIRo
         request: Request, texts: str, parse: Callable[[Json, Identity], tuple[bytes, RerankResponse | EmbedResponse]]
     ) -> Response:
         """`texts`: the field that has them, for errors."""
-        identity = await target.require_identity()
+        identity = await targets.require_identity()
         # No variable keeps the parsed body while the request waits: its texts take ten times their bytes.
         content, response = parse(await read_json(request, settings.max_body_bytes), identity)
         try:
-            prediction = await embedding.run(request, target, metrics, "cohere", identity.model, content)
+            prediction = await embedding.run(request, targets, metrics, "cohere", identity.model, content)
         except GatewayError as error:
             raise embedding.rename_texts(error, texts) from None
         body = orjson.dumps(response.render(prediction, _version(request)), option=orjson.OPT_SERIALIZE_NUMPY)

@@ -82,15 +82,13 @@ def literal(host: str) -> Address | None:
 class Destinations:
     """Decides about each address at the moment of connecting to it, so it does not matter what DNS answered before.
 
-    `target`: the Cog server's URL. No webhook reaches its address, and none reaches its port on any inner address.
+    `targets`: returns the Cog servers' URLs. No webhook reaches their addresses, or their ports on any inner address.
     """
 
-    def __init__(self, target: str, inner: Inner) -> None:
-        parts = urlsplit(target)
+    def __init__(self, targets: Callable[[], Iterable[str]], inner: Inner) -> None:
         self.inner = inner
-        self._target_host = str(parts.hostname)
-        self._target_port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._target_addresses: set[Address] = set()
+        self._targets = targets
+        self._addresses: dict[tuple[str, int], set[Address]] = {}  # of targets, by host and port
 
     def problem(self, url: str) -> str | None:
         """Why a URL is refused without asking DNS; None if its host may be allowed."""
@@ -118,12 +116,16 @@ class Destinations:
         async with session(self._connect) as public, session(self._connect_inner_host) as inner_hosts:
             yield lambda url: inner_hosts if urlsplit(url).hostname in self.inner.hosts else public
 
-    async def resolve_target(self) -> None:
-        """Look up the target's addresses. To be called before each delivery."""
-        loop = asyncio.get_running_loop()
+    async def resolve_targets(self) -> None:
+        """Look up the targets' addresses. To be called before each delivery."""
+        names = {_host_and_port(url) for url in self._targets()}
+        self._addresses = {name: self._addresses.get(name, set()) for name in names}
+        await asyncio.gather(*map(self._resolve, names))
+
+    async def _resolve(self, name: tuple[str, int]) -> None:
         with contextlib.suppress(OSError):  # then the last addresses count
-            found = await loop.getaddrinfo(self._target_host, self._target_port, type=socket.SOCK_STREAM)
-            self._target_addresses = {ipaddress.ip_address(address[0]) for *_, address in found}
+            found = await asyncio.get_running_loop().getaddrinfo(*name, type=socket.SOCK_STREAM)
+            self._addresses[name] = {ipaddress.ip_address(address[0]) for *_, address in found}
 
     def _connect(self, info: AddressInfo) -> socket.socket:
         address = ipaddress.ip_address(info[4][0])
@@ -132,13 +134,19 @@ class Destinations:
         return self._connect_inner_host(info)
 
     def _connect_inner_host(self, info: AddressInfo) -> socket.socket:
-        """The socket for a connection to an address of any kind, but not to the Cog server."""
+        """The socket for a connection to an address of any kind, but not to a Cog server."""
         family, kind, protocol, _, (host, port, *_) = info
         address = ipaddress.ip_address(host)
-        if port == self._target_port and (address in self._target_addresses or not is_public(address)):
-            raise Refused(errno.EACCES, f"{address}:{port} is the Cog server, or has its port")
+        for (_, target_port), addresses in self._addresses.items():
+            if port == target_port and (address in addresses or not is_public(address)):
+                raise Refused(errno.EACCES, f"{address}:{port} is a Cog server, or has its port")
         return socket.socket(family, kind, protocol)
 
     def _is_allowed(self, address: Address) -> bool:
         plain = getattr(address, "ipv4_mapped", None) or address
         return is_public(address) or any(plain in network for network in self.inner.networks)
+
+
+def _host_and_port(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)

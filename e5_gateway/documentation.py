@@ -11,17 +11,18 @@ from starlette.responses import Response
 
 from e5_gateway.docs_page import PAGE_POLICY, page
 from e5_gateway.errors import Json
-from e5_gateway.target import Identity, Target
+from e5_gateway.target import Identity
+from e5_gateway.targets import Targets
 
 
-def router(target: Target) -> APIRouter:
+def router(targets: Targets) -> APIRouter:
     routes = APIRouter()
     rendered: tuple[Identity, bytes, str] | None = None
 
     async def render() -> tuple[bytes, str]:
         """The document as JSON and as a page, made once for each identity: strangers may ask for both."""
         nonlocal rendered
-        identity = await target.require_identity()
+        identity = await targets.require_identity()
         if rendered is None or rendered[0] is not identity:
             whole = document(identity)
             rendered = identity, orjson.dumps(whole), page(whole)

@@ -14,7 +14,8 @@ from e5.vectors import Vectors
 from e5_gateway.errors import GatewayError, Json, prediction_error, shorten
 from e5_gateway.metrics import Metrics
 from e5_gateway.requests import cancel_on_disconnect
-from e5_gateway.target import Identity, Target, new_id
+from e5_gateway.target import Identity, new_id
+from e5_gateway.targets import Targets
 
 INPUT_TYPES = {
     "query": "query",
@@ -37,12 +38,12 @@ def prediction_body(**inputs: object) -> bytes:
     return orjson.dumps({"id": new_id(), "input": given})
 
 
-async def run(request: Request, target: Target, metrics: Metrics, api: str, model: str, body: bytes) -> Json:
+async def run(request: Request, targets: Targets, metrics: Metrics, api: str, model: str, body: bytes) -> Json:
     """Run a prediction and return it; it is cancelled if the client disconnects. `api`: the label of the metrics.
 
     Raises GatewayError, also if the prediction failed.
     """
-    prediction = await cancel_on_disconnect(request, target.predict(body, model))
+    prediction = await cancel_on_disconnect(request, targets.predict(body, model))
     if prediction["status"] != "succeeded":
         raise prediction_error(prediction)
     metrics.count_embedded(api, prediction["metrics"])

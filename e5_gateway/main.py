@@ -1,4 +1,4 @@
-"""The gateway as a program: options, its own Cog server, and shutdown by signals."""
+"""The gateway as a program: options, its own Cog servers, and shutdown by signals."""
 
 import argparse
 import contextlib
@@ -6,10 +6,9 @@ import functools
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 try:
@@ -24,12 +23,12 @@ from e5.errors import SettingsError
 from e5.settings import Settings
 from e5_cog.repository import IS_CLONE, ROOT
 from e5_cog.serve import StartError, listening_host
-from e5_cog.server import free_port, stop
 from e5_gateway import app
 from e5_gateway.connection import Connection, Connections, max_connections
 from e5_gateway.destinations import Inner
+from e5_gateway.fleet import Fleet, copies, on_gpus
 from e5_gateway.logs import log_to_stderr
-from e5_gateway.settings import KEY_VARIABLE, GatewaySettings
+from e5_gateway.settings import KEY_VARIABLE, GatewaySettings, read_targets
 
 DATABASE = (ROOT if IS_CLONE else Path()) / ".gateway" / "predictions.sqlite3"
 MAX_ANSWER_NUMBERS = "E5_MAX_ANSWER_NUMBERS"
@@ -45,25 +44,31 @@ def main(
     parser = argument_parser(program)
     arguments = parser.parse_args(argv)
     try:
-        settings = read_settings(arguments, free_port())
+        fleet = own_servers(arguments)
+        settings = read_settings(arguments, fleet)
         listening_host(settings.host, settings.port)
-        if arguments.target is None:
-            if not IS_CLONE:
-                raise SettingsError("--target is missing: only a clone of the repository can start a Cog server")
-            Settings.from_environment()  # the Cog server would refuse wrong settings too, but not in one line
     except (SettingsError, StartError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     log_to_stderr(arguments.log_level)
     application = app.create(settings, page=add_page is not None)
     if add_page is not None:
         add_page(application, settings)
-    return serve(application, settings, arguments.grace, own_server=arguments.target is None)
+    return serve(application, settings, arguments.grace, fleet)
 
 
 def argument_parser(program: str | None) -> argparse.ArgumentParser:
     description = "OpenAI's, Cohere's, text-embeddings-inference's and Replicate's APIs for a Cog server of this model."
     parser = argparse.ArgumentParser(prog=program, description=description)
-    parser.add_argument("--target", help="address of a running Cog server (default: start one, configured by E5_*)")
+    servers = parser.add_mutually_exclusive_group()
+    servers.add_argument(
+        "--target",
+        action="append",
+        metavar="URL",
+        help="address of a running Cog server; may be repeated (default: start one, configured by E5_*)",
+    )
+    servers.add_argument("--targets", type=Path, metavar="FILE", help="file with a URL a line, read again on SIGHUP")
+    servers.add_argument("--gpus", metavar="all|0,1,…", help="start a Cog server on each of these GPUs")
+    servers.add_argument("--copies", type=int, metavar="N", help="start N Cog servers that share the machine's cores")
     parser.add_argument("--host", default=GatewaySettings.host, help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=GatewaySettings.port, help="port (default: %(default)s)")
     parser.add_argument("--model", help="the model's name, if the server does not report it")
@@ -71,7 +76,7 @@ def argument_parser(program: str | None) -> argparse.ArgumentParser:
         "--concurrency",
         type=int,
         default=GatewaySettings.concurrency,
-        help="predictions sent to the server at a time (default: %(default)s)",
+        help="predictions sent to each server at a time (default: %(default)s)",
     )
     parser.add_argument("--queue", type=int, default=GatewaySettings.max_waiting, help="further requests that may wait")
     parser.add_argument("--grace", type=int, default=20, help="seconds that requests have to finish after SIGTERM")
@@ -88,12 +93,24 @@ def argument_parser(program: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def read_settings(arguments: argparse.Namespace, port: int) -> GatewaySettings:
-    """Settings from the options and the environment. `port`: of a Cog server started here. Raises SettingsError."""
+def own_servers(arguments: argparse.Namespace) -> Fleet | None:
+    """The Cog servers that the gateway starts itself; None if the options name running ones. Raises SettingsError."""
+    if arguments.target or arguments.targets is not None:
+        return None
+    if not IS_CLONE:
+        raise SettingsError("--target is missing: only a clone of the repository can start a Cog server")
+    Settings.from_environment()  # the Cog server would refuse wrong settings too, but not in one line
+    return Fleet(on_gpus(arguments.gpus) if arguments.gpus is not None else copies(arguments.copies or 1))
+
+
+def read_settings(arguments: argparse.Namespace, fleet: Fleet | None) -> GatewaySettings:
+    """Settings from the options and the environment. `fleet`: the Cog servers started here. Raises SettingsError."""
+    targets = fleet.urls if fleet else arguments.target or read_targets(arguments.targets)
     # The other E5_* variables configure a Cog server, which may run elsewhere.
     limits = Settings.from_environment({MAX_ANSWER_NUMBERS: os.environ.get(MAX_ANSWER_NUMBERS, "")}).limits
     return GatewaySettings(
-        target=arguments.target or f"http://127.0.0.1:{port}",
+        targets=tuple(targets),
+        targets_file=arguments.targets,
         database=arguments.database,
         host=arguments.host,
         port=arguments.port,
@@ -107,21 +124,21 @@ def read_settings(arguments: argparse.Namespace, port: int) -> GatewaySettings:
     )
 
 
-def serve(application: FastAPI, settings: GatewaySettings, grace: int, *, own_server: bool) -> int:
+def serve(application: FastAPI, settings: GatewaySettings, grace: int, fleet: Fleet | None) -> int:
     """Listen until SIGTERM or SIGINT and return the exit status. `grace`: seconds that requests have to finish."""
     server = listener(application, settings, grace)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
-    if not own_server:
+    if fleet is None:
         return run(server, settings)
-    with cog_server(settings) as process:
-        # If its own Cog server exits, the gateway exits too.
-        def watch() -> None:
-            process.wait()
-            server.should_exit = True
+    wrong_start = threading.Event()
 
-        threading.Thread(target=watch, daemon=True).start()
-        return run(server, settings) or (1 if process.poll() else 0)
+    def give_up() -> None:
+        wrong_start.set()
+        server.should_exit = True
+
+    with fleet.running(application.state.targets.state_of, give_up):
+        return run(server, settings) or int(wrong_start.is_set())
 
 
 def listener(application: FastAPI, settings: GatewaySettings, grace: int) -> "Server":
@@ -184,22 +201,10 @@ def _exit(*_: object) -> None:
 def run(server: uvicorn.Server, settings: GatewaySettings) -> int:
     """Listen and return the exit status."""
     access = f"with {KEY_VARIABLE}" if settings.api_key else "this machine only"
-    print(f"e5-cog gateway on http://{settings.host}:{settings.port} ({access}) → {settings.target}", file=sys.stderr)
+    print(
+        f"e5-cog gateway on http://{settings.host}:{settings.port} ({access}) → {', '.join(settings.targets)}",
+        file=sys.stderr,
+    )
     with contextlib.suppress(SystemExit):  # uvicorn's own status differs between releases
         server.run()
     return 0 if server.started else 2
-
-
-@contextlib.contextmanager
-def cog_server(settings: GatewaySettings) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start the repository's Cog server at the target's address; SIGTERM at the end."""
-    port = settings.target.rpartition(":")[2]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / "serve.py"), "--port", port],
-        env={name: value for name, value in os.environ.items() if name != KEY_VARIABLE},
-        start_new_session=True,  # Ctrl+C must not reach it: the gateway lets requests finish first
-    )
-    try:
-        yield process
-    finally:
-        stop(process)

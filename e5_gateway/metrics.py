@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from e5_gateway.targets import Targets
+
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 
 
@@ -24,8 +26,15 @@ class Metrics:
         self.webhooks = self._counter("webhooks", "Webhook deliveries tried", "outcome")
         self.cut_off = self._counter("connections_cut_off", "Connections that the gateway ended, by reason", "reason")
         self.waiting = self._gauge("queue_waiting", "Requests that wait for their turn")
-        self.running = self._gauge("queue_running", "Requests that the target computes")
-        self.ready = self._gauge("target_ready", "1 when the target can compute, else 0")
+        self.running = self._gauge("queue_running", "Requests that a target computes", "target")
+        self.bytes = self._gauge("queue_running_bytes", "Bytes of the requests that a target computes", "target")
+        self.ready = self._gauge("target_ready", "1 when a target can compute, else 0", "target")
+        self.different = self._gauge(
+            "target_different",
+            "1 for a target that differs from the others and gets no requests",
+            "target",
+            "difference",
+        )
 
     def count_embedded(self, api: str, prediction_metrics: dict[str, object]) -> None:
         """Add a prediction's own `texts` and `input_tokens`."""
@@ -37,11 +46,19 @@ class Metrics:
     def count_cut_off(self, reason: str) -> None:
         self.cut_off.labels(reason).inc()
 
-    def render(self) -> bytes:
+    def render(self, targets: Targets) -> bytes:
+        for gauge in (self.running, self.bytes, self.ready, self.different):
+            gauge.clear()  # of targets that have left
+        for target in targets:
+            self.running.labels(target.url).set(target.running)
+            self.bytes.labels(target.url).set(target.bytes)
+            self.ready.labels(target.url).set(target.ready)
+            if target.difference:
+                self.different.labels(target.url, target.difference).set(1)
         return generate_latest(self.registry)
 
     def _counter(self, name: str, description: str, *labels: str) -> Counter:
         return Counter(f"e5_gateway_{name}", description, labels, registry=self.registry)
 
-    def _gauge(self, name: str, description: str) -> Gauge:
-        return Gauge(f"e5_gateway_{name}", description, registry=self.registry)
+    def _gauge(self, name: str, description: str, *labels: str) -> Gauge:
+        return Gauge(f"e5_gateway_{name}", description, labels, registry=self.registry)

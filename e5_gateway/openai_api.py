@@ -33,7 +33,8 @@ from e5_gateway.errors import ErrorFormat, GatewayError, Json
 from e5_gateway.metrics import Metrics
 from e5_gateway.requests import read_json
 from e5_gateway.settings import GatewaySettings
-from e5_gateway.target import Identity, Target
+from e5_gateway.target import Identity
+from e5_gateway.targets import Targets
 
 FIELDS = (
     "input",
@@ -86,17 +87,17 @@ class EmbeddingsRequest:
 
 
 def router(
-    target: Target, settings: GatewaySettings, metrics: Metrics, replicate_list: Callable[[Identity], Json]
+    targets: Targets, settings: GatewaySettings, metrics: Metrics, replicate_list: Callable[[Identity], Json]
 ) -> APIRouter:
     """`replicate_list`: Replicate's fields of GET /v1/models, a path that both APIs have."""
     routes = APIRouter()
 
     @routes.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
-        identity = await target.require_identity()
+        identity = await targets.require_identity()
         response_format, content = await read(request, identity)
         try:
-            prediction = await embedding.run(request, target, metrics, "openai", identity.model, content)
+            prediction = await embedding.run(request, targets, metrics, "openai", identity.model, content)
         except GatewayError as error:
             raise embedding.rename_texts(error, "input", single=response_format.single) from None
         headers = embedding.truncation(prediction)[1]
@@ -111,12 +112,12 @@ def router(
     @routes.get("/v1/models")
     async def models() -> Response:
         """OpenAI's list in `data`, Replicate's page in `results`."""
-        identity = await target.require_identity()
+        identity = await targets.require_identity()
         return _json({"object": "list", "data": [describe(identity)]} | replicate_list(identity))
 
     @routes.get("/v1/models/{name}")
     async def model(name: str) -> Response:
-        identity = await target.require_identity()
+        identity = await targets.require_identity()
         parse_model(name, identity)
         return _json(describe(identity) | {"id": name})
 

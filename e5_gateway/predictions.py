@@ -3,8 +3,8 @@
 A prediction that reaches its deadline is canceled if it is running, and aborted if it waits in the queue or for the
 target. A user's cancel is always canceled. (https://replicate.com/docs/topics/predictions/lifecycle)
 
-An accepted prediction is on disk. It runs even if its client leaves, if the target goes away (it waits until the target
-is back) or if this process ends (it continues at the next start).
+An accepted prediction is on disk. It runs even if its client leaves, if a target goes away (it runs on another one, or
+waits until one is back) or if this process ends (it continues at the next start).
 """
 
 import asyncio
@@ -27,10 +27,9 @@ from e5_gateway.queue import Ticket
 from e5_gateway.settings import GatewaySettings
 from e5_gateway.store import Prediction, PredictionSummary, Store
 from e5_gateway.target import Target, new_id
+from e5_gateway.targets import MAX_ATTEMPTS, Targets
 from e5_gateway.webhooks import END, START, Webhook, Webhooks
 
-MAX_ATTEMPTS = 3
-"""Attempts during which the target goes away; the prediction itself may be the cause."""
 PAUSES = (0.5, 1.0, 4.0, 10.0)
 """Seconds between attempts; the last one repeats."""
 PRUNE_SECONDS, STORE_SECONDS = 10.0, 2.0
@@ -55,9 +54,9 @@ class Predictions:
     """`async with Predictions(…)`: continues unfinished predictions of an earlier process and deletes old ones."""
 
     def __init__(
-        self, target: Target, store: Store, webhooks: Webhooks, metrics: Metrics, settings: GatewaySettings
+        self, targets: Targets, store: Store, webhooks: Webhooks, metrics: Metrics, settings: GatewaySettings
     ) -> None:
-        self.target, self.store, self.webhooks = target, store, webhooks
+        self.targets, self.store, self.webhooks = targets, store, webhooks
         self.metrics, self.settings = metrics, settings
         self._active: dict[str, ActivePrediction] = {}
         self._closing = False
@@ -92,14 +91,13 @@ class Predictions:
         `model`: owner/name. `inputs`: JSON. `base`: the gateway's address as the client knows it. `lifetime`: seconds
         from now to its deadline. Raises Unavailable, QueueFull and GatewayError 503, and then has accepted nothing.
         """
-        await self.target.require_ready()
-        queue = self.target.queue
-        max_active = queue.max_waiting + queue.slots
+        await self.targets.require_ready()
+        queue = self.targets.queue
         # Predictions between two attempts have no ticket, but count.
-        if len(self._active) >= max_active:
+        if len(self._active) >= queue.capacity:
             running = sum(not active.prediction.final for active in self._active.values())
-            if running >= max_active:
-                raise QueueFull(f"{max_active:,} predictions", queue.retry_after())
+            if running >= queue.capacity:
+                raise QueueFull(f"{queue.capacity:,} predictions", queue.retry_after())
         ticket = queue.enter(len(inputs))
         now = time.time()
         prediction = Prediction(
@@ -150,7 +148,7 @@ class Predictions:
             await asyncio.wait([active.task], timeout=STORE_SECONDS)
         return active.prediction if active else await self.store.get(prediction_id)
 
-    def _start(self, prediction: Prediction, ticket: Ticket | None) -> ActivePrediction:
+    def _start(self, prediction: Prediction, ticket: Ticket[Target] | None) -> ActivePrediction:
         """Run a prediction in the background. `ticket` is None if an earlier process accepted it."""
         active = self._active[prediction.id] = ActivePrediction(prediction)
         task = active.task = asyncio.create_task(self._run(active, ticket))
@@ -166,13 +164,13 @@ class Predictions:
         if not active.prediction.final and active.task:
             active.task.cancel()
 
-    async def _run(self, active: ActivePrediction, ticket: Ticket | None) -> None:
+    async def _run(self, active: ActivePrediction, ticket: Ticket[Target] | None) -> None:
         pauses = iter(PAUSES)
         try:
             while True:
                 if ticket is None:
-                    await self.target.wait_until_ready()
-                    ticket = self.target.queue.enter(active.prediction.size, accepted=True)
+                    await self.targets.wait_until_ready()
+                    ticket = self.targets.queue.enter(active.prediction.size, accepted=True)
                 if await self._attempt(active, ticket):
                     return
                 ticket = None
@@ -186,16 +184,16 @@ class Predictions:
             log.error("bug", extra={"fields": {"prediction": active.prediction.id, "error": type(error).__name__}})
             await self._fail(active, "Prediction failed: the gateway has a bug")
 
-    async def _attempt(self, active: ActivePrediction, ticket: Ticket) -> bool:
-        """Run the prediction on the target. True: it has ended. False: the target went away, so try again."""
+    async def _attempt(self, active: ActivePrediction, ticket: Ticket[Target]) -> bool:
+        """Run the prediction on a server. True: it has ended. False: the server went away, so try again."""
         version, model = active.prediction.version, active.prediction.model.partition("/")[2]
         try:
-            async with ticket:
+            async with ticket as target:
                 deadline = active.prediction.deadline
                 if deadline is not None and deadline <= time.time():  # reached while no gateway ran
                     await self._end(active, {"status": "aborted"})
                     return True
-                identity = await self.target.require_identity()
+                identity = await self.targets.require_identity()
                 if identity.version != version:
                     served = f"now it is {identity.version} of {identity.model}"
                     await self._fail(active, f"version {version} is no longer served: {served}")
@@ -206,13 +204,7 @@ class Predictions:
                     active.start_sent = True
                     self.webhooks.send_start(active.prediction.id, started_at)
                 body = orjson.dumps({"id": new_id(), "input": orjson.Fragment(active.prediction.input)})
-                result = (await self.target.compute(body)).prediction()
-            await self.target.check_prediction(result, model)
-            reason = parse_failure(result.get("error"))
-            if result["status"] == "failed" and not reason.input_fault:
-                await self.target.refresh(force=True)
-                if not self.target.ready:
-                    return await self._retry(active, reason.message, reached=True)
+                result = await target.predict(body, model)
         except Unavailable as error:
             return await self._retry(active, error.message, reached=error.reached)
         except GatewayError as error:

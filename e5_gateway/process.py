@@ -6,7 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,16 +30,23 @@ class Gateway:
 
 @contextmanager
 def running(
-    target: str, folder: Path, *options: str, key: str | None = None, port: int | None = None, wait: bool = True
+    target: str | Sequence[str],
+    folder: Path,
+    *options: str,
+    key: str | None = None,
+    port: int | None = None,
+    wait: bool = True,
 ) -> Iterator[Gateway]:
-    """Start a gateway in front of `target`, with log and database in `folder`; SIGTERM at the end.
+    """Start a gateway in front of one target or several, with log and database in `folder`; SIGTERM at the end.
 
     Waits until it listens, and with `wait` until it knows its model (GET /v1/models answers 200). A second gateway in
     the same folder continues with the same database and log.
     """
     port = free_port() if port is None else port
     url, log, database = f"http://127.0.0.1:{port}", folder / "gateway.log", folder / "predictions.sqlite3"
-    command = [sys.executable, "-m", "e5_gateway", "--target", target, "--port", str(port)]
+    targets = [target] if isinstance(target, str) else target
+    command = [sys.executable, "-m", "e5_gateway", "--port", str(port)]
+    command += [option for url in targets for option in ("--target", url)]
     environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
     with log.open("ab") as file:
         process = subprocess.Popen(

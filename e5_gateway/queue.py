@@ -1,14 +1,15 @@
-"""The queue in front of the target: first come, first served, bounded in number and in bytes.
+"""The queue in front of the servers: first come, first served, bounded in number and in bytes.
 
 One event loop, no threads. A request gets its ticket when it is accepted, so an accepted request never finds the queue
-full later. The ticket's turn comes when the target has a free slot.
+full later. Its turn comes when a server has a free slot. Of several, the one with the fewest bytes in flight takes it,
+so small requests don't wait behind a large one while another server is idle.
 """
 
 import asyncio
 import math
 import time
 from collections import deque
-from typing import Self
+from typing import Generic, TypeVar
 
 from e5_gateway.errors import QueueFull
 
@@ -17,35 +18,52 @@ RATE_SECONDS = 10.0
 MAX_RETRY_SECONDS = 60
 
 
-class Queue:
-    """`slots` requests run at a time, at most `max_waiting` wait; together they hold at most `max_bytes` bytes."""
+class Slots:
+    """The slots of one server, which runs `running` requests with `bytes` bytes and takes up to `limit` while `open`.
 
-    def __init__(self, slots: int, max_waiting: int, max_bytes: int) -> None:
-        self.slots, self.max_waiting, self.max_bytes = slots, max_waiting, max_bytes
-        self.running = 0
+    Bytes stand for tokens: the gateway has no tokenizer.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.open, self.running, self.bytes = limit, True, 0, 0
+
+
+S = TypeVar("S", bound=Slots)
+
+
+class Queue(Generic[S]):
+    """Requests for `servers`: at most `max_waiting` wait, and all together hold at most `max_bytes` bytes."""
+
+    def __init__(self, servers: list[S], max_waiting: int, max_bytes: int) -> None:
+        self.servers, self.max_waiting, self.max_bytes = servers, max_waiting, max_bytes
         self.bytes = 0
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: deque[Ticket[S]] = deque()
         self._finished: deque[float] = deque()
 
     @property
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def enter(self, size: int, *, accepted: bool = False) -> "Ticket":
+    @property
+    def running(self) -> int:
+        return sum(server.running for server in self.servers)
+
+    @property
+    def capacity(self) -> int:
+        """Requests that can run or wait."""
+        return self.max_waiting + sum(server.limit for server in self.servers)
+
+    def enter(self, size: int, *, accepted: bool = False) -> "Ticket[S]":
         """Return a ticket for a request of `size` bytes. Raises QueueFull, but not if it was `accepted` before."""
-        free = self.running < self.slots and not self._waiting
         if not accepted:
-            if not free and len(self._waiting) >= self.max_waiting:
+            if len(self._waiting) >= self.max_waiting and self._choose(None) is None:
                 raise QueueFull(f"{len(self._waiting):,} requests", self.retry_after())
             if self.bytes and self.bytes + size > self.max_bytes:
                 raise QueueFull(f"{self.bytes / 2**20:,.0f} MiB of requests", self.retry_after())
         ticket = Ticket(self, size)
+        self._waiting.append(ticket)
         self.bytes += size
-        if free:
-            self.running += 1
-            ticket.turn.set_result(None)
-        else:
-            self._waiting.append(ticket)
+        self.dispatch()
         return ticket
 
     def retry_after(self) -> int:
@@ -56,6 +74,15 @@ class Queue:
         rate = len(self._finished) / RATE_SECONDS
         return min(MAX_RETRY_SECONDS, max(1, math.ceil(len(self._waiting) / 2 / rate))) if rate else 5
 
+    def dispatch(self) -> None:
+        """Give the waiting requests their turns, as far as servers have free slots."""
+        while self._waiting and (server := self._choose(self._waiting[0].avoid)):
+            ticket = self._waiting.popleft()
+            if not ticket.turn.done():
+                server.running += 1
+                server.bytes += ticket.size
+                ticket.turn.set_result(server)
+
     def fail_waiting(self, error: Exception) -> None:
         """Fail all waiting requests with `error`."""
         for ticket in self._waiting:
@@ -63,36 +90,54 @@ class Queue:
                 ticket.turn.set_exception(error)
         self._waiting.clear()
 
-    def _leave(self, ticket: "Ticket") -> None:
+    def _choose(self, avoid: S | None) -> S | None:
+        """The server for the next request; `avoid` only if no other one is open. None: all are full."""
+        servers = [server for server in self.servers if server.open and server is not avoid]
+        if not servers and avoid is not None and avoid.open:
+            servers = [avoid]
+        free = [server for server in servers if server.running < server.limit]
+        return min(free, key=lambda server: (server.bytes, server.running), default=None)
+
+    def _return(self, ticket: "Ticket[S]") -> None:
+        """Take a request's slot, or its position if its turn has not come."""
         self.bytes -= ticket.size
-        if ticket.turn.done() and not ticket.turn.cancelled() and ticket.turn.exception() is None:
+        if (server := ticket.server) is not None:
             self._finished.append(time.monotonic())
-            self.running -= 1
+            server.running -= 1
+            server.bytes -= ticket.size
         elif ticket in self._waiting:
             self._waiting.remove(ticket)
             ticket.turn.cancel()
-        while self._waiting and self.running < self.slots:
-            following = self._waiting.popleft()
-            if not following.turn.done():
-                self.running += 1
-                following.turn.set_result(None)
+        self.dispatch()
+
+    def _enter_first(self, ticket: "Ticket[S]") -> None:
+        self._waiting.appendleft(ticket)
+        self.bytes += ticket.size
+        self.dispatch()
 
 
-class Ticket:
-    """A request's position in the queue. `async with ticket:` waits for its turn and gives the slot back."""
+class Ticket(Generic[S]):
+    """A request's position in the queue. `async with ticket as server:` waits for its turn and gives the slot back."""
 
-    def __init__(self, queue: Queue, size: int) -> None:
+    def __init__(self, queue: Queue[S], size: int) -> None:
         self.queue, self.size = queue, size
-        self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.avoid: S | None = None
+        """The server that the last attempt failed on."""
+        self.turn: asyncio.Future[S] = asyncio.get_running_loop().create_future()
         self._left = False
 
-    async def __aenter__(self) -> Self:
+    @property
+    def server(self) -> S | None:
+        """The server that the ticket's turn was on last; None before its turn."""
+        done = self.turn.done() and not self.turn.cancelled() and self.turn.exception() is None
+        return self.turn.result() if done else None
+
+    async def __aenter__(self) -> S:
         try:
-            await self.turn
+            return await self.turn
         except BaseException:
             self.leave()
             raise
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         self.leave()
@@ -101,4 +146,12 @@ class Ticket:
         """Give up the slot or the position. A second call does nothing."""
         if not self._left:
             self._left = True
-            self.queue._leave(self)
+            self.queue._return(self)
+
+    def again(self) -> None:
+        """After a turn: wait for another one in front of all others, on another server if one is open."""
+        self.leave()
+        self.avoid = self.server
+        self.turn = asyncio.get_running_loop().create_future()
+        self._left = False
+        self.queue._enter_first(self)

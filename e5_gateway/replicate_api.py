@@ -25,7 +25,8 @@ from e5_gateway.predictions import Predictions
 from e5_gateway.requests import read_json
 from e5_gateway.settings import GatewaySettings
 from e5_gateway.store import Prediction, PredictionSummary
-from e5_gateway.target import Identity, Target
+from e5_gateway.target import Identity
+from e5_gateway.targets import Targets
 from e5_gateway.webhooks import END, START, Webhook
 
 OWNER = "e5"
@@ -57,7 +58,7 @@ _DURATION = re.compile(r"([0-9]{1,9})|(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0
 _schemas: dict[str, tuple[Json, jsonschema_rs.Validator]] = {}  # by version
 
 
-def router(target: Target, predictions: Predictions, settings: GatewaySettings) -> APIRouter:
+def router(targets: Targets, predictions: Predictions, settings: GatewaySettings) -> APIRouter:
     routes = APIRouter()
 
     def own_address(request: Request) -> str:
@@ -65,7 +66,7 @@ def router(target: Target, predictions: Predictions, settings: GatewaySettings) 
         return settings.public_url or str(request.base_url).rstrip("/")
 
     async def create(request: Request, owner: str | None, name: str | None) -> Response:
-        identity = await target.require_identity()
+        identity = await targets.require_identity()
         body = await read_json(request, settings.max_body_bytes)
         for field in body:
             if field not in FIELDS:
@@ -117,19 +118,19 @@ def router(target: Target, predictions: Predictions, settings: GatewaySettings) 
 
     @routes.get("/v1/models/{owner}/{name}")
     async def model(owner: str, name: str) -> Response:
-        identity = await target.require_identity()
+        identity = await targets.require_identity()
         _check_model(owner, name, identity)
         return _json(orjson.dumps(model_object(owner, identity, predictions.ended)))
 
     @routes.get("/v1/models/{owner}/{name}/versions")
     async def versions(owner: str, name: str) -> Response:
-        identity = await target.require_identity()
+        identity = await targets.require_identity()
         _check_model(owner, name, identity)
         return _json(orjson.dumps({"previous": None, "next": None, "results": [_version_object(identity)]}))
 
     @routes.get("/v1/models/{owner}/{name}/versions/{version}")
     async def version(owner: str, name: str, version: str) -> Response:
-        identity = await target.require_identity()
+        identity = await targets.require_identity()
         _check_model(owner, name, identity)
         if version != identity.version:
             raise GatewayError(404, f"{identity.model} has one version, {identity.version}")

@@ -1,11 +1,12 @@
 """The gateway's configuration, validated once.
 
 The key comes from the environment (GATEWAY_API_KEY), so that the process list does not show it. main.py has command
-line options for `target`, `database`, `host`, `port`, `model`, `concurrency`, `max_waiting`, `webhooks_to` and
+line options for `targets`, `database`, `host`, `port`, `model`, `concurrency`, `max_waiting`, `webhooks_to` and
 `public_url`.
 """
 
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,9 +25,10 @@ OPTIONS = {"concurrency": "--concurrency", "max_waiting": "--queue"}
 class GatewaySettings:
     """Sizes are in bytes, times in seconds. Raises SettingsError.
 
-    `target`: address of the Cog server. `database`: the SQLite file of the predictions.
+    `targets`: addresses of the Cog servers. `targets_file`: the file that has them, read again on SIGHUP.
+    `database`: the SQLite file of the predictions.
     `model`: the model's name, for a target that does not report it in its predictions' metrics.
-    `concurrency`: predictions sent to the target at a time. It has more slots (`@cog.concurrent(max=…)` of its
+    `concurrency`: predictions sent to a target at a time. It has more slots (`@cog.concurrent(max=…)` of its
     predict()), because coglet frees a slot a moment after its answer, and refuses a request that finds none.
     `max_waiting`, `max_waiting_bytes`: requests in the queue, and the bytes of all queued and running requests.
     `max_body_bytes`, `max_bodies_bytes`: one request body, and all bodies being read or answered.
@@ -37,8 +39,9 @@ class GatewaySettings:
     `keep_…`: age, number and bytes of finished predictions that GET /v1/predictions/{id} still finds.
     """
 
-    target: str
+    targets: tuple[str, ...]
     database: Path
+    targets_file: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = None
@@ -57,9 +60,7 @@ class GatewaySettings:
     keep_bytes: int = 2**30
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.target)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise SettingsError(f"--target {self.target}: pass the server's address, such as http://127.0.0.1:5000")
+        check_targets("--target", self.targets)
         if not 0 < self.port < 65536:
             raise SettingsError(f"--port {self.port}: pass a port from 1 to 65535")
         if self.public_url is not None:
@@ -91,3 +92,31 @@ class GatewaySettings:
             return ipaddress.ip_address(self.host.strip("[]")).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+
+def check_targets(source: str, urls: Iterable[str]) -> None:
+    """Raise SettingsError if a URL is not a server's address or comes twice. `source`: the option or the file."""
+    seen: set[str] = set()
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise SettingsError(f"{source} {url}: pass the server's address, such as http://127.0.0.1:5000")
+        if url.rstrip("/") in seen:
+            raise SettingsError(f"{source} {url}: this server is there twice")
+        seen.add(url.rstrip("/"))
+    if not seen:
+        raise SettingsError(f"{source}: there is no address of a server")
+
+
+def read_targets(path: Path) -> tuple[str, ...]:
+    """The servers' addresses in a file: one a line; empty lines and those that begin with # don't count.
+
+    Raises SettingsError.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--targets {path} cannot be read: {error}") from None
+    urls = tuple(line.rstrip("/") for line in lines if line and not line.startswith("#"))
+    check_targets(f"--targets {path}:", urls)
+    return urls

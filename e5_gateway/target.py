@@ -1,7 +1,7 @@
-"""The Cog server that runs the model: its state, its identity, and its predictions.
+"""One Cog server that runs the model: its state, its identity, and its predictions. `targets.py` has all of them.
 
-The state is the status of its /health-check. The gateway refreshes it every few seconds, and at once for a request that
-meets a server that was not ready, so that requests continue as soon as it is back. The identity (model and schema) is
+The state is the status of its /health-check. The gateway refreshes it every second, and at once for a request that
+meets a server that was not ready, so that requests continue as soon as it is back. The identity (what it serves) is
 read again each time the server comes back.
 """
 
@@ -10,21 +10,25 @@ import base64
 import contextlib
 import errno
 import hashlib
+import logging
 import math
 import random
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
 import aiohttp
+import numpy as np
 import orjson
 
 from e5 import catalog
+from e5.vectors import Vectors
 from e5_cog.failures import parse_failure
 from e5_gateway.errors import GatewayError, Json, Unavailable
 from e5_gateway.logs import log
-from e5_gateway.queue import Queue
+from e5_gateway.queue import Slots
 from e5_gateway.settings import GatewaySettings
 
 READY = ("READY", "BUSY")  # BUSY: at capacity
@@ -39,17 +43,20 @@ MEANING = {
     "FOREIGN": "the server at its address is not one of this package, or an older one",
     "UNKNOWN": "it has not been asked yet",
 }
-REFRESH_SECONDS, REFRESH_SECONDS_UNREADY = 5.0, 0.5
+REFRESH_SECONDS, REFRESH_SECONDS_UNREADY = 1.0, 0.5
 CONNECT_SECONDS = 5.0
-HEALTH_SECONDS = 10.0
+HEALTH_SECONDS = 2.0
 """Time limit of one /health-check."""
-SILENT_SECONDS = 30.0
-"""After this long without any response the server counts as unresponsive."""
+SILENT_SECONDS = 5.0
+"""After this long without any response, a server whose /health-check times out counts as unresponsive."""
 FRESH_SECONDS = 0.2
 """A state younger than this is not refreshed."""
 MIN_CAPACITY_PAUSE, MAX_CAPACITY_PAUSE = 0.01, 0.25
 """Seconds before a retry after a 409, doubled each time: coglet 0.23 frees a slot a moment after it has answered."""
 FINAL_WITHOUT_OUTPUT = ("failed", "canceled")
+PROBE = "The gateway compares the servers by their vectors of this sentence."
+MIN_COSINE = 0.999
+"""Of the servers' vectors of PROBE. The same weights on other devices differ by less, other weights by more."""
 JSON_TYPE = {"Content-Type": "application/json"}
 OUT_OF_FILES = "the gateway has as many connections as the system allows: raise `ulimit -n`, or send fewer at a time"
 OWN_ID = "gw-"
@@ -101,17 +108,17 @@ class TargetResponse:
         return body
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Identity:
-    """The model that the target runs.
+    """The model that a target runs.
 
     `schema`: its OpenAPI schema. `version`: SHA-256 of model and schema. `first_seen`: Unix time of that version.
     `setup_started_at`: start of the server's setup; it changes with a restart, maybe with another model. `dtype`: that
-    the model computes in. `max_tokens`: that it reads of a text.
+    the model computes in. `max_tokens`: that it reads of a text. `vector`: that of PROBE, float32 [D].
     """
 
     model: str
-    dimensions: int
+    vector: Vectors
     schema: Json
     coglet: str
     catalog_entry: catalog.Model | None
@@ -121,21 +128,42 @@ class Identity:
     dtype: str
     max_tokens: int
 
+    @property
+    def dimensions(self) -> int:
+        return self.vector.size
 
-class Target:
-    """`async with Target(settings) as target`. One event loop."""
+    def difference(self, other: "Identity") -> str:
+        """What `other` serves instead, such as "dtype float16 instead of bfloat16"; "" if it is the same."""
+        for name in ("model", "dtype", "max_tokens", "dimensions"):
+            if getattr(self, name) != getattr(other, name):
+                return f"{name} {getattr(other, name)} instead of {getattr(self, name)}"
+        if self.version != other.version:
+            return "another schema: another version of predict.py"
+        norms = float(np.linalg.norm(self.vector) * np.linalg.norm(other.vector))
+        cosine = float(self.vector @ other.vector) / norms if norms else math.nan
+        return "" if cosine >= MIN_COSINE else f"other weights: vectors of the same text have the cosine {cosine:.4f}"
 
-    def __init__(self, settings: GatewaySettings) -> None:
-        self.url = settings.target.rstrip("/")
+
+class Target(Slots):
+    """`async with Target(url, settings, on_change) as target`. One event loop. `on_change`: called after each refresh.
+
+    `difference`: from what the other targets serve, or "".
+    """
+
+    def __init__(self, url: str, settings: GatewaySettings, on_change: Callable[[], None]) -> None:
+        super().__init__(settings.concurrency)
+        self.open = False
+        self.url = url.rstrip("/")
         self.state = "UNKNOWN"
         self.identity: Identity | None = None
-        self.queue = Queue(settings.concurrency, settings.max_waiting, settings.max_waiting_bytes)
+        self.difference = ""
+        self._on_change = on_change
         self._model = settings.model
         self._timeout = settings.timeout
         self._refreshed = self._last_response = -math.inf
         self._refreshing: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[TargetResponse]] = set()
-        self._ready, self._unready = asyncio.Event(), asyncio.Event()
+        self._unready = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -156,50 +184,31 @@ class Target:
     def ready(self) -> bool:
         return self.state in READY
 
+    @property
+    def _silent(self) -> bool:
+        return time.monotonic() - self._last_response > SILENT_SECONDS
+
     def unavailable(self, *, reached: bool = False) -> Unavailable:
         return Unavailable(self.state, MEANING.get(self.state, "see the log of the server"), reached=reached)
 
-    async def require_ready(self) -> None:
-        """Return if the target is ready. Raises Unavailable with its state."""
-        if not self.ready:
-            await self.refresh()
-            if not self.ready:
-                raise self.unavailable()
-
-    async def require_identity(self) -> Identity:
-        """The model that the target runs. Raises Unavailable."""
-        await self.require_ready()
-        if self.identity is None:
-            raise self.unavailable()
-        return self.identity
-
-    async def wait_until_ready(self) -> None:
-        """Wait without a time limit."""
-        await self._ready.wait()
-
     async def predict(self, body: bytes, model: str) -> Json:
-        """Queue one POST /predictions and return the ended prediction.
+        """POST /predictions, for a caller whose turn has come. Returns the prediction, which has ended.
 
-        Raises QueueFull, the errors of compute() and TargetResponse.prediction(), and Unavailable if another model
-        answered.
+        `model`: the one that it is meant for. Raises the errors of compute() and TargetResponse.prediction(), and
+        Unavailable if the server broke or was replaced by one with another model.
         """
-        await self.require_ready()
-        async with self.queue.enter(len(body)):
-            prediction = (await self.compute(body)).prediction()
-        await self.check_prediction(prediction, model)
-        return prediction
-
-    async def check_prediction(self, prediction: Json, model: str) -> None:
-        """Raise Unavailable if the server broke, or was replaced by one with another model."""
+        prediction = (await self.compute(body)).prediction()
         reason = parse_failure(prediction.get("error"))
-        if prediction["status"] == "failed" and reason.server_fault:
+        if prediction["status"] == "failed" and not reason.input_fault:
             await self.refresh(force=True)
-            state = "CRASHED" if self.ready else self.state  # /health-check may notice a moment later
-            raise Unavailable(state, reason.message, reached=not reason.message.startswith("Failed to send"))
+            if reason.server_fault or not self.ready:
+                state = "CRASHED" if self.ready else self.state  # /health-check may notice a moment later
+                raise Unavailable(state, reason.message, reached=not reason.message.startswith("Failed to send"))
         if self._model is None and (prediction.get("metrics") or {}).get("model", model) != model:
             self.identity = None
             await self.refresh(force=True)
             raise Unavailable("REPLACED", "another model answers at its address now: see /v1/models", 1)
+        return prediction
 
     async def compute(
         self, body: bytes, method: str = "POST", path: str = "/predictions", **headers: str
@@ -272,14 +281,14 @@ class Target:
         return Unavailable("UNREACHABLE", "the connection to it broke: send the request again", 1, reached=reached)
 
     async def _refresh(self) -> None:
-        before, silent = self.state, time.monotonic() - self._last_response > SILENT_SECONDS
+        before = self.state
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
                 state = await self._read_state()
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             state = before if _is_out_of_files(error) else DOWN
         except TimeoutError:  # a busy server may be slow
-            state = "UNRESPONSIVE" if silent or self.identity is None else before
+            state = "UNRESPONSIVE" if self._silent or self.identity is None else before
         except (aiohttp.ClientError, OSError):
             state = DOWN
         except Exception as error:  # it is some other server
@@ -288,15 +297,18 @@ class Target:
                 log.warning("not a server of this model", extra={"fields": {"error": type(error).__name__}})
         self._refreshed = time.monotonic()
         self.state = state
+        if state != before:
+            log.log(
+                logging.INFO if state in READY else logging.WARNING,
+                "target",
+                extra={"fields": {"target": self.url, "state": state, "before": before}},
+            )
+        self._on_change()
         if state in READY:
-            self._ready.set()
             self._unready.clear()
             return
-        self._ready.clear()
         self._unready.set()
-        if before in READY:
-            self.queue.fail_waiting(self.unavailable())
-        if silent:
+        if self._silent:
             for sending in set(self._sending):
                 sending.cancel()
 
@@ -312,7 +324,7 @@ class Target:
         return state
 
     async def _identify(self, coglet: str, setup_started_at: str) -> Identity:
-        """Read the schema, and embed one character to learn the model and its dimensions."""
+        """Read the schema, and embed PROBE to learn what the server serves."""
         schema = (await self.send("GET", "/openapi.json")).json()
         pause = MIN_CAPACITY_PAUSE
         while (response := await self._probe()).status == 409:
@@ -321,18 +333,18 @@ class Target:
         prediction = response.prediction()
         metrics = prediction["metrics"]
         model = self._model or str(metrics.get("model") or "e5")
-        dimensions = len(base64.b64decode(prediction["output"]["embeddings_base64"][0])) // 4
+        vector = np.frombuffer(base64.b64decode(prediction["output"]["embeddings_base64"][0]), "<f4")
         version = hashlib.sha256(model.encode() + orjson.dumps(schema, option=orjson.OPT_SORT_KEYS)).hexdigest()
         entry = catalog.get(model) if model in catalog.names() else None
         previous = self.identity
         first_seen = previous.first_seen if previous and previous.version == version else time.time()
         dtype, max_tokens = str(metrics["dtype"]), int(metrics["max_tokens"])
         return Identity(
-            model, dimensions, schema, coglet, entry, version, first_seen, setup_started_at, dtype, max_tokens
+            model, vector, schema, coglet, entry, version, first_seen, setup_started_at, dtype, max_tokens
         )
 
     async def _probe(self) -> TargetResponse:
-        inputs = {"document": "?", "encoding_format": "base64"}
+        inputs = {"document": PROBE, "encoding_format": "base64"}
         return await self.send("POST", "/predictions", orjson.dumps({"id": new_id(), "input": inputs}))
 
     async def _watch(self) -> None:

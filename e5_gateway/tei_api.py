@@ -32,7 +32,8 @@ from e5_gateway.errors import ErrorFormat, GatewayError, Json, shorten
 from e5_gateway.metrics import Metrics
 from e5_gateway.requests import read_json
 from e5_gateway.settings import GatewaySettings
-from e5_gateway.target import Identity, Target
+from e5_gateway.target import Identity
+from e5_gateway.targets import Targets
 
 TEXT_FIELDS = ("truncate", "truncation_direction", "prompt_name")
 EMBED_FIELDS = ("inputs", *TEXT_FIELDS, "normalize", "dimensions", "encoding_format")
@@ -97,7 +98,7 @@ Parse = Callable[[Json, Identity, int], tuple[Answer, bytes]]
 """(body, identity, numbers that the answer may have) → the answer and the prediction request. Raises GatewayError."""
 
 
-def router(target: Target, settings: GatewaySettings, metrics: Metrics) -> APIRouter:
+def router(targets: Targets, settings: GatewaySettings, metrics: Metrics) -> APIRouter:
     routes = APIRouter()
 
     @routes.post("/")
@@ -118,14 +119,14 @@ def router(target: Target, settings: GatewaySettings, metrics: Metrics) -> APIRo
 
     @routes.get("/info")
     async def info() -> Response:
-        identity = await target.require_identity()
-        return _json(orjson.dumps(describe(identity, target.queue.slots + target.queue.max_waiting)))
+        identity = await targets.require_identity()
+        return _json(orjson.dumps(describe(identity, targets.queue.capacity)))
 
     async def respond(request: Request, parse: Parse, api: str = "tei") -> Response:
-        identity = await target.require_identity()
+        identity = await targets.require_identity()
         answer, content = await read(request, parse, identity)
         try:
-            prediction = await embedding.run(request, target, metrics, api, identity.model, content)
+            prediction = await embedding.run(request, targets, metrics, api, identity.model, content)
         except GatewayError as error:
             raise answer.translate(error) from None
         # In a thread: 400,000 tokens, as many as max_answer_numbers allows, take 0.4 s to write.

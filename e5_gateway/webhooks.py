@@ -140,7 +140,7 @@ class Webhooks:
             "webhook-timestamp": timestamp,
             "webhook-signature": signature(self.key, delivery_id, timestamp, body),
         }
-        await self.destinations.resolve_target()
+        await self.destinations.resolve_targets()
         try:
             async with self._session(url).post(url, data=body, headers=headers, allow_redirects=False) as response:
                 delivered = 200 <= response.status < 300

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from e5 import catalog, tasks
@@ -21,7 +22,7 @@ from tests.gateways import BEARER, Gateway
 from tests.rule_predictor import MODEL
 
 NAME = "e5-mistral-tiny"
-IDENTITY = Identity(NAME, 12, {}, "0.23.1", catalog.get(NAME), "0" * 64, 0.0, "", "float32", 512)
+IDENTITY = Identity(NAME, np.zeros(12, np.float32), {}, "0.23.1", catalog.get(NAME), "0" * 64, 0.0, "", "float32", 512)
 PREFIX = replace(IDENTITY, model="e5-small-v2", catalog_entry=catalog.get("e5-small-v2"))
 NINE_WORDS = "1 2 3 4 5 6 7 8 9"
 Json = dict[str, Any]

@@ -31,7 +31,7 @@ LARGE = 64 * 2**20
 
 @contextlib.contextmanager
 def listening(folder: Path) -> Iterator[main.Server]:
-    settings = GatewaySettings(target="http://127.0.0.1:9", database=folder / "store.sqlite3", port=free_port())
+    settings = GatewaySettings(("http://127.0.0.1:9",), database=folder / "store.sqlite3", port=free_port())
     application = create(settings)
     application.add_api_route("/large", lambda: Response(bytes(LARGE)))
     server = main.listener(application, settings, grace=1)

@@ -20,7 +20,7 @@ from e5_gateway.metrics import Metrics
 from e5_gateway.predictions import Predictions
 from e5_gateway.settings import GatewaySettings
 from e5_gateway.store import Prediction, Store
-from e5_gateway.target import Target
+from e5_gateway.targets import Targets
 from e5_gateway.webhooks import Webhooks
 from tests.gateways import Gateway, gateway, until
 from tests.rule_predictor import MODEL
@@ -89,7 +89,7 @@ def test_deadline_cancels_running_predictions_and_aborts_waiting_ones(front: Gat
     until(lambda: server.log.read_text().count("Prediction cancelled") == cancelled_before + 2)
     listed = httpx.get(f"{front.url}/v1/predictions").json()["results"]
     assert {one["id"]: one["deadline"] for one in listed}[waiting["id"]] == waiting["deadline"]
-    assert "e5_gateway_queue_running 0.0" in metrics(front)
+    assert f'e5_gateway_queue_running{{target="{server.url}"}} 0.0' in metrics(front)
     assert 'e5_gateway_predictions_total{status="aborted"} 1.0' in metrics(front)
 
 
@@ -163,13 +163,13 @@ def test_prediction_that_waits_for_the_server_is_aborted_at_its_deadline(tmp_pat
 
 def test_past_deadline_starts_nothing_on_a_ready_server(server: Server, tmp_path: Path) -> None:
     async def scenario(hook: str) -> Prediction:
-        settings = GatewaySettings(target=server.url, database=tmp_path / "store.sqlite3")
+        settings = GatewaySettings((server.url,), database=tmp_path / "store.sqlite3")
         counters, store = Metrics(), Store(settings.database)
-        destinations = Destinations(settings.target, settings.webhooks_to)
+        destinations = Destinations(lambda: settings.targets, settings.webhooks_to)
         hooks = Webhooks(store, counters, destinations, lambda prediction: replicate_api.render(prediction, ""))
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(store)
-            cog = await stack.enter_async_context(Target(settings))
+            cog = await stack.enter_async_context(Targets(settings))
             await stack.enter_async_context(hooks)
             identity = await cog.require_identity()
             await store.insert(accepted("past", identity.version, -50, hook))

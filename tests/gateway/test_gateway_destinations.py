@@ -70,16 +70,16 @@ def test_short_forms_of_an_address_are_read_as_the_resolver_reads_them(host: str
     ],
 )  # fmt: skip
 def test_inner_urls_are_refused_when_a_prediction_is_created(url: str) -> None:
-    assert "not a public address" in str(Destinations(TARGET, NONE).problem(url))
+    assert "not a public address" in str(Destinations(lambda: [TARGET], NONE).problem(url))
 
 
 @pytest.mark.parametrize("url", ["http://user:pw@example.com/", "http://user@example.com/", "http://@example.com/"])
 def test_user_and_password_are_refused(url: str) -> None:
-    assert "user and password" in str(Destinations(TARGET, Inner.parse(["example.com"])).problem(url))
+    assert "user and password" in str(Destinations(lambda: [TARGET], Inner.parse(["example.com"])).problem(url))
 
 
 def test_option_allows_hosts_addresses_and_networks() -> None:
-    destinations = Destinations(TARGET, Inner.parse(["Inner.example", "10.1.0.0/16", "::1", "localhost"]))
+    destinations = Destinations(lambda: [TARGET], Inner.parse(["Inner.example", "10.1.0.0/16", "::1", "localhost"]))
     for url in ("http://inner.example/", "http://10.1.2.3/", "http://[::1]/", "http://localhost/", "http://a.example/"):
         assert destinations.problem(url) is None
     assert destinations.problem("http://10.2.0.1/")
@@ -95,9 +95,9 @@ def outcome(url: str, target: str = TARGET, inner: Inner = NONE) -> int | str:
     """The status of a POST that follows the rules, or the error."""
 
     async def post() -> int | str:
-        destinations = Destinations(target, inner)
+        destinations = Destinations(lambda: [target], inner)
         async with destinations.sessions(5) as session:
-            await destinations.resolve_target()
+            await destinations.resolve_targets()
             try:
                 async with session(url).post(url, json={"id": "x", "status": "y"}, allow_redirects=False) as response:
                     return response.status
@@ -134,7 +134,7 @@ def test_name_that_dns_sends_to_loopback_is_refused(monkeypatch: pytest.MonkeyPa
     dns(monkeypatch, {"rebinding.example": answer})
     with Receiver() as receiver:
         url = receiver.url.replace("127.0.0.1", "rebinding.example")
-        assert Destinations(TARGET, NONE).problem(url) is None
+        assert Destinations(lambda: [TARGET], NONE).problem(url) is None
         assert "not a public address" in str(outcome(url))
         assert not receiver.requests
         assert outcome(url, inner=Inner.parse(["rebinding.example"])) == 200  # the same way is open where it is meant

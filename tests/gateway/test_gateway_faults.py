@@ -29,6 +29,7 @@ from e5_gateway.metrics import Metrics
 from e5_gateway.predictions import ActivePrediction, Predictions
 from e5_gateway.settings import GatewaySettings
 from e5_gateway.store import Prediction, Store
+from e5_gateway.targets import Targets
 from e5_gateway.webhooks import Webhooks
 from tests.gateways import Gateway, gateway, until
 from tests.rule_predictor import MODEL, RULE, vector
@@ -45,7 +46,7 @@ def bodies(text: str) -> dict[str, Json]:
 
 
 def webhooks(settings: GatewaySettings, metrics: Metrics, store: Store) -> Webhooks:
-    destinations = Destinations(settings.target, settings.webhooks_to)
+    destinations = Destinations(lambda: settings.targets, settings.webhooks_to)
     return Webhooks(store, metrics, destinations, lambda prediction: replicate_api.render(prediction, ""))
 
 
@@ -189,10 +190,10 @@ def test_accepted_predictions_survive_gateway_restarts_without_a_server(tmp_path
 
 def test_only_attempts_that_reached_the_server_count(tmp_path: Path) -> None:
     async def scenario() -> None:
-        settings = GatewaySettings(target="http://127.0.0.1:9", database=tmp_path / "store.sqlite3")
+        settings = GatewaySettings(("http://127.0.0.1:9",), database=tmp_path / "store.sqlite3")
         metrics, store = Metrics(), Store(settings.database)
         hooks = webhooks(settings, metrics, store)
-        predictions = Predictions(target.Target(settings), store, hooks, metrics, settings)
+        predictions = Predictions(Targets(settings), store, hooks, metrics, settings)
         active = ActivePrediction(
             Prediction(
                 id="x", model="a/b", version="v", status="processing", created_at=0.0, base="", input=b"{}", size=2
@@ -261,8 +262,9 @@ def test_connection_timeout_counts_as_not_reached(monkeypatch: pytest.MonkeyPatc
             waiting.connect_ex(address)
 
         async def scenario() -> None:
-            settings = GatewaySettings(target=f"http://127.0.0.1:{address[1]}", database=Path("unused"))
-            async with target.Target(settings) as cog:
+            url = f"http://127.0.0.1:{address[1]}"
+            settings = GatewaySettings((url,), database=Path("unused"))
+            async with target.Target(url, settings, lambda: None) as cog:
                 with pytest.raises(Unavailable) as refused:
                     await cog.compute(b"{}")
                 assert (refused.value.state, refused.value.reached) == ("DOWN", False)
@@ -276,21 +278,21 @@ import asyncio, os, resource, sys
 from pathlib import Path
 from e5_gateway.errors import Unavailable
 from e5_gateway.settings import GatewaySettings
-from e5_gateway.target import Target
+from e5_gateway.targets import Targets
 
 async def main():
-    async with Target(GatewaySettings(target={server.url!r}, database=Path("unused"))) as target:
-        identity = await target.require_identity()
+    async with Targets(GatewaySettings(({server.url!r},), database=Path("unused"))) as targets:
+        identity = await targets.require_identity()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 2, hard))
         body = b'{{"input": {{"document": "sleep 0.5", "encoding_format": "base64"}}}}'
-        requests = [target.predict(body, identity.model) for _ in range(20)]
+        requests = [targets.predict(body, identity.model) for _ in range(20)]
         results = await asyncio.gather(*requests, return_exceptions=True)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         refused = {{error.state for error in results if isinstance(error, Unavailable)}}
         answered = [result for result in results if isinstance(result, dict)]
-        assert refused == {{"OUT OF FILES"}} and answered and target.state == "READY", (results, target.state)
-        assert (await target.predict(body, identity.model))["status"] == "succeeded"
+        assert refused == {{"OUT OF FILES"}} and answered and targets.state == "READY", (results, targets.state)
+        assert (await targets.predict(body, identity.model))["status"] == "succeeded"
 
 asyncio.run(main())
 """
@@ -337,12 +339,12 @@ def test_unresponsive_receiver_delays_no_other_webhooks(server: Server, tmp_path
 
 def test_full_disk_loses_no_result_and_refuses_new_predictions(server: Server, tmp_path: Path) -> None:
     async def scenario() -> None:
-        settings = GatewaySettings(target=server.url, database=tmp_path / "store.sqlite3")
+        settings = GatewaySettings((server.url,), database=tmp_path / "store.sqlite3")
         metrics, store = Metrics(), Store(settings.database)
         hooks = webhooks(settings, metrics, store)
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(store)
-            cog = await stack.enter_async_context(target.Target(settings))
+            cog = await stack.enter_async_context(Targets(settings))
             await stack.enter_async_context(hooks)
             predictions = await stack.enter_async_context(Predictions(cog, store, hooks, metrics, settings))
             identity = await cog.require_identity()
@@ -419,7 +421,7 @@ def test_limit_of_answer_numbers_comes_from_the_environment(
     monkeypatch.setenv("E5_MAX_ANSWER_NUMBERS", value)
     monkeypatch.setenv("E5_DTYPE", "not a dtype")  # of no concern in front of a remote server
     arguments = main.argument_parser("gateway").parse_args(["--target", "http://10.0.0.5:5000"])
-    assert main.read_settings(arguments, 5000).max_answer_numbers == limit
+    assert main.read_settings(arguments, None).max_answer_numbers == limit
 
 
 def test_second_gateway_on_the_same_database_is_refused(server: Server, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given, settings
@@ -22,8 +23,9 @@ from e5_gateway.target import Identity
 
 NAME = "e5-mistral-tiny"
 SCHEMA = openapi.openapi(static_schema.read(ROOT / "predict.py"))
-DESTINATIONS = Destinations("http://127.0.0.1:5000", Inner())
-IDENTITY = Identity(NAME, 256, SCHEMA, "0.23.1", catalog.get(NAME), "0" * 64, 0.0, "", "float32", 4096)
+DESTINATIONS = Destinations(lambda: ["http://127.0.0.1:5000"], Inner())
+VECTOR = np.zeros(256, np.float32)
+IDENTITY = Identity(NAME, VECTOR, SCHEMA, "0.23.1", catalog.get(NAME), "0" * 64, 0.0, "", "float32", 4096)
 WORDS = st.sampled_from(
     [
         "",

@@ -113,7 +113,7 @@ def test_log_has_one_json_object_per_request_and_no_user_text(local: Gateway, cl
     assert not [line for line in lines if line["event"] == "bug"]
 
 
-def test_metrics_count_requests_texts_and_tokens(client: httpx.Client) -> None:
+def test_metrics_count_requests_texts_and_tokens(server: Server, client: httpx.Client) -> None:
     def read() -> dict[tuple[str, ...], float]:
         families = text_string_to_metric_families(client.get("/metrics").text)
         return {
@@ -134,8 +134,8 @@ def test_metrics_count_requests_texts_and_tokens(client: httpx.Client) -> None:
     assert increase("e5_gateway_texts_total", "openai") == 6
     assert increase("e5_gateway_input_tokens_total", "openai") == 9
     assert increase("e5_gateway_request_seconds_count", "/v1/embeddings") == 3
-    assert after["e5_gateway_target_ready",] == 1
-    assert after["e5_gateway_queue_running",] == after["e5_gateway_queue_waiting",] == 0
+    assert after["e5_gateway_target_ready", server.url] == 1
+    assert after["e5_gateway_queue_running", server.url] == after["e5_gateway_queue_waiting",] == 0
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/rerank", "/v1/predictions", "/predictions"])

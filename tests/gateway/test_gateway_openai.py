@@ -16,7 +16,7 @@ from e5_gateway.openai_api import error_body, parse, render
 from e5_gateway.target import Identity
 
 NAME = "e5-mistral-tiny"
-IDENTITY = Identity(NAME, 4, {}, "0.23.1", catalog.get(NAME), "0" * 64, 0.0, "", "float32", 4096)
+IDENTITY = Identity(NAME, np.zeros(4, np.float32), {}, "0.23.1", catalog.get(NAME), "0" * 64, 0.0, "", "float32", 4096)
 MAX_NUMBERS = Limits.answer_numbers
 
 

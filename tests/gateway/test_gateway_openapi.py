@@ -63,7 +63,7 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
 
 
 def test_every_route_is_described(document: dict[str, Any], tmp_path: Path) -> None:
-    app = create(GatewaySettings(target="http://127.0.0.1:1", database=tmp_path / "predictions"))
+    app = create(GatewaySettings(("http://127.0.0.1:1",), database=tmp_path / "predictions"))
     paths = get_openapi(title="", version="", routes=app.routes)["paths"]
     routes = {(method.upper(), path) for path, methods in paths.items() for method in methods if method != "head"}
     assert routes - UNLISTED == {(method, path) for method, path, _ in operations(document)}

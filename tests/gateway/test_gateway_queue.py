@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from e5_gateway.errors import QueueFull
-from e5_gateway.queue import Queue, Ticket
+from e5_gateway.queue import Queue, Slots, Ticket
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -21,9 +21,9 @@ async def settle() -> None:
 
 def test_requests_run_in_order_and_never_more_than_slots() -> None:
     async def main() -> None:
-        queue, order, running, max_running = Queue(3, 100, 10**6), [], 0, 0
+        queue, order, running, max_running = Queue([Slots(3)], 100, 10**6), [], 0, 0
 
-        async def request(number: int, ticket: Ticket) -> None:
+        async def request(number: int, ticket: Ticket[Slots]) -> None:
             nonlocal running, max_running
             async with ticket:
                 order.append(number)
@@ -42,7 +42,7 @@ def test_requests_run_in_order_and_never_more_than_slots() -> None:
 
 def test_full_queue_refuses_requests_with_retry_after() -> None:
     async def main() -> None:
-        queue = Queue(1, 2, 100)
+        queue = Queue([Slots(1)], 2, 100)
         queue.enter(40)  # has its turn at once
         queue.enter(20)
         with pytest.raises(QueueFull, match="too much is waiting") as refused:
@@ -61,7 +61,7 @@ def test_full_queue_refuses_requests_with_retry_after() -> None:
 
 def test_retry_after_follows_the_recent_rate() -> None:
     async def main() -> None:
-        queue = Queue(1, 1000, 10**6)
+        queue = Queue([Slots(1)], 1000, 10**6)
         for _ in range(20):
             async with queue.enter(1):
                 pass
@@ -76,10 +76,10 @@ def test_retry_after_follows_the_recent_rate() -> None:
 
 def test_cancelled_waiting_request_leaves_the_queue() -> None:
     async def main() -> None:
-        queue = Queue(1, 10, 1000)
+        queue = Queue([Slots(1)], 10, 1000)
         first, second, third = queue.enter(1), queue.enter(100), queue.enter(10)
 
-        async def turn(ticket: Ticket) -> None:
+        async def turn(ticket: Ticket[Slots]) -> None:
             async with ticket:
                 pass
 
@@ -98,10 +98,10 @@ def test_cancelled_waiting_request_leaves_the_queue() -> None:
 
 def test_request_cancelled_as_its_turn_comes_gives_the_slot_back() -> None:
     async def main() -> None:
-        queue = Queue(1, 10, 1000)
+        queue = Queue([Slots(1)], 10, 1000)
         first, second = queue.enter(1), queue.enter(1)
 
-        async def turn(ticket: Ticket) -> None:
+        async def turn(ticket: Ticket[Slots]) -> None:
             async with ticket:
                 raise AssertionError("cancelled before")
 
@@ -120,11 +120,11 @@ def test_request_cancelled_as_its_turn_comes_gives_the_slot_back() -> None:
 
 def test_fail_waiting_fails_all_waiting_requests() -> None:
     async def main() -> None:
-        queue = Queue(1, 10, 1000)
+        queue = Queue([Slots(1)], 10, 1000)
         first = queue.enter(1)
         tickets = [queue.enter(5) for _ in range(3)]
 
-        async def turn(ticket: Ticket) -> None:
+        async def turn(ticket: Ticket[Slots]) -> None:
             async with ticket:
                 pass
 

@@ -16,8 +16,8 @@ from fastapi import FastAPI
 from starlette.responses import PlainTextResponse
 
 from e5.errors import SettingsError
-from e5_cog.server import Server
-from e5_gateway import access, main
+from e5_cog.server import Server, free_port
+from e5_gateway import access, fleet
 from e5_gateway.app import create
 from e5_gateway.requests import MAX_VALUES, ValueCounter
 from e5_gateway.settings import GatewaySettings
@@ -40,7 +40,7 @@ def client(keyed: Gateway) -> Iterator[httpx.Client]:
 
 
 def application(folder: Path, key: str | None) -> FastAPI:
-    return create(GatewaySettings(target="http://127.0.0.1:9", database=folder / "store.sqlite3", api_key=key))
+    return create(GatewaySettings(("http://127.0.0.1:9",), database=folder / "store.sqlite3", api_key=key))
 
 
 def routes(routed: Any) -> Iterator[tuple[str, str]]:
@@ -73,7 +73,7 @@ def test_every_route_but_the_health_check_needs_the_key(tmp_path: Path) -> None:
 
 
 def test_with_a_page_at_the_root_every_api_route_still_needs_the_key(tmp_path: Path) -> None:
-    app = create(GatewaySettings("http://127.0.0.1:9", tmp_path / "store.sqlite3", api_key=KEY), page=True)
+    app = create(GatewaySettings(("http://127.0.0.1:9",), tmp_path / "store.sqlite3", api_key=KEY), page=True)
     closed = [
         (method, re.sub(r"\{\w+\}", "x", path)) for method, path in set(routes(app)) if (method, path) not in OPEN
     ]
@@ -128,7 +128,7 @@ def test_two_hosts_are_none() -> None:
 
 def test_short_keys_are_for_loopback_alone(tmp_path: Path) -> None:
     def settings(host: str, key: str) -> GatewaySettings:
-        return GatewaySettings("http://127.0.0.1:9", tmp_path / "store.sqlite3", host, api_key=key)
+        return GatewaySettings(("http://127.0.0.1:9",), tmp_path / "store.sqlite3", host=host, api_key=key)
 
     assert settings("127.0.0.1", "short").api_key == "short"
     assert settings("0.0.0.0", "x" * 16).api_key == "x" * 16
@@ -138,9 +138,11 @@ def test_short_keys_are_for_loopback_alone(tmp_path: Path) -> None:
 
 def test_own_cog_server_does_not_get_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GATEWAY_API_KEY", KEY)
-    settings = GatewaySettings("http://127.0.0.1:9", tmp_path / "store.sqlite3", api_key=KEY)
-    with main.cog_server(settings) as process:
+    process = fleet._start(f"http://127.0.0.1:{free_port()}", {})
+    try:
         environment = until(Path(f"/proc/{process.pid}/environ").read_bytes)  # empty until the program is started
+    finally:
+        fleet._end(process)
     assert b"PATH=" in environment and KEY.encode() not in environment
     assert os.environ["GATEWAY_API_KEY"] == KEY
 
@@ -182,7 +184,7 @@ def test_public_url_is_the_address_in_all_answers(server: Server, tmp_path: Path
     assert made["urls"]["get"] == f"{public}/v1/predictions/{made['id']}"
     for wrong in ("e5.example.com", "ftp://x", "https://x?y", "https://"):
         with pytest.raises(SettingsError, match="--public-url"):
-            GatewaySettings("http://127.0.0.1:9", tmp_path, public_url=wrong)
+            GatewaySettings(("http://127.0.0.1:9",), tmp_path, public_url=wrong)
 
 
 # ---- hostile JSON

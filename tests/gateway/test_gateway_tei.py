@@ -30,7 +30,7 @@ STS = "Retrieve semantically similar text."
 
 def identity(name: str, dimensions: int = 4) -> Identity:
     entry = catalog.get(name) if name in catalog.names() else None
-    return Identity(name, dimensions, {}, "0.23.1", entry, "0" * 64, 0.0, "", "float32", 512)
+    return Identity(name, np.zeros(dimensions, np.float32), {}, "0.23.1", entry, "0" * 64, 0.0, "", "float32", 512)
 
 
 INSTRUCT, PREFIX, OWN = identity("e5-mistral-tiny"), identity("e5-small"), identity("my-e5")

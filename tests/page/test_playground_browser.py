@@ -130,7 +130,7 @@ def serving(target: str, folder: Path, key: str | None) -> Iterator[str]:
     """The gateway with the page in a thread of this process; waits until the model is ready."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    settings = GatewaySettings(target=target, database=folder / "predictions.sqlite3", port=port, api_key=key)
+    settings = GatewaySettings((target,), database=folder / "predictions.sqlite3", port=port, api_key=key)
     app = gateway_app.create(settings, page=True)
     mount(app, address, key_required=key is not None)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical"))
