@@ -100,7 +100,9 @@ def own_servers(arguments: argparse.Namespace) -> Fleet | None:
     if not IS_CLONE:
         raise SettingsError("--target is missing: only a clone of the repository can start a Cog server")
     Settings.from_environment()  # the Cog server would refuse wrong settings too, but not in one line
-    return Fleet(on_gpus(arguments.gpus) if arguments.gpus is not None else copies(arguments.copies or 1))
+    if arguments.gpus is not None:
+        return Fleet(on_gpus(arguments.gpus))
+    return Fleet(copies(1 if arguments.copies is None else arguments.copies))
 
 
 def read_settings(arguments: argparse.Namespace, fleet: Fleet | None) -> GatewaySettings:

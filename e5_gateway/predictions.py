@@ -173,8 +173,11 @@ class Predictions:
                     ticket = self.targets.queue.enter(active.prediction.size, accepted=True)
                 if await self._attempt(active, ticket):
                     return
-                ticket = None
-                await asyncio.sleep(next(pauses, PAUSES[-1]))
+                if ticket.server and self.targets.others_ready(ticket.server):
+                    ticket.again()
+                else:
+                    ticket = None
+                    await asyncio.sleep(next(pauses, PAUSES[-1]))
         except asyncio.CancelledError:
             if self._closing:
                 raise

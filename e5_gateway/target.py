@@ -339,9 +339,7 @@ class Target(Slots):
         previous = self.identity
         first_seen = previous.first_seen if previous and previous.version == version else time.time()
         dtype, max_tokens = str(metrics["dtype"]), int(metrics["max_tokens"])
-        return Identity(
-            model, vector, schema, coglet, entry, version, first_seen, setup_started_at, dtype, max_tokens
-        )
+        return Identity(model, vector, schema, coglet, entry, version, first_seen, setup_started_at, dtype, max_tokens)
 
     async def _probe(self) -> TargetResponse:
         inputs = {"document": PROBE, "encoding_format": "base64"}

@@ -68,6 +68,10 @@ class Targets:
         states = [target.state for target in self._targets if not target.difference]
         return next((state for state in states if state in READY), states[0])
 
+    def others_ready(self, target: Target) -> bool:
+        """Whether another server than this one takes requests."""
+        return any(other.open and other is not target for other in self._targets)
+
     def state_of(self, url: str) -> str:
         """The state of the server with that address. Any thread may call this."""
         return next((target.state for target in self._targets if target.url == url), "UNKNOWN")
@@ -107,15 +111,14 @@ class Targets:
         Raises the error of the last attempt; the first one's if no other server takes requests.
         """
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            target = None
             try:
                 async with ticket as target:
                     return await work(target)
             except GatewayError as error:
-                others = any(other.open and other is not target for other in self._targets)
-                if error.status not in (502, 503) or target is None or not others or attempt == MAX_ATTEMPTS:
+                broken = ticket.server if error.status in (502, 503) else None
+                if broken is None or attempt == MAX_ATTEMPTS or not self.others_ready(broken):
                     raise
-                log.warning("tried elsewhere", extra={"fields": {"target": target.url, "error": error.message}})
+                log.warning("tried elsewhere", extra={"fields": {"target": broken.url, "error": error.message}})
             ticket.again()
         raise AssertionError("unreachable")
 

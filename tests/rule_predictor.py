@@ -62,7 +62,10 @@ class Predictor(BasePredictor):  # type: ignore[misc]
     """Takes the inputs of predict.py."""
 
     async def setup(self) -> None:
-        """RULE_SETUP_SECONDS: duration of the setup. RULE_MODEL: the model's name in the metrics."""
+        """RULE_SETUP_SECONDS: duration of the setup. RULE_MODEL, RULE_DTYPE: model and dtype in the metrics.
+
+        RULE_LAST: the vectors' last number, like other weights.
+        """
         await asyncio.sleep(float(os.environ.get("RULE_SETUP_SECONDS", "0")))
 
     @cog.concurrent(max=128)  # type: ignore[untyped-decorator]
@@ -96,11 +99,12 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         if long and long_texts == "error":
             raise InputError(f"text {long[0] + 1} has {len(words[long[0]])} tokens, more than {MAX_TOKENS}")
         self.record_metric("model", os.environ.get("RULE_MODEL", MODEL))
-        self.record_metric("dtype", "float32")
+        self.record_metric("dtype", os.environ.get("RULE_DTYPE", "float32"))
         self.record_metric("max_tokens", MAX_TOKENS)
         self.record_metric("texts", len(texts))
         self.record_metric("input_tokens", sum(map(len, words)))
-        vectors = [vector(text) for text in texts]
+        last = float(os.environ.get("RULE_LAST", "1"))
+        vectors = [[*vector(text)[:3], last] for text in texts]
         encoded = [base64.b64encode(struct.pack("<4f", *values)).decode() for values in vectors]
         first = texts[: len(texts) - len(documents or []) - (document is not None)]
         scores = [[score(one, other) for other in texts[len(first) :]] for one in first]

@@ -1,6 +1,7 @@
 """The queue in front of the target: order, limits, and no lost slot however a request ends."""
 
 import asyncio
+import random
 from collections.abc import Coroutine
 from typing import Any
 
@@ -135,5 +136,111 @@ def test_fail_waiting_fails_all_waiting_requests() -> None:
         assert [str(result) for result in results] == ["down"] * 3
         first.leave()
         assert (queue.running, queue.waiting, queue.bytes) == (0, 0, 0)
+
+    run(main())
+
+
+def test_the_server_with_the_fewest_bytes_gets_the_next_request() -> None:
+    async def main() -> None:
+        servers = [Slots(2), Slots(2), Slots(2)]
+        queue = Queue(servers, 10, 10**9)
+        sizes = (1000, 50, 60, 20, 1, 1)
+        tickets = [queue.enter(size) for size in sizes]
+        # 20 goes to the second (50 < 60), 1 to the third (60 < 70), and then only the first has a free slot.
+        assert [servers.index(ticket.turn.result()) for ticket in tickets] == [0, 1, 2, 1, 2, 0]
+        assert [server.bytes for server in servers] == [1001, 70, 61]
+        waiting = [queue.enter(1), queue.enter(2)]
+        tickets[0].leave()
+        assert [ticket.server for ticket in waiting] == [servers[0], None]
+        for ticket in (*tickets, *waiting):
+            ticket.leave()
+        assert [(server.running, server.bytes) for server in servers] == [(0, 0)] * 3
+        assert queue.bytes == 0
+
+    run(main())
+
+
+def test_closed_server_gets_no_requests_and_finishes_what_it_has() -> None:
+    async def main() -> None:
+        servers = [Slots(1), Slots(1)]
+        queue = Queue(servers, 10, 10**9)
+        first = queue.enter(1)
+        servers[0].open = False
+        second, third = queue.enter(1), queue.enter(1)
+        assert (second.server, third.server) == (servers[1], None)
+        first.leave()
+        assert (servers[0].running, third.server) == (0, None)
+        servers[0].open = True
+        queue.dispatch()
+        assert third.server is servers[0]
+
+    run(main())
+
+
+def test_failed_request_is_the_next_one_and_avoids_its_server() -> None:
+    async def main() -> None:
+        servers = [Slots(1), Slots(1)]
+        queue = Queue(servers, 10, 10**9)
+        failed, other = queue.enter(5), queue.enter(7)
+        failed.again()
+        waiting = queue.enter(1)
+        assert (failed.server, waiting.server) == (None, None)  # the free slot is on the server to avoid
+        assert (servers[0].running, queue.bytes) == (0, 13)
+        other.leave()
+        assert (failed.server, waiting.server) == (servers[1], servers[0])
+        waiting.leave()
+        servers[0].open = False
+        failed.again()  # no other server is open
+        assert failed.server is servers[1]
+        failed.leave()
+        assert (queue.bytes, queue.waiting, queue.running) == (0, 0, 0)
+
+    run(main())
+
+
+def test_no_slot_is_lost_whatever_happens() -> None:
+    async def main() -> None:
+        generator = random.Random(1)
+        servers = [Slots(2), Slots(3), Slots(1)]
+        queue = Queue(servers, 1000, 10**9)
+        most = [0, 0, 0]
+
+        async def request(ticket: Ticket[Slots]) -> None:
+            for _ in range(generator.randrange(1, 4)):
+                async with ticket as server:
+                    index = servers.index(server)
+                    most[index] = max(most[index], server.running)
+                    await asyncio.sleep(generator.random() * 0.002)
+                if not any(other.open for other in servers):
+                    return
+                ticket.again()
+            ticket.leave()
+
+        async def trouble() -> None:
+            while True:
+                server = generator.choice(servers)
+                server.open = not server.open
+                queue.dispatch()
+                if not any(other.open for other in servers):
+                    queue.fail_waiting(RuntimeError("down"))
+                await asyncio.sleep(0.001)
+
+        troubles = asyncio.create_task(trouble())
+        tasks = []
+        for _ in range(500):
+            tasks.append(asyncio.create_task(request(queue.enter(generator.randrange(100)))))
+            await asyncio.sleep(generator.random() * 0.001)
+            if generator.random() < 0.1:
+                generator.choice(tasks).cancel()
+        await asyncio.sleep(0.1)
+        troubles.cancel()
+        for server in servers:
+            server.open = True
+        queue.dispatch()
+        await asyncio.wait(tasks, timeout=5)
+        assert all(task.done() for task in tasks)
+        assert (queue.bytes, queue.waiting, queue.running) == (0, 0, 0)
+        assert [server.bytes for server in servers] == [0, 0, 0]
+        assert most == [2, 3, 1]
 
     run(main())
