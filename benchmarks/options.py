@@ -22,10 +22,11 @@ SECTIONS = (
     "scaling",
     "serve",
     "gateway",
+    "dispatch",
 )
 """In running order: setup and loading come before the sections that leave engines in a GPU's memory."""
-OPT_IN_SECTIONS = ("ablations", "profile", "fused_ops", "parity")
-"""Sections on the engine's internals and accuracy, which run only if `--only` names them."""
+OPT_IN_SECTIONS = ("ablations", "profile", "fused_ops", "parity", "dispatch")
+"""Sections on internals, accuracy and several servers, which run only if `--only` names them."""
 DEFAULT_SECTIONS = [name for name in SECTIONS if name not in OPT_IN_SECTIONS]
 TEXTS, QUICK_TEXTS = 256, 24
 ROUNDS, QUICK_ROUNDS = 5, 2

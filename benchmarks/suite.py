@@ -117,6 +117,14 @@ class Suite(Resources):
         result = gateway.measure(self.model.name, self.texts, self.environment, self.quick, self.rounds)
         return result, gateway.card(result)
 
+    def dispatch(self) -> Section:
+        if not _installed("cog", "fastapi"):
+            return _skipped("dispatch", "it is not installed: pip install -e '.[cog,gateway]'")
+        from benchmarks import dispatch
+
+        result = dispatch.measure(self.rounds, self.quick)
+        return result, dispatch.card(result)
+
     def gpu_state(self) -> dict[str, bool]:
         """Whether the measured decoder uses its GPU features; {} without a GPU, decoder or loaded engine."""
         embedder = self.loaded_embedder()

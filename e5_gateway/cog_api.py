@@ -13,7 +13,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from e5_gateway.errors import MAX_MESSAGE, ErrorFormat, GatewayError, Json, shorten
+from e5_gateway.errors import MAX_MESSAGE, ErrorFormat, GatewayError, Json, Unavailable, shorten
 from e5_gateway.queue import Ticket
 from e5_gateway.requests import cancel_on_disconnect, read_json
 from e5_gateway.settings import GatewaySettings
@@ -24,12 +24,14 @@ ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 WEBHOOK = "`webhook` goes with POST /v1/predictions: on this path the server itself would send it, to any address"
 PASS_SECONDS = 10.0
 """Time limit of a request that is passed on without the queue."""
+MAX_FAILURE = 4096
+"""Bytes of a failed prediction. Its logs are empty if the server's worker has died."""
 MAX_ERRORS = 20
 """Entries of the server's `detail` that are passed on."""
 
 
 class BadResponse(GatewayError):
-    """A server answered 5xx."""
+    """A server answered 5xx, or broke while it ran the prediction. Without another server, the client gets it."""
 
     def __init__(self, response: TargetResponse) -> None:
         super().__init__(502, f"the server answered HTTP {response.status}", "bad_gateway")
@@ -59,6 +61,11 @@ def router(targets: Targets, settings: GatewaySettings) -> APIRouter:
             response = await server.compute(content, method, path, **headers)
             if response.status >= 500:
                 raise BadResponse(response)
+            if len(response.content) < MAX_FAILURE and b'"failed"' in response.content:
+                try:
+                    await server.check(response.json())
+                except Unavailable:
+                    raise BadResponse(response) from None
             return response
 
         async def work() -> TargetResponse:

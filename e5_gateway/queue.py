@@ -1,8 +1,9 @@
 """The queue in front of the servers: first come, first served, bounded in number and in bytes.
 
 One event loop, no threads. A request gets its ticket when it is accepted, so an accepted request never finds the queue
-full later. Its turn comes when a server has a free slot. Of several, the one with the fewest bytes in flight takes it,
-so small requests don't wait behind a large one while another server is idle.
+full later. Its turn comes when a server has a free slot. Of several, the one takes it that is expected to finish it
+first: bytes in flight × seconds that such a byte has taken there. So small requests don't wait behind a large one while
+another server is idle, and a slow server gets fewer.
 """
 
 import asyncio
@@ -18,14 +19,35 @@ RATE_SECONDS = 10.0
 MAX_RETRY_SECONDS = 60
 
 
+HALF_LIFE_SECONDS = 5.0
+"""A server that was slow counts as slow only half as much after this time without a request, so it is tried again."""
+SMOOTHING = 0.2
+"""Weight of the newest request in a server's pace."""
+
+
 class Slots:
     """The slots of one server, which runs `running` requests with `bytes` bytes and takes up to `limit` while `open`.
 
-    Bytes stand for tokens: the gateway has no tokenizer.
+    Bytes stand for tokens: the gateway has no tokenizer. `pace`: mean seconds of a request for each byte that was in
+    flight at its start, its own included; None before the first one.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit, self.open, self.running, self.bytes = limit, True, 0, 0
+        self.pace: float | None = None
+        self._measured = 0.0
+
+    def measure(self, seconds: float, in_flight: int) -> None:
+        """A request has succeeded after so many seconds, with so many bytes in flight at its start."""
+        sample = seconds / max(in_flight, 1)
+        self.pace = sample if self.pace is None else self.pace + SMOOTHING * (sample - self.pace)
+        self._measured = time.monotonic()
+
+    def expected_seconds(self, size: int, usual_pace: float) -> float:
+        """Of a further request of `size` bytes. `usual_pace`: the fastest server's."""
+        age = time.monotonic() - self._measured
+        slower = 0.0 if self.pace is None else (self.pace - usual_pace) * math.pow(0.5, age / HALF_LIFE_SECONDS)
+        return (self.bytes + size) * (usual_pace + slower)
 
 
 S = TypeVar("S", bound=Slots)
@@ -56,7 +78,7 @@ class Queue(Generic[S]):
     def enter(self, size: int, *, accepted: bool = False) -> "Ticket[S]":
         """Return a ticket for a request of `size` bytes. Raises QueueFull, but not if it was `accepted` before."""
         if not accepted:
-            if len(self._waiting) >= self.max_waiting and self._choose(None) is None:
+            if len(self._waiting) >= self.max_waiting and self._choose(size) is None:
                 raise QueueFull(f"{len(self._waiting):,} requests", self.retry_after())
             if self.bytes and self.bytes + size > self.max_bytes:
                 raise QueueFull(f"{self.bytes / 2**20:,.0f} MiB of requests", self.retry_after())
@@ -76,11 +98,12 @@ class Queue(Generic[S]):
 
     def dispatch(self) -> None:
         """Give the waiting requests their turns, as far as servers have free slots."""
-        while self._waiting and (server := self._choose(self._waiting[0].avoid)):
+        while self._waiting and (server := self._choose(self._waiting[0].size, self._waiting[0].avoid)):
             ticket = self._waiting.popleft()
             if not ticket.turn.done():
                 server.running += 1
                 server.bytes += ticket.size
+                ticket.started, ticket.in_flight = time.monotonic(), server.bytes
                 ticket.turn.set_result(server)
 
     def fail_waiting(self, error: Exception) -> None:
@@ -90,13 +113,16 @@ class Queue(Generic[S]):
                 ticket.turn.set_exception(error)
         self._waiting.clear()
 
-    def _choose(self, avoid: S | None) -> S | None:
-        """The server for the next request; `avoid` only if no other one is open. None: all are full."""
+    def _choose(self, size: int, avoid: S | None = None) -> S | None:
+        """The server for a request of `size` bytes; `avoid` only if no other one is open. None: all are full."""
         servers = [server for server in self.servers if server.open and server is not avoid]
         if not servers and avoid is not None and avoid.open:
             servers = [avoid]
         free = [server for server in servers if server.running < server.limit]
-        return min(free, key=lambda server: (server.bytes, server.running), default=None)
+        if len(free) < 2:
+            return free[0] if free else None
+        usual = min((server.pace for server in free if server.pace is not None), default=1.0)
+        return min(free, key=lambda server: (server.expected_seconds(size, usual), server.pace or 0.0))
 
     def _return(self, ticket: "Ticket[S]") -> None:
         """Take a request's slot, or its position if its turn has not come."""
@@ -123,6 +149,8 @@ class Ticket(Generic[S]):
         self.queue, self.size = queue, size
         self.avoid: S | None = None
         """The server that the last attempt failed on."""
+        self.started, self.in_flight = 0.0, 0
+        """Of its turn: the time, and the bytes in flight on the server."""
         self.turn: asyncio.Future[S] = asyncio.get_running_loop().create_future()
         self._left = False
 
@@ -139,7 +167,9 @@ class Ticket(Generic[S]):
             self.leave()
             raise
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None and self.server is not None:
+            self.server.measure(time.monotonic() - self.started, self.in_flight)
         self.leave()
 
     def leave(self) -> None:

@@ -198,17 +198,21 @@ class Target(Slots):
         Unavailable if the server broke or was replaced by one with another model.
         """
         prediction = (await self.compute(body)).prediction()
-        reason = parse_failure(prediction.get("error"))
-        if prediction["status"] == "failed" and not reason.input_fault:
-            await self.refresh(force=True)
-            if reason.server_fault or not self.ready:
-                state = "CRASHED" if self.ready else self.state  # /health-check may notice a moment later
-                raise Unavailable(state, reason.message, reached=not reason.message.startswith("Failed to send"))
+        await self.check(prediction)
         if self._model is None and (prediction.get("metrics") or {}).get("model", model) != model:
             self.identity = None
             await self.refresh(force=True)
             raise Unavailable("REPLACED", "another model answers at its address now: see /v1/models", 1)
         return prediction
+
+    async def check(self, prediction: Json) -> None:
+        """Raise Unavailable if the server broke while it ran this prediction."""
+        reason = parse_failure(prediction.get("error"))
+        if prediction.get("status") == "failed" and not reason.input_fault:
+            await self.refresh(force=True)
+            if reason.server_fault or not self.ready:
+                state = "CRASHED" if self.ready else self.state  # /health-check may notice a moment later
+                raise Unavailable(state, reason.message, reached=not reason.message.startswith("Failed to send"))
 
     async def compute(
         self, body: bytes, method: str = "POST", path: str = "/predictions", **headers: str

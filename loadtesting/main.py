@@ -14,7 +14,7 @@ from e5.embedder import Embedder
 from e5.settings import Settings
 from e5.weights.locate import locate
 from e5_cog.server import Server, running
-from loadtesting import faults, storm, workload
+from loadtesting import faults, fleet, storm, workload
 from loadtesting.cog_client import Client
 from loadtesting.faults import FaultResult
 from loadtesting.storm import StormResult
@@ -42,6 +42,8 @@ def main(argv: list[str]) -> int:
     pool = _pool(arguments.dtype, max(50, arguments.predictions // workload.PREDICTIONS_PER_TEXT))
     requests = workload.draw_requests(pool, arguments.predictions, seed=0)
     environment = {"E5_DTYPE": arguments.dtype}
+    if arguments.servers:
+        return _with_fleet(arguments, pool, result)
     with running(environment) as server:
         log(f"{len(requests):,} predictions …")
         storm_result = asyncio.run(_storm(server, pool, requests, arguments.clients))
@@ -54,6 +56,49 @@ def main(argv: list[str]) -> int:
     result["faults"] = [asdict(fault) for fault in fault_results]
     print(f"\n{_faults_card(fault_results)}\n", flush=True)
     result["passed"] = result["storm"]["passed"] and all(fault.passed for fault in fault_results)
+    print(json.dumps(result), flush=True)
+    return 0 if result["passed"] else 1
+
+
+def _with_fleet(arguments: argparse.Namespace, pool: Pool, result: Json) -> int:
+    requests = [
+        request
+        for request in workload.draw_requests(pool, 2 * arguments.predictions, seed=0)
+        if request.kind == "valid"
+    ][: arguments.predictions]
+    log(f"{len(requests):,} predictions to {arguments.servers} servers that break …")
+    outcome = fleet.run(pool, requests, arguments.clients, arguments.servers, arguments.dtype)
+    storm_result = outcome.storm
+    result["storm"] = {
+        "servers": arguments.servers,
+        "predictions": arguments.predictions,
+        "verified": storm_result.counts["verified"],
+        "lost": storm_result.counts["lost"],
+        "wrong": len(storm_result.problems),
+        "problems": storm_result.problems[:20],
+        "twice": sum(count > 1 for count in outcome.ends.values()),
+        "breakdowns": dict(outcome.breakdowns),
+        "tried_elsewhere": outcome.tried_elsewhere,
+        "started_again": outcome.started_again,
+        "seconds": storm_result.seconds,
+        "p50_milliseconds": percentile(storm_result.latencies, 50) * 1e3,
+        "p99_milliseconds": percentile(storm_result.latencies, 99) * 1e3,
+    }
+    figures = result["storm"]
+    breakdowns = ", ".join(f"{count} {name}" for name, count in outcome.breakdowns.items())
+    lines = [
+        f"{figures['predictions']:,} predictions, {arguments.clients} clients, {arguments.servers} servers that break, "
+        f"{arguments.dtype}: "
+        f"{figures['seconds']:.1f} s",
+        f"  servers: {breakdowns}; {figures['started_again']} started again; "
+        f"{figures['tried_elsewhere']} requests tried elsewhere",
+        f"  verified: {figures['verified']:,}; wrong: {figures['wrong']}; lost: {figures['lost']}; "
+        f"succeeded twice: {figures['twice']}; p50 {figures['p50_milliseconds']:.0f} ms, "
+        f"p99 {figures['p99_milliseconds']:.0f} ms",
+        *(f"  WRONG: {problem}" for problem in figures["problems"]),
+    ]
+    print("\n" + "\n".join(lines) + "\n", flush=True)
+    result["passed"] = not storm_result.problems and figures["verified"] == arguments.predictions
     print(json.dumps(result), flush=True)
     return 0 if result["passed"] else 1
 
@@ -146,6 +191,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_PREDICTIONS} predictions instead of many")
     parser.add_argument("--predictions", type=int, metavar="N", help=f"default: {PREDICTIONS:,}")
     parser.add_argument("--clients", type=int, default=CLIENTS, metavar="N", help=f"default: {CLIENTS}")
+    parser.add_argument(
+        "--servers", type=int, metavar="N", help="instead: N servers behind a gateway, which are killed and stopped"
+    )
     parser.add_argument("--dtype", default="float32", choices=list(TOLERANCES))
     arguments = parser.parse_args(argv)
     arguments.predictions = arguments.predictions or (QUICK_PREDICTIONS if arguments.quick else PREDICTIONS)

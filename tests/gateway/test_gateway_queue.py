@@ -1,14 +1,17 @@
 """The queue in front of the target: order, limits, and no lost slot however a request ends."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from e5_gateway import queue as queue_module
 from e5_gateway.errors import QueueFull
-from e5_gateway.queue import Queue, Slots, Ticket
+from e5_gateway.queue import HALF_LIFE_SECONDS, Queue, Slots, Ticket
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -242,5 +245,31 @@ def test_no_slot_is_lost_whatever_happens() -> None:
         assert (queue.bytes, queue.waiting, queue.running) == (0, 0, 0)
         assert [server.bytes for server in servers] == [0, 0, 0]
         assert most == [2, 3, 1]
+
+    run(main())
+
+
+def test_slow_server_gets_fewer_requests_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        now = 0.0
+        monkeypatch.setattr(queue_module, "time", SimpleNamespace(monotonic=lambda: now))
+        slow, fast = Slots(8), Slots(8)
+        queue = Queue([slow, fast], 10, 10**9)
+        for server, seconds in ((slow, 20.0), (fast, 1.0)):  # seconds of 100 bytes
+            ticket = queue.enter(100)
+            assert ticket.server is server  # an unmeasured server counts as the fastest
+            now += seconds
+            async with ticket:
+                pass
+        assert (slow.pace, fast.pace) == (0.2, 0.01)
+        now += 0.001
+        assert [queue.enter(100).server for _ in range(8)] == [fast] * 8
+        now += 8 * HALF_LIFE_SECONDS  # it counts as slower by 19 / 256
+        assert queue.enter(100).server is slow
+        failed = queue.enter(100)
+        with contextlib.suppress(RuntimeError):
+            async with failed:
+                raise RuntimeError("a server that fails at once is not fast")
+        assert slow.pace == 0.2
 
     run(main())
