@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 PIP_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help predict serve gateway playground test benchmark benchmark-peers loadtest weights real-e5 evaluate train-tiny clean
+.PHONY: help predict serve gateway playground test benchmark benchmark-peers loadtest loadtest-servers weights real-e5 evaluate train-tiny clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1|\2/' | column -t -s '|'
@@ -41,6 +41,9 @@ benchmark-peers: $(VENV)/dev .venv-peers/ready .venv-infinity/ready  ## compare 
 
 loadtest: $(VENV)/dev  ## send 20,000 predictions from 64 clients to the real server, check every answer; then inject faults
 	$(BIN)/python scripts/loadtest.py
+
+loadtest-servers: $(VENV)/dev  ## send 10,000 predictions to three servers that are killed, stopped and slowed meanwhile
+	$(BIN)/python scripts/loadtest.py --servers 3
 
 weights: $(VENV)/cog  ## download and verify the weights of E5_MODEL into weights/
 	$(BIN)/python scripts/download_weights.py

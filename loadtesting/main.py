@@ -21,6 +21,7 @@ from loadtesting.storm import StormResult
 from loadtesting.workload import Pool, StormRequest
 
 PREDICTIONS, QUICK_PREDICTIONS = 20_000, 300
+SERVERS_PREDICTIONS = 10_000
 CLIENTS = 64
 """As many as the documentation promises slots. If each waits for its answer, none may get a 409."""
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-3}
@@ -189,12 +190,15 @@ def _faults_card(results: Sequence[FaultResult]) -> str:
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="loadtest.py", description="Load and faults on the real server.")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_PREDICTIONS} predictions instead of many")
-    parser.add_argument("--predictions", type=int, metavar="N", help=f"default: {PREDICTIONS:,}")
+    parser.add_argument(
+        "--predictions", type=int, metavar="N", help=f"default: {PREDICTIONS:,}; with --servers {SERVERS_PREDICTIONS:,}"
+    )
     parser.add_argument("--clients", type=int, default=CLIENTS, metavar="N", help=f"default: {CLIENTS}")
     parser.add_argument(
         "--servers", type=int, metavar="N", help="instead: N servers behind a gateway, which are killed and stopped"
     )
     parser.add_argument("--dtype", default="float32", choices=list(TOLERANCES))
     arguments = parser.parse_args(argv)
-    arguments.predictions = arguments.predictions or (QUICK_PREDICTIONS if arguments.quick else PREDICTIONS)
+    predictions = SERVERS_PREDICTIONS if arguments.servers else PREDICTIONS
+    arguments.predictions = arguments.predictions or (QUICK_PREDICTIONS if arguments.quick else predictions)
     return arguments

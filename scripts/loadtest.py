@@ -2,6 +2,7 @@
 
     python scripts/loadtest.py            20,000 predictions by 64 clients, then the faults; takes a few minutes
     python scripts/loadtest.py --quick    300 predictions, as in the test suite
+    python scripts/loadtest.py --servers 3   10,000 to three servers behind a gateway, which are killed and stopped
 
 Starts scripts/serve.py on the embedded model (or E5_MODEL) in float32, so that vectors from shared batches can be
 compared closely with those of separate calls. Exit status: 0 if everything passed, else 1.

@@ -43,6 +43,15 @@ def test_short_load_test_passes() -> None:
     assert len(result["faults"]) == 6 and all(fault["passed"] for fault in result["faults"])
 
 
+def test_servers_that_break_lose_no_prediction() -> None:
+    command = [sys.executable, "scripts/loadtest.py", "--servers", "3", "--predictions", "600"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    storm = json.loads(done.stdout.splitlines()[-1])["storm"]
+    assert (storm["verified"], storm["wrong"], storm["lost"], storm["twice"]) == (600, 0, 0, 0)
+    assert sum(storm["breakdowns"].values()) >= 2
+
+
 def output(query_rows: list[int], document_rows: list[int]) -> dict[str, object]:
     queries, documents = POOL.queries[query_rows], POOL.documents[document_rows]
     matrix = scores(queries, documents).tolist() if query_rows and document_rows else None
