@@ -52,12 +52,24 @@ def router(targets: Targets, settings: GatewaySettings) -> APIRouter:
         content = orjson.dumps(body | ({"id": name} if method == "POST" or "id" in body else {}))
         del body  # free the parsed texts while it waits: as Python objects they take ten times their bytes
         await targets.require_ready()
-        ticket = targets.queue.enter(len(content))
-        first = tickets.setdefault(name, ticket)
 
-        async def compute(target: Target) -> TargetResponse:
-            # The same PUT again is answered by the server that runs it, with its state.
-            server = target if first is ticket else await asyncio.shield(first.turn)
+        async def follow(first: Ticket[Target]) -> TargetResponse | None:
+            """The answer of the server that runs the same PUT. None: that one was canceled before its turn."""
+            try:
+                server = await asyncio.shield(first.turn)
+            except asyncio.CancelledError:
+                if (task := asyncio.current_task()) and task.cancelling():
+                    raise  # the client has disconnected
+                return None
+            return await server.compute(content, method, path, **headers)
+
+        while (first := tickets.get(name)) is not None:
+            if followed := await cancel_on_disconnect(request, follow(first)):
+                return _json(_without_long_quotes(followed), followed.status)
+            await asyncio.sleep(0)
+        ticket = tickets[name] = targets.queue.enter(len(content))
+
+        async def compute(server: Target) -> TargetResponse:
             response = await server.compute(content, method, path, **headers)
             if response.status >= 500:
                 raise BadResponse(response)
@@ -66,6 +78,8 @@ def router(targets: Targets, settings: GatewaySettings) -> APIRouter:
                     await server.check(response.json())
                 except Unavailable:
                     raise BadResponse(response) from None
+            if response.status == 200 and b'"succeeded"' in response.content:
+                ticket.succeeded()
             return response
 
         async def work() -> TargetResponse:
@@ -82,8 +96,7 @@ def router(targets: Targets, settings: GatewaySettings) -> APIRouter:
             response = await cancel_on_disconnect(request, work())
         finally:
             ticket.leave()
-            if tickets.get(name) is ticket:
-                del tickets[name]
+            del tickets[name]
         return _json(_without_long_quotes(response), response.status)
 
     @routes.post("/predictions")

@@ -16,8 +16,8 @@ from e5_cog.server import free_port, stop
 from e5_gateway.logs import log
 from e5_gateway.settings import KEY_VARIABLE
 
-BROKEN = ("UNHEALTHY", "DEFUNCT", "UNRESPONSIVE")
-"""States that only a new start ends. SETUP_FAILED is not one: the same setup would fail again."""
+BROKEN = ("UNHEALTHY", "DEFUNCT", "UNRESPONSIVE", "FOREIGN", "SETUP_FAILED")
+"""States that only a new start ends. A setup may have failed for want of memory that is free a moment later."""
 BROKEN_SECONDS = 10.0
 """A server that has been broken for so long is killed."""
 MIN_PAUSE, MAX_PAUSE = 1.0, 60.0
@@ -63,21 +63,26 @@ class Fleet:
         pause = MIN_PAUSE
         for start in range(sys.maxsize):
             started = time.monotonic()
-            process = _start(url, environment)
             try:
-                broken = self._wait(process, url)
-            finally:
-                _end(process)
+                process = _start(url, environment)
+            except OSError as error:  # no memory or no process is left: maybe later
+                reason: dict[str, object] = {"error": str(error)}
+            else:
+                try:
+                    broken = self._wait(process, url)
+                finally:
+                    _end(process)
+                if start == 0 and process.returncode == WRONG_START and not self._closing.is_set():
+                    self._on_wrong_start()
+                    return
+                reason = {"state": broken} if broken else {"exit_status": process.returncode}
             if self._closing.is_set():
-                return
-            if start == 0 and process.returncode == WRONG_START:
-                self._on_wrong_start()
                 return
             if time.monotonic() - started > STABLE_SECONDS:
                 pause = MIN_PAUSE
-            reason = {"state": broken} if broken else {"exit_status": process.returncode}
             log.warning("server started again", extra={"fields": {"target": url, **reason, "after_seconds": pause}})
-            self._closing.wait(pause)
+            if self._closing.wait(pause):
+                return
             pause = min(2 * pause, MAX_PAUSE)
 
     def _wait(self, process: "subprocess.Popen[bytes]", url: str) -> str:

@@ -139,8 +139,14 @@ def serve(application: FastAPI, settings: GatewaySettings, grace: int, fleet: Fl
         wrong_start.set()
         server.should_exit = True
 
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal closes; without this, the servers would stay
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with fleet.running(application.state.targets.state_of, give_up):
-        return run(server, settings) or int(wrong_start.is_set())
+        try:
+            return run(server, settings) or int(wrong_start.is_set())
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)  # nor does a second Ctrl+C leave them
 
 
 def listener(application: FastAPI, settings: GatewaySettings, grace: int) -> "Server":

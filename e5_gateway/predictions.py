@@ -165,7 +165,7 @@ class Predictions:
             active.task.cancel()
 
     async def _run(self, active: ActivePrediction, ticket: Ticket[Target] | None) -> None:
-        pauses = iter(PAUSES)
+        pauses, moves = iter(PAUSES), 0
         try:
             while True:
                 if ticket is None:
@@ -173,10 +173,11 @@ class Predictions:
                     ticket = self.targets.queue.enter(active.prediction.size, accepted=True)
                 if await self._attempt(active, ticket):
                     return
-                if ticket.server and self.targets.others_ready(ticket.server):
+                if moves < MAX_ATTEMPTS - 1 and ticket.server and self.targets.others_ready(ticket.server):
                     ticket.again()
+                    moves += 1
                 else:
-                    ticket = None
+                    ticket, moves = None, 0
                     await asyncio.sleep(next(pauses, PAUSES[-1]))
         except asyncio.CancelledError:
             if self._closing:
@@ -197,6 +198,8 @@ class Predictions:
                     await self._end(active, {"status": "aborted"})
                     return True
                 identity = await self.targets.require_identity()
+                if identity.version != version and not self.targets.all_known:
+                    return await self._retry(active, f"version {version} is not served yet", reached=False)
                 if identity.version != version:
                     served = f"now it is {identity.version} of {identity.model}"
                     await self._fail(active, f"version {version} is no longer served: {served}")
@@ -208,6 +211,8 @@ class Predictions:
                     self.webhooks.send_start(active.prediction.id, started_at)
                 body = orjson.dumps({"id": new_id(), "input": orjson.Fragment(active.prediction.input)})
                 result = await target.predict(body, model)
+                if result["status"] == "succeeded":
+                    ticket.succeeded()
         except Unavailable as error:
             return await self._retry(active, error.message, reached=error.reached)
         except GatewayError as error:

@@ -98,8 +98,13 @@ class Queue(Generic[S]):
 
     def dispatch(self) -> None:
         """Give the waiting requests their turns, as far as servers have free slots."""
-        while self._waiting and (server := self._choose(self._waiting[0].size, self._waiting[0].avoid)):
-            ticket = self._waiting.popleft()
+        while any(server.open and server.running < server.limit for server in self.servers):
+            for ticket in self._waiting:
+                if server := self._choose(ticket.size, ticket.avoid):
+                    break
+            else:
+                return
+            self._waiting.remove(ticket)
             if not ticket.turn.done():
                 server.running += 1
                 server.bytes += ticket.size
@@ -167,10 +172,13 @@ class Ticket(Generic[S]):
             self.leave()
             raise
 
-    async def __aexit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is None and self.server is not None:
-            self.server.measure(time.monotonic() - self.started, self.in_flight)
+    async def __aexit__(self, *_: object) -> None:
         self.leave()
+
+    def succeeded(self) -> None:
+        """The request has succeeded: its time counts for the server's pace."""
+        if self.server is not None and not self._left:
+            self.server.measure(time.monotonic() - self.started, self.in_flight)
 
     def leave(self) -> None:
         """Give up the slot or the position. A second call does nothing."""

@@ -98,8 +98,12 @@ def check_targets(source: str, urls: Iterable[str]) -> None:
     """Raise SettingsError if a URL is not a server's address or comes twice. `source`: the option or the file."""
     seen: set[str] = set()
     for url in urls:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        try:
+            parts = urlsplit(url)
+            valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # a port that is no number or too large, or a bracket without its pair
+            valid = False
+        if not valid or parts.query or parts.fragment:
             raise SettingsError(f"{source} {url}: pass the server's address, such as http://127.0.0.1:5000")
         if url.rstrip("/") in seen:
             raise SettingsError(f"{source} {url}: this server is there twice")

@@ -47,6 +47,8 @@ REFRESH_SECONDS, REFRESH_SECONDS_UNREADY = 1.0, 0.5
 CONNECT_SECONDS = 5.0
 HEALTH_SECONDS = 2.0
 """Time limit of one /health-check."""
+IDENTIFY_SECONDS = 30.0
+"""Time limit of the first prediction, which may wait for others, or be slow on a CPU."""
 SILENT_SECONDS = 5.0
 """After this long without any response, a server whose /health-check times out counts as unresponsive."""
 FRESH_SECONDS = 0.2
@@ -139,8 +141,7 @@ class Identity:
                 return f"{name} {getattr(other, name)} instead of {getattr(self, name)}"
         if self.version != other.version:
             return "another schema: another version of predict.py"
-        norms = float(np.linalg.norm(self.vector) * np.linalg.norm(other.vector))
-        cosine = float(self.vector @ other.vector) / norms if norms else math.nan
+        cosine = float(self.vector @ other.vector / np.linalg.norm(self.vector) / np.linalg.norm(other.vector))
         return "" if cosine >= MIN_COSINE else f"other weights: vectors of the same text have the cosine {cosine:.4f}"
 
 
@@ -287,8 +288,7 @@ class Target(Slots):
     async def _refresh(self) -> None:
         before = self.state
         try:
-            async with asyncio.timeout(HEALTH_SECONDS):
-                state = await self._read_state()
+            state = await self._read_state()
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             state = before if _is_out_of_files(error) else DOWN
         except TimeoutError:  # a busy server may be slow
@@ -318,13 +318,18 @@ class Target(Slots):
 
     async def _read_state(self) -> str:
         """GET /health-check; also reads the identity if the server was restarted."""
-        health = (await self.send("GET", "/health-check")).json()
+        async with asyncio.timeout(HEALTH_SECONDS):
+            health = (await self.send("GET", "/health-check")).json()
         state = str(health["status"])
         if state in READY:
             setup_started_at = str((health.get("setup") or {}).get("started_at"))
             if self.identity is None or self.identity.setup_started_at != setup_started_at:
                 coglet = str((health.get("version") or {}).get("coglet", ""))
-                self.identity = await self._identify(coglet, setup_started_at)
+                try:
+                    async with asyncio.timeout(IDENTIFY_SECONDS):
+                        self.identity = await self._identify(coglet, setup_started_at)
+                except TimeoutError:
+                    return "STARTING"
         return state
 
     async def _identify(self, coglet: str, setup_started_at: str) -> Identity:
@@ -338,6 +343,8 @@ class Target(Slots):
         metrics = prediction["metrics"]
         model = self._model or str(metrics.get("model") or "e5")
         vector = np.frombuffer(base64.b64decode(prediction["output"]["embeddings_base64"][0]), "<f4")
+        if not np.linalg.norm(vector) > 0:  # NaN as well
+            raise ValueError("the model is broken: a vector is zero or not a number")
         version = hashlib.sha256(model.encode() + orjson.dumps(schema, option=orjson.OPT_SORT_KEYS)).hexdigest()
         entry = catalog.get(model) if model in catalog.names() else None
         previous = self.identity

@@ -66,7 +66,12 @@ class Targets:
     def state(self) -> str:
         """READY, or the state of the first server that may serve."""
         states = [target.state for target in self._targets if not target.difference]
-        return next((state for state in states if state in READY), states[0])
+        return next((state for state in states if state in READY), (states or ["UNKNOWN"])[0])
+
+    @property
+    def all_known(self) -> bool:
+        """Whether every server has said what it serves."""
+        return all(target.identity is not None for target in self._targets)
 
     def others_ready(self, target: Target) -> bool:
         """Whether another server than this one takes requests."""
@@ -77,7 +82,7 @@ class Targets:
         return next((target.state for target in self._targets if target.url == url), "UNKNOWN")
 
     def unavailable(self) -> Unavailable:
-        return next(target for target in self._targets if not target.difference).unavailable()
+        return next((target for target in self._targets if not target.difference), self._targets[0]).unavailable()
 
     async def require_ready(self) -> None:
         """Return if a server takes requests. Raises Unavailable."""
@@ -103,7 +108,15 @@ class Targets:
         Raises QueueFull and the errors of Target.predict().
         """
         await self.require_ready()
-        return await self.run(self.queue.enter(len(body)), lambda target: target.predict(body, model))
+        ticket = self.queue.enter(len(body))
+
+        async def compute(target: Target) -> Json:
+            prediction = await target.predict(body, model)
+            if prediction["status"] == "succeeded":
+                ticket.succeeded()
+            return prediction
+
+        return await self.run(ticket, compute)
 
     async def run(self, ticket: Ticket[Target], work: Callable[[Target], Awaitable[T]]) -> T:
         """Call `work` with the server that the queue chooses, and with another one if that server breaks.
@@ -123,7 +136,9 @@ class Targets:
         raise AssertionError("unreachable")
 
     def _update(self) -> None:
-        """A server has been asked for its state: decide who gets requests."""
+        """A server has been asked for its state: decide which ones get requests."""
+        if self.identity is None and any(target.state == "UNKNOWN" for target in self._targets):
+            return  # the first one to answer might be the one that differs
         self._compare()
         for target in self._targets:
             target.open = target.ready and target.identity is not None and not target.difference

@@ -187,11 +187,14 @@ def test_failed_request_is_the_next_one_and_avoids_its_server() -> None:
         failed, other = queue.enter(5), queue.enter(7)
         failed.again()
         waiting = queue.enter(1)
-        assert (failed.server, waiting.server) == (None, None)  # the free slot is on the server to avoid
-        assert (servers[0].running, queue.bytes) == (0, 13)
-        other.leave()
-        assert (failed.server, waiting.server) == (servers[1], servers[0])
+        assert (failed.server, waiting.server) == (None, servers[0])  # the free slot is on the server to avoid
+        assert (servers[0].running, queue.bytes) == (1, 13)
+        last = queue.enter(0)
         waiting.leave()
+        assert (failed.server, last.server) == (None, servers[0])
+        other.leave()
+        assert failed.server is servers[1]
+        last.leave()
         servers[0].open = False
         failed.again()  # no other server is open
         assert failed.server is servers[1]
@@ -260,7 +263,7 @@ def test_slow_server_gets_fewer_requests_and_is_tried_again(monkeypatch: pytest.
             assert ticket.server is server  # an unmeasured server counts as the fastest
             now += seconds
             async with ticket:
-                pass
+                ticket.succeeded()
         assert (slow.pace, fast.pace) == (0.2, 0.01)
         now += 0.001
         assert [queue.enter(100).server for _ in range(8)] == [fast] * 8
