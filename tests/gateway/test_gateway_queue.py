@@ -198,6 +198,17 @@ def test_failed_request_is_the_next_one_and_avoids_its_server() -> None:
         servers[0].open = False
         failed.again()  # no other server is open
         assert failed.server is servers[1]
+        servers[0].open = True
+        blocking = queue.enter(1)
+        assert blocking.server is servers[0]
+        servers[0].open = False
+        early = queue.enter(1)
+        blocking.again()
+        assert (blocking.server, early.server) == (None, None)
+        failed.leave()
+        assert (blocking.server, early.server) == (servers[1], None)  # the failed one comes first
+        early.leave()
+        blocking.leave()
         failed.leave()
         assert (queue.bytes, queue.waiting, queue.running) == (0, 0, 0)
 
@@ -256,7 +267,7 @@ def test_slow_server_gets_fewer_requests_and_is_tried_again(monkeypatch: pytest.
     async def main() -> None:
         now = 0.0
         monkeypatch.setattr(queue_module, "time", SimpleNamespace(monotonic=lambda: now))
-        slow, fast = Slots(8), Slots(8)
+        slow, fast = Slots(8), Slots(100)
         queue = Queue([slow, fast], 10, 10**9)
         for server, seconds in ((slow, 20.0), (fast, 1.0)):  # seconds of 100 bytes
             ticket = queue.enter(100)
