@@ -283,7 +283,7 @@ def proxy(server: Server, status: int, seen: list[str] | None = None) -> Iterato
         front.server_close()
 
 
-@pytest.mark.parametrize("status", [500, 502, 503, 504])
+@pytest.mark.parametrize("status", [500, 503])
 def test_request_is_tried_elsewhere_after_5xx(pair: list[Server], tmp_path: Path, status: int) -> None:
     with proxy(pair[0], status) as broken, gateway([broken, pair[1].url], tmp_path) as front:
         until(lambda: all_ready(front))
