@@ -109,6 +109,7 @@ async def _load(url: str, clients: int, seconds: float) -> float:
             return reply
 
         await sustain_load(send, clients, 1.0)  # the gateway learns who is slow
+        # Not sustain_load() again: it counts until the last reply, which a slow server delays.
         end, finished = time.perf_counter() + seconds, 0
 
         async def keep_sending() -> None:

@@ -6,7 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +36,11 @@ def running(
     key: str | None = None,
     port: int | None = None,
     wait: bool = True,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Gateway]:
     """Start a gateway in front of one target or several, with log and database in `folder`; SIGTERM at the end.
+
+    With no target, the options say which servers there are. `environment`: more variables.
 
     Waits until it listens, and with `wait` until it knows its model (GET /v1/models answers 200). A second gateway in
     the same folder continues with the same database and log.
@@ -47,11 +50,11 @@ def running(
     targets = [target] if isinstance(target, str) else target
     command = [sys.executable, "-m", "e5_gateway", "--port", str(port)]
     command += [option for url in targets for option in ("--target", url)]
-    environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
+    inherited = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
     with log.open("ab") as file:
         process = subprocess.Popen(
             [*command, "--database", str(database), *options],
-            env=environment | ({KEY_VARIABLE: key} if key is not None else {}),
+            env=inherited | dict(environment or {}) | ({KEY_VARIABLE: key} if key is not None else {}),
             stdout=file,
             stderr=subprocess.STDOUT,
         )

@@ -17,8 +17,6 @@ from e5_gateway.errors import QueueFull
 RATE_SECONDS = 10.0
 """Period over which finished turns are counted, to compute Retry-After."""
 MAX_RETRY_SECONDS = 60
-
-
 HALF_LIFE_SECONDS = 5.0
 """A server that was slow counts as slow only half as much after this time without a request, so it is tried again."""
 SMOOTHING = 0.2

@@ -347,10 +347,8 @@ class Target(Slots):
             raise ValueError("the model is broken: a vector is zero or not a number")
         version = hashlib.sha256(model.encode() + orjson.dumps(schema, option=orjson.OPT_SORT_KEYS)).hexdigest()
         entry = catalog.get(model) if model in catalog.names() else None
-        previous = self.identity
-        first_seen = previous.first_seen if previous and previous.version == version else time.time()
         dtype, max_tokens = str(metrics["dtype"]), int(metrics["max_tokens"])
-        return Identity(model, vector, schema, coglet, entry, version, first_seen, setup_started_at, dtype, max_tokens)
+        return Identity(model, vector, schema, coglet, entry, version, time.time(), setup_started_at, dtype, max_tokens)
 
     async def _probe(self) -> TargetResponse:
         inputs = {"document": PROBE, "encoding_format": "base64"}

@@ -1,32 +1,28 @@
 """The load test of several servers behind a gateway, which break at random: no accepted request may be lost.
 
-scripts/serve.py --copies starts the gateway and the servers. Half of the predictions go through Cog's API, half through
+The gateway starts the servers (--copies). Half of the predictions go through Cog's API, half through
 Replicate's with a webhook. Meanwhile servers are killed, stopped for a while (SIGSTOP), slowed and restarted; at least
 one is always left alone.
 """
 
 import asyncio
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 import psutil
-from aiohttp import web
 
-from e5_cog.repository import ROOT
-from e5_cog.server import free_port, stop
+from e5_gateway.process import Gateway, running
 from loadtesting.cog_client import Client, Json, Reply
+from loadtesting.receiver import receiver
 from loadtesting.storm import StormResult, verify
 from loadtesting.workload import Pool, StormRequest
 
@@ -54,43 +50,25 @@ class FleetResult:
 def run(pool: Pool, requests: Sequence[StormRequest], clients: int, servers: int, dtype: str) -> FleetResult:
     """Send all requests, `clients` at a time, while servers break."""
     result = FleetResult()
+    options = ("--copies", str(servers), "--webhooks-to", "127.0.0.1", "--log-level", "WARNING")
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        with _serving(servers, dtype, log) as (url, process):
-            asyncio.run(_storm(url, process, pool, requests, clients, result))
-        text = log.read_text(errors="replace")
+        with running((), Path(folder), *options, wait=False, environment={"E5_DTYPE": dtype}) as gateway:
+            asyncio.run(_storm(gateway, pool, requests, clients, result))
+        text = gateway.log.read_text(errors="replace")
         result.tried_elsewhere = text.count('"event": "tried elsewhere"')
         result.started_again = text.count('"event": "server started again"')
     return result
 
 
-@contextmanager
-def _serving(servers: int, dtype: str, log: Path) -> Iterator[tuple[str, psutil.Process]]:
-    port = free_port()
-    options = ["--copies", str(servers), "--port", str(port), "--webhooks-to", "127.0.0.1", "--log-level", "WARNING"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "scripts" / "serve.py"), *options, "--database", str(log.with_name("db"))],
-            env=os.environ | {"E5_DTYPE": dtype},
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
-    finally:
-        stop(process)
-
-
 async def _storm(
-    url: str,
-    process: psutil.Process,
-    pool: Pool,
-    requests: Sequence[StormRequest],
-    clients: int,
-    result: FleetResult,
+    gateway: Gateway, pool: Pool, requests: Sequence[StormRequest], clients: int, result: FleetResult
 ) -> None:
     storm, queue = result.storm, iter(requests)
-    async with Client.connect(url) as client, _receiver(result) as hook:
+
+    def receive(prediction: Json) -> None:
+        result.ends[prediction["id"], prediction["status"]] += 1
+
+    async with Client.connect(gateway.url) as client, receiver(receive) as hook:
         model = await _model(client)
         started = time.perf_counter()
 
@@ -110,7 +88,7 @@ async def _storm(
                     storm.problems.append(problem)
                 storm.latencies.append(reply.seconds)
 
-        breaking = asyncio.create_task(_break_servers(client, process, result))
+        breaking = asyncio.create_task(_break_servers(client, psutil.Process(gateway.process.pid), result))
         try:
             await asyncio.gather(*(send_from_queue() for _ in range(clients)))
         finally:
@@ -155,26 +133,6 @@ async def _replicate(client: Client, model: str, inputs: Json, hook: str, result
         await asyncio.sleep(0.1)
         reply = await client.send("GET", f"/v1/predictions/{reply.body['id']}")
     return Reply(200, reply.content, time.perf_counter() - started, 0)
-
-
-@asynccontextmanager
-async def _receiver(result: FleetResult) -> AsyncIterator[str]:
-    """A web server that counts the webhooks; yields its address."""
-
-    async def receive(request: web.Request) -> web.Response:
-        prediction = await request.json()
-        result.ends[prediction["id"], prediction["status"]] += 1
-        return web.Response()
-
-    app = web.Application(client_max_size=2**26)
-    app.router.add_post("/hook", receive)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
-    finally:
-        await runner.cleanup()
 
 
 async def _break_servers(client: Client, gateway: psutil.Process, result: FleetResult) -> None:

@@ -89,8 +89,7 @@ def _with_fleet(arguments: argparse.Namespace, pool: Pool, result: Json) -> int:
     breakdowns = ", ".join(f"{count} {name}" for name, count in outcome.breakdowns.items())
     lines = [
         f"{figures['predictions']:,} predictions, {arguments.clients} clients, {arguments.servers} servers that break, "
-        f"{arguments.dtype}: "
-        f"{figures['seconds']:.1f} s",
+        f"{arguments.dtype}: {figures['seconds']:.1f} s",
         f"  servers: {breakdowns}; {figures['started_again']} started again; "
         f"{figures['tried_elsewhere']} requests tried elsewhere",
         f"  verified: {figures['verified']:,}; wrong: {figures['wrong']}; lost: {figures['lost']}; "

@@ -383,34 +383,26 @@ def test_file_of_targets_is_read_again_on_sighup(pair: list[Server], tmp_path: P
     one, other = [server.url for server in pair]
     file = tmp_path / "targets.txt"
     file.write_text(f"# the servers\n\n{one}/\n")
-    port = free_port()
-    command = [sys.executable, "-m", "e5_gateway", "--targets", str(file), "--port", str(port)]
-    log = tmp_path / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen([*command, "--database", str(tmp_path / "db")], stdout=output, stderr=output)
-    front = Gateway(f"http://127.0.0.1:{port}", None, process, log, tmp_path / "db")
-    try:
-        until(lambda: _answers(front))
+    with gateway((), tmp_path, "--targets", str(file)) as front:
         with ThreadPoolExecutor(4) as pool:
             last = pool.submit(send, front, OPENAI, "sleep 2 the last one")
             until(lambda: metrics(front, "queue_running") == {one: 1.0})
             file.write_text(f"{other}\n")
-            process.send_signal(signal.SIGHUP)
+            front.process.send_signal(signal.SIGHUP)
             until(lambda: metrics(front, "target_ready") == {other: 1.0})
             assert vector_of(send(front, COG, "text")) == vector("text")
             assert not last.done()
             assert vector_of(last.result()) == vector("sleep 2 the last one")
         for wrong in ("not a URL\n", "", f"{one}\n{one}/\n"):
             file.write_text(wrong)
-            process.send_signal(signal.SIGHUP)
-            until(lambda: log.read_text().count("targets not read") > 0)
+            front.process.send_signal(signal.SIGHUP)
+            until(lambda: front.log.read_text().count("targets not read") > 0)
             assert metrics(front, "target_ready") == {other: 1.0}
         file.write_text(f"{one}\n{other}\n")
-        process.send_signal(signal.SIGHUP)
+        front.process.send_signal(signal.SIGHUP)
         until(lambda: metrics(front, "target_ready") == {one: 1.0, other: 1.0})
-    finally:
-        assert stop(process) == 0
-    assert "Traceback" not in log.read_text()
+    assert front.process.returncode == 0
+    assert "Traceback" not in front.log.read_text()
 
 
 def _answers(front: Gateway) -> bool:
