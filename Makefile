@@ -22,8 +22,8 @@ serve: $(VENV)/cog  ## start the Cog server on 127.0.0.1:5000; E5_MODEL and the 
 gateway: $(VENV)/gateway  ## start a Cog server and the gateway (OpenAI's, Cohere's and Replicate's APIs) on 127.0.0.1:8000
 	@$(BIN)/python scripts/gateway.py
 
-playground: $(VENV)/playground  ## start the same with a web page at http://127.0.0.1:8000, and open it
-	@$(BIN)/python scripts/playground.py
+playground: $(VENV)/gateway  ## start the same, and open its web page, http://127.0.0.1:8000
+	@$(BIN)/python scripts/gateway.py --open
 
 test: $(VENV)/dev  ## check lint, types and import contracts, and run all tests
 	$(BIN)/ruff check
@@ -74,7 +74,7 @@ $(VENV)/cog: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cog]'
 	@touch $@
 
-$(VENV)/gateway $(VENV)/playground $(VENV)/dev: $(VENV)/%: $(VENV)/cog pyproject.toml
+$(VENV)/gateway $(VENV)/dev: $(VENV)/%: $(VENV)/cog pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cog,$*]'
 	@touch $@
 

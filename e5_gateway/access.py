@@ -9,21 +9,8 @@ from urllib.parse import urlsplit
 from e5_gateway.errors import GatewayError
 from e5_gateway.settings import KEY_VARIABLE
 
-OPEN_PATHS = ("/health-check", "/docs", "/openapi.json")
-"""Need no key: load balancers and readers have none."""
-API_PREFIXES = (
-    "/v1/",
-    "/v2/",
-    "/predictions",
-    "/metrics",
-    "/shutdown",
-    "/embed",
-    "/rerank",
-    "/similarity",
-    "/tokenize",
-    "/info",
-)
-"""Paths that need the key. If a page is mounted at `/`, the other paths are the page's, but not POST /."""
+OPEN_PATHS = re.compile(r"/|/health-check|/docs|/openapi\.json|/page/\w+\.\w+", re.ASCII)
+"""Need no key to be read (GET, HEAD): for load balancers, readers of the documentation, and the web page."""
 
 Headers = dict[bytes, bytes]
 _HOST = re.compile(rb"[A-Za-z0-9.:\[\]-]+")
@@ -38,11 +25,10 @@ def read_headers(pairs: Iterable[tuple[bytes, bytes]]) -> Headers:
 
 
 class Access:
-    """Decides which requests are admitted. With `page`, the paths of the page at `/` need no key."""
+    """Decides which requests are admitted."""
 
-    def __init__(self, api_key: str | None, page: bool) -> None:
+    def __init__(self, api_key: str | None) -> None:
         self._key = None if api_key is None else api_key.encode()
-        self.page = page
 
     def has_key(self, headers: Headers) -> bool:
         """Whether the request has the right key, or none is needed."""
@@ -61,16 +47,12 @@ class Access:
                 return None
             cure = f"set {KEY_VARIABLE} to open it to other host names"
             return GatewayError(403, f"this gateway answers to localhost alone: {cure}")
-        is_open = path in OPEN_PATHS or (self.page and is_page_request(path, method))
+        is_open = method in ("GET", "HEAD") and OPEN_PATHS.fullmatch(path)
         if is_open or self.has_key(headers):
             return None
         cause = "the API key is wrong" if headers.get(b"authorization") else "no API key was sent"
         cure = "send `Authorization: Bearer KEY` with the gateway's key"
         return GatewayError(401, f"{cause}: {cure}", "invalid_api_key")
-
-
-def is_page_request(path: str, method: str) -> bool:
-    return not path.startswith(API_PREFIXES) and path not in OPEN_PATHS and (path, method) != ("/", "POST")
 
 
 def _is_loopback(address: bytes) -> bool:

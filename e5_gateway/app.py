@@ -11,12 +11,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from e5.errors import SettingsError
-from e5_gateway import cog_api, cohere_api, documentation, openai_api, replicate_api, tei_api
+from e5_gateway import cog_api, cohere_api, documentation, openai_api, replicate_api, tei_api, web_page
 from e5_gateway.access import Access
 from e5_gateway.destinations import Destinations
 from e5_gateway.errors import GatewayError
 from e5_gateway.metrics import Metrics
-from e5_gateway.middleware import Middleware, PageRequests
+from e5_gateway.middleware import Middleware
 from e5_gateway.predictions import Predictions
 from e5_gateway.requests import BodyBudget
 from e5_gateway.settings import GatewaySettings
@@ -28,8 +28,8 @@ ERROR_FORMATS = (openai_api.ERRORS, cohere_api.ERRORS, replicate_api.ERRORS, tei
 """The first one whose `paths` match writes the errors of a path."""
 
 
-def create(settings: GatewaySettings, *, page: bool = False) -> FastAPI:
-    """Create the application, which connects to the targets at startup. `page`: the caller mounts a page at `/`."""
+def create(settings: GatewaySettings) -> FastAPI:
+    """Create the application, which connects to the targets at startup."""
     metrics = Metrics()
     targets = Targets(settings)
     store = Store(settings.database)
@@ -61,18 +61,14 @@ def create(settings: GatewaySettings, *, page: bool = False) -> FastAPI:
     app.include_router(replicate_api.router(targets, predictions, settings))
     app.include_router(tei_api.router(targets, settings, metrics))
     app.include_router(cog_api.router(targets, settings))
-    app.include_router(documentation.router(targets))
+    app.include_router(documentation.router(targets, settings))
 
     @app.api_route("/metrics", methods=["GET", "HEAD"])
     async def render_metrics() -> Response:
         metrics.waiting.set(targets.queue.waiting)
         return Response(metrics.render(targets), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    if not page:
-
-        @app.get("/")
-        async def index() -> Response:
-            return Response(orjson.dumps(cog_api.index(targets.state)), media_type="application/json")
+    web_page.add(app)
 
     @app.exception_handler(GatewayError)
     async def gateway_error(request: Request, error: Exception) -> Response:
@@ -93,12 +89,10 @@ def create(settings: GatewaySettings, *, page: bool = False) -> FastAPI:
         return Response(status_code=499)  # for the log; the client has gone
 
     app.state.metrics, app.state.targets = metrics, targets
-    page_requests = app.state.page_requests = PageRequests()
     app.add_middleware(
         Middleware,
-        access=Access(settings.api_key, page),
+        access=Access(settings.api_key),
         body_budget=BodyBudget(settings.max_bodies_bytes),
-        page_requests=page_requests,
         metrics=metrics,
         error_response=error_response,
     )

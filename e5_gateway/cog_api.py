@@ -168,21 +168,6 @@ ERRORS = ErrorFormat(re.compile(""), error_body)
 """For every path that no other API has."""
 
 
-def index(state: str) -> Json:
-    """The answer of GET / if there is no page."""
-    return {
-        "name": "e5-cog gateway",
-        "target": state,
-        "openai": "/v1/embeddings, /v1/models",
-        "cohere": "/v2/rerank, /v2/embed, /v1/rerank, /v1/embed, /rerank",
-        "replicate": "/v1/predictions, /v1/models/{owner}/{name}",
-        "text-embeddings-inference": "/embed, /similarity, /tokenize, /info",
-        "cog": "/predictions, /health-check",
-        "metrics": "/metrics",
-        "documentation": "/docs, /openapi.json",
-    }
-
-
 def _check_id(prediction_id: object) -> str:
     """A valid id. Raises GatewayError 422."""
     if not isinstance(prediction_id, str) or not ID.fullmatch(prediction_id):

@@ -11,11 +11,13 @@ from starlette.responses import Response
 
 from e5_gateway.docs_page import PAGE_POLICY, page
 from e5_gateway.errors import Json
+from e5_gateway.openai_api import describe
+from e5_gateway.settings import GatewaySettings
 from e5_gateway.target import Identity
 from e5_gateway.targets import Targets
 
 
-def router(targets: Targets) -> APIRouter:
+def router(targets: Targets, settings: GatewaySettings) -> APIRouter:
     routes = APIRouter()
     rendered: tuple[Identity, bytes, str] | None = None
 
@@ -24,7 +26,7 @@ def router(targets: Targets) -> APIRouter:
         nonlocal rendered
         identity = await targets.require_identity()
         if rendered is None or rendered[0] is not identity:
-            whole = document(identity)
+            whole = document(identity, key_required=settings.api_key is not None)
             rendered = identity, orjson.dumps(whole), page(whole)
         return rendered[1:]
 
@@ -41,8 +43,8 @@ def router(targets: Targets) -> APIRouter:
     return routes
 
 
-def document(identity: Identity) -> Json:
-    """The OpenAPI document, with the served model's name, dimensions and schema."""
+def document(identity: Identity, *, key_required: bool) -> Json:
+    """The OpenAPI document, with the served model (`info.x-model`: its entry of GET /v1/models) and its schema."""
     text = resources.files("e5_gateway").joinpath("openapi.json").read_text("utf-8")
     for name, value in (("model", identity.model), ("version", identity.version)):
         text = text.replace(f"<{name}>", value)
@@ -51,5 +53,7 @@ def document(identity: Identity) -> Json:
     whole: Json = orjson.loads(text)
     schemas = identity.schema["components"]["schemas"]
     used = ("Input", "Output", *(name for name, schema in schemas.items() if "enum" in schema))
+    whole["info"]["x-model"] = describe(identity)
+    whole["security"] = [{"key": []}] if key_required else []
     whole["components"]["schemas"] |= {name: schemas[name] for name in used}
     return whole

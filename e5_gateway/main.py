@@ -5,10 +5,8 @@ import contextlib
 import functools
 import os
 import signal
-import socket
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 try:
@@ -23,7 +21,7 @@ from e5.errors import SettingsError
 from e5.settings import Settings
 from e5_cog.repository import IS_CLONE, ROOT
 from e5_cog.serve import StartError, listening_host
-from e5_gateway import app
+from e5_gateway import app, browser
 from e5_gateway.connection import Connection, Connections, max_connections
 from e5_gateway.destinations import Inner
 from e5_gateway.fleet import Fleet, copies, on_gpus
@@ -34,12 +32,10 @@ DATABASE = (ROOT if IS_CLONE else Path()) / ".gateway" / "predictions.sqlite3"
 MAX_ANSWER_NUMBERS = "E5_MAX_ANSWER_NUMBERS"
 
 
-def main(
-    argv: list[str], add_page: Callable[[FastAPI, GatewaySettings], None] | None = None, *, program: str | None = None
-) -> int:
+def main(argv: list[str], *, program: str | None = None) -> int:
     """Serve until a signal and return the exit status. A wrong option exits with one line and status 2.
 
-    `add_page` mounts a page at `/` (scripts/playground.py). `program`: the name in messages, by default the script's.
+    `program`: the name in messages, by default the script's.
     """
     parser = argument_parser(program)
     arguments = parser.parse_args(argv)
@@ -50,9 +46,9 @@ def main(
     except (SettingsError, StartError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     log_to_stderr(arguments.log_level)
-    application = app.create(settings, page=add_page is not None)
-    if add_page is not None:
-        add_page(application, settings)
+    application = app.create(settings)
+    if arguments.open:
+        browser.open_when_ready(settings)
     return serve(application, settings, arguments.grace, fleet)
 
 
@@ -89,6 +85,7 @@ def argument_parser(program: str | None) -> argparse.ArgumentParser:
         help="inner host or network that webhooks may reach",
     )
     parser.add_argument("--public-url", help="the gateway's address for its clients, if a proxy is in front")
+    parser.add_argument("--open", action="store_true", help="open the web page in a browser when the model is ready")
     parser.add_argument("--log-level", choices=["INFO", "WARNING", "ERROR"], default="INFO", help="INFO: each request")
     return parser
 
@@ -167,9 +164,7 @@ def listener(application: FastAPI, settings: GatewaySettings, grace: int) -> "Se
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, but slow clients are cut off, and shutdown ends the page's streams, which last until the user
-    leaves.
-    """
+    """uvicorn's server, but slow clients are cut off."""
 
     def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
         super().__init__(config)
@@ -180,10 +175,6 @@ class Server(uvicorn.Server):
         if counter % 10 == 0:
             self.connections.check()
         return await super().on_tick(counter)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.config.app.state.page_requests.close()  # type: ignore[union-attr]  # it is the FastAPI application
-        await super().shutdown(sockets)
 
 
 def raise_file_limit() -> int:

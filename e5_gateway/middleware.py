@@ -9,14 +9,13 @@ import re
 import secrets
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from e5_gateway.access import Access, is_page_request, read_headers
+from e5_gateway.access import Access, read_headers
 from e5_gateway.errors import GatewayError
 from e5_gateway.logs import log
 from e5_gateway.metrics import Metrics
@@ -25,33 +24,7 @@ from e5_gateway.requests import BodyBudget
 BROWSER_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 POLICY_HEADER = b"content-security-policy"
 API_POLICY = b"default-src 'none'; frame-ancestors 'none'"
-PAGE_POLICY = (
-    b"default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "  # Gradio 6 needs both
-    b"style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-)
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
-
-
-class PageRequests:
-    """The page's requests in progress. Some stream until the user leaves; close() cancels them at shutdown."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    @contextmanager
-    def tracked(self) -> Iterator[None]:
-        """Track the current task during the block."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            yield
-        finally:
-            self._tasks.discard(task)
-
-    def close(self) -> None:
-        for task in set(self._tasks):
-            task.cancel()
 
 
 class Middleware:
@@ -66,11 +39,10 @@ class Middleware:
         app: ASGIApp,
         access: Access,
         body_budget: BodyBudget,
-        page_requests: PageRequests,
         metrics: Metrics,
         error_response: Callable[[str, GatewayError], Response],
     ) -> None:
-        self.app, self.access, self.body_budget, self.page_requests = app, access, body_budget, page_requests
+        self.app, self.access, self.body_budget = app, access, body_budget
         self.metrics, self.error_response = metrics, error_response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,7 +66,6 @@ class Middleware:
         self, scope: Scope, receive: Receive, send: Send, refusal: GatewayError | None, request_id: str
     ) -> None:
         started, status = time.perf_counter(), 0
-        is_page = is_page_request(scope["path"], scope["method"])
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -102,7 +73,7 @@ class Middleware:
                 status = message["status"]
                 added = [(b"x-request-id", request_id.encode()), *BROWSER_HEADERS]
                 if not any(name == POLICY_HEADER for name, _ in message["headers"]):
-                    added.append((POLICY_HEADER, PAGE_POLICY if self.access.page and is_page else API_POLICY))
+                    added.append((POLICY_HEADER, API_POLICY))
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 
@@ -112,9 +83,6 @@ class Middleware:
         try:
             if refusal:
                 await send_error(refusal)
-            elif is_page:
-                with self.page_requests.tracked():
-                    await self.app(scope, receive, send_with_id)
             else:
                 await self.app(scope, receive, send_with_id)
         except asyncio.CancelledError:  # shutdown
@@ -148,8 +116,8 @@ def _request_id(header: bytes) -> str:
 
 
 def _route(scope: Scope) -> str:
-    """The route's template, such as /v1/models/{name}. All of the page's paths are "playground"."""
+    """The route's template, such as /v1/models/{name}. The page's files are "/page"."""
     path = getattr(scope.get("route"), "path", None)
     if path:
         return str(path)
-    return "playground" if "endpoint" in scope or scope.get("app_root_path") is not None else "unknown"
+    return "/page" if scope["path"].startswith("/page/") and "endpoint" in scope else "unknown"

@@ -400,12 +400,21 @@ def test_requests_longer_than_the_grace_period_get_503(server: Server, tmp_path:
             assert ended(front, accepted.json()["id"])["status"] == "succeeded"
 
 
-def test_programs_show_their_options() -> None:
-    for name in ("gateway", "playground"):
-        command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "--help"]
-        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "--target" in done.stdout
+def test_program_shows_its_options() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "gateway.py"), "--help"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--target" in done.stdout
+
+
+def test_open_waits_for_the_model(server: Server, tmp_path: Path) -> None:
+    """BROWSER names the program that Python's webbrowser starts."""
+    program = tmp_path / "browser"
+    program.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    program.chmod(0o700)
+    with gateway(server.url, tmp_path, "--open", environment={"BROWSER": str(program)}) as front:
+        assert until((tmp_path / "opened").is_file)
+        assert (tmp_path / "opened").read_text() == f"{front.url}\n"
 
 
 def test_module_shows_its_name_in_messages() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from starlette.responses import PlainTextResponse
 
 from e5.errors import SettingsError
 from e5_cog.server import Server, free_port
@@ -25,7 +24,10 @@ from tests.gateways import BEARER, KEY, Gateway, gateway, until
 from tests.rule_predictor import MODEL
 
 PREDICTIONS = f"/v1/models/e5/{MODEL}/predictions"
-OPEN = {("GET", "/health-check"), ("HEAD", "/health-check"), ("GET", "/docs"), ("GET", "/openapi.json")}
+OPEN = {
+    *(("GET", "/health-check"), ("HEAD", "/health-check"), ("GET", "/docs"), ("GET", "/openapi.json")),
+    *(("GET", "/"), ("HEAD", "/"), ("GET", "/page/tasks.json"), ("HEAD", "/page/tasks.json")),
+}
 """The routes that need no key."""
 Json = dict[str, Any]
 
@@ -49,7 +51,7 @@ def routes(routed: Any) -> Iterator[tuple[str, str]]:
         inner = getattr(route, "original_router", None)
         if inner is not None:
             yield from routes(inner)
-        else:
+        elif hasattr(route, "methods"):  # not the folder of the page's files
             yield from ((method, route.path) for method in route.methods)
 
 
@@ -62,7 +64,7 @@ def statuses(app: FastAPI, requests: list[tuple[str, str]], **headers: str) -> l
     return asyncio.run(send())
 
 
-def test_every_route_but_the_health_check_needs_the_key(tmp_path: Path) -> None:
+def test_every_route_but_the_open_ones_needs_the_key(tmp_path: Path) -> None:
     app = application(tmp_path, KEY)
     every = sorted(set(routes(app)))
     assert len(every) > 18
@@ -72,17 +74,18 @@ def test_every_route_but_the_health_check_needs_the_key(tmp_path: Path) -> None:
     assert statuses(app, closed, Authorization="Bearer wrong") == [401] * len(closed)
 
 
-def test_with_a_page_at_the_root_every_api_route_still_needs_the_key(tmp_path: Path) -> None:
-    app = create(GatewaySettings(("http://127.0.0.1:9",), tmp_path / "store.sqlite3", api_key=KEY), page=True)
-    closed = [
-        (method, re.sub(r"\{\w+\}", "x", path)) for method, path in set(routes(app)) if (method, path) not in OPEN
-    ]
-    assert {("POST", "/"), ("POST", "/embed"), ("GET", "/info")} <= set(closed)
-    app.mount("/", PlainTextResponse("the page"))
-    assert statuses(app, closed) == [401] * len(closed)
-    assert statuses(app, [("GET", "/"), ("HEAD", "/"), ("GET", "/config")]) == [200] * 3
+def test_page_is_open_to_read_and_its_folder_has_no_way_out(tmp_path: Path) -> None:
+    app = application(tmp_path, KEY)
+    inside = [("GET", "/"), ("HEAD", "/"), ("GET", "/page/app.js"), ("HEAD", "/page/style.css")]
+    assert statuses(app, inside) == [200] * 4
+    names = ("%2e%2e/web_page.py", "..%2fweb_page.py", "/etc/passwd", "%2fetc%2fpasswd", "%2e%2e")
+    outside = [f"/page/{name}" for name in names]
+    assert statuses(app, [("GET", path) for path in [*outside, "/config", "/page", "/page/"]]) == [401] * 8
+    assert statuses(app, [("POST", "/"), ("POST", "/page/app.js"), ("POST", "/docs")]) == [401] * 3
+    named = statuses(app, [("GET", path) for path in outside], Authorization=f"Bearer {KEY}")
+    assert named == [404] * 5
     reached = statuses(app, [("POST", "/"), ("POST", "/embed")], Authorization=f"Bearer {KEY}")
-    assert reached == [503, 503]  # the API, not the page: there is no Cog server
+    assert reached == [503, 503]  # the API: there is no Cog server
 
 
 TRICKS = ("/%2e/", "//", "/./", "/x/../", "/%2f", "/v1%2f", "/V1/", "/;/", "/health-check/../", "/health-check/", "/*")
@@ -116,14 +119,14 @@ def test_only_one_authorization_header_counts(keyed: Gateway, headers: list[tupl
 
 @pytest.mark.parametrize("host", ["evil.com@127.0.0.1", "127.0.0.1#evil.com", "127.0.0.1/evil", "localhost\\@evil.com"])
 def test_host_that_only_contains_loopback_is_refused_without_a_key(host: str) -> None:
-    refusal = access.Access(None, page=False).refusal("/v1/models", {b"host": host.encode()})
+    refusal = access.Access(None).refusal("/v1/models", {b"host": host.encode()})
     assert refusal is not None and refusal.status == 403
-    assert access.Access(None, page=False).refusal("/v1/models", {b"host": b"[::1]:8000"}) is None
+    assert access.Access(None).refusal("/v1/models", {b"host": b"[::1]:8000"}) is None
 
 
 def test_two_hosts_are_none() -> None:
     headers = access.read_headers([(b"host", b"evil.com"), (b"host", b"localhost")])
-    assert access.Access(None, page=False).refusal("/v1/models", headers) is not None
+    assert access.Access(None).refusal("/v1/models", headers) is not None
 
 
 def test_short_keys_are_for_loopback_alone(tmp_path: Path) -> None:

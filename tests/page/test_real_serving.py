@@ -1,7 +1,6 @@
-"""Real E5 weights through Cog server, gateway and page, started as in `make playground`."""
+"""Real E5 weights, a prefix model, through Cog server, gateway and page, started as in `make playground`."""
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -12,31 +11,31 @@ import httpx
 import numpy as np
 import pytest
 from openai import OpenAI
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from e5 import Embedder, scores
 from e5_cog.repository import ROOT
 from e5_cog.server import free_port, stop
 from e5_gateway.settings import KEY_VARIABLE
-from e5_playground import examples
 from tests import real_e5
 from tests.gateways import SETTINGS
 from tests.languages import ARTICLE_1
+from tests.page.chromium import opened
+from tests.page.examples import page_example
 
 WAIT_SECONDS = 60
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
 def url(real_e5_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a playground with its own Cog server."""
+    """The address of a gateway with its own Cog server."""
     folder, port = tmp_path_factory.mktemp("playground"), free_port()
-    options = ["--no-browser", "--port", str(port), "--database", str(folder / "predictions.sqlite3")]
+    options = ["--port", str(port), "--database", str(folder / "predictions.sqlite3")]
     model = {"E5_MODEL": real_e5.MODEL, "E5_WEIGHTS": str(real_e5_folder)}
     inherited = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "scripts" / "playground.py"), *options],
+            [sys.executable, str(ROOT / "scripts" / "gateway.py"), *options],
             env={**inherited, **SETTINGS, **model},
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -71,27 +70,23 @@ def test_openai_client_gets_the_librarys_vectors(url: str, real_e5_model: Embedd
             np.testing.assert_allclose(received, embed(texts, normalize=True), rtol=0, atol=1e-6)
 
 
-@pytest.mark.skipif(
-    CHROMIUM is None, reason="THE PAGE IS NOT TESTED IN A BROWSER: no chromium or google-chrome on PATH"
-)
-def test_languages_example_shows_the_librarys_scores(url: str, real_e5_model: Embedder) -> None:
-    form = examples.get("languages").form
-    queries, documents = form.queries.splitlines(), form.documents.splitlines()
+def test_languages_example_shows_the_librarys_scores(browser: Browser, url: str, real_e5_model: Embedder) -> None:
+    queries, documents = page_example("Across languages")
     want = scores(real_e5_model.embed_queries(queries), real_e5_model.embed_documents(documents))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page()
-        page.set_default_timeout(WAIT_SECONDS * 1000)
-        page.goto(url)
-        expect(page.locator("#e5-model")).to_contain_text(real_e5.MODEL, timeout=WAIT_SECONDS * 1000)
-        page.get_by_role("button", name="Across languages").click()
-        status = page.locator("#e5-status [data-run]")
-        expect(status).to_contain_text("3 queries × 2 documents", timeout=WAIT_SECONDS * 1000)
-        cells = [float(text) for text in page.locator(".e5-heat tbody td").all_inner_texts()]
-        rankings = page.locator("#e5-result .e5-each")
-        shown = [float(text) for text in rankings.locator(".e5-score").all_inner_texts()]
+    with opened(browser, url) as tab:
+        expect(tab.page.locator("#model")).to_contain_text(
+            f"{real_e5.MODEL} · 384 dimensions · texts of up to 512 tokens"
+        )
+        assert tab.page.locator("#field-task, #preset").count() == 0  # a prefix model takes no task
+        languages = tab.page.get_by_role("button", name="Across languages")
+        assert "3 queries × 2 documents" in tab.after(languages.click)
+        assert "between 70 and 100 even for unrelated texts" in tab.page.locator(".legend-of-scores").inner_text()
+        assert "run from 60 to 100" in tab.page.locator(".legend-of-scores").inner_text()
+        cells = [float(text) for text in tab.page.locator(".heat tbody td").all_inner_texts()]
+        rankings = tab.page.locator("#answer details")
+        shown = [float(text) for text in rankings.locator(".score").all_inner_texts()]
         ranks = [int(text.removeprefix("#")) - 1 for text in rankings.locator("p small").all_inner_texts()]
-        browser.close()
+        assert '"task"' not in tab.code("OpenAI")
     np.testing.assert_allclose(np.reshape(cells, want.shape), want, rtol=0, atol=0.06)  # one decimal is shown
     order = np.argsort(-want, axis=1)
     np.testing.assert_array_equal(np.reshape(ranks, want.shape), order)

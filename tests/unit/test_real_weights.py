@@ -13,9 +13,9 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from e5 import Embedder, scores
 from e5.network import pooling
-from e5_playground import examples
 from tests import real_e5
 from tests.languages import ARTICLE_1
+from tests.page.examples import page_example
 from tests.reference import Reference, Vectors, relative_l2
 
 LENGTHS = [1, 2, 3, 5, 8, 16, 32, 64, 128, 700]
@@ -25,11 +25,12 @@ SHORT = [text[:40] for text in list(ARTICLE_1.values())[::3]]
 """For bfloat16, which is 20 times slower than float32 on a CPU without instructions for it."""
 PROMPTS = {"embed_queries": "query: ", "embed_documents": "passage: "}
 
+_, EXAMPLE = page_example("Across languages")
 QUERIES = ["how much protein should a female eat", "南瓜的家常做法"]
 DOCUMENTS = [
-    examples.get("languages").form.documents.splitlines()[1],
+    EXAMPLE[1],
     # The model card's passage has a second recipe.
-    examples.get("languages").form.documents.splitlines()[0]
+    EXAMPLE[0]
     + " 2.香葱炒南瓜 原料:南瓜1只 调料:香葱、蒜末、橄榄油、盐 做法: 1、将南瓜去皮,切成片 2、油锅8成热后,将蒜末放入爆香 "
     "3、爆香后,将南瓜片放入,翻炒 4、在翻炒的同时,可以不时地往锅里加水,但不要太多 5、放入盐,炒匀 "
     "6、南瓜差不多软和绵了之后,就可以关火 7、撒入香葱,即可出锅",

@@ -32,9 +32,9 @@ def environment(site: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(site)}
 
 
-def test_wheel_has_four_packages_and_no_generic_names(site: Path) -> None:
+def test_wheel_has_three_packages_and_no_generic_names(site: Path) -> None:
     names = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")}
-    assert names == {"e5", "e5_cog", "e5_gateway", "e5_playground"}
+    assert names == {"e5", "e5_cog", "e5_gateway"}
 
 
 def test_embedded_model_loads_outside_of_a_clone(site: Path, tmp_path: Path) -> None:
@@ -54,6 +54,8 @@ def test_gateway_starts_outside_of_a_clone(site: Path, tmp_path: Path) -> None:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment(site), stdout=log, stderr=log)
     try:
         assert status(f"http://127.0.0.1:{port}/health-check", process) == 503  # its target does not answer
+        for path in ("", "page/app.js", "page/style.css", "page/examples.json", "page/tasks.json"):
+            assert status(f"http://127.0.0.1:{port}/{path}", process) == 200
     finally:
         stop(process)
     assert (tmp_path / ".gateway" / "predictions.sqlite3").is_file()

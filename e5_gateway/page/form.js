@@ -1,0 +1,229 @@
+/** The form: a control for each field of the schema, with its help, its error and, for texts, files to open or drop. */
+
+import { element, plural } from "./dom.js";
+import { ACCEPT, FileError, columnsOf } from "./files.js";
+import { FormError, boxOf, parseTexts } from "./request.js";
+
+const HELP_OF_TEXTS = "One text a line, or a JSON list of strings.";
+const CUSTOM = ""; // the preset of a task that is none of the trained ones
+const MODE = {
+  name: "mode",
+  kind: "choice",
+  label: "Request",
+  help: "prediction: vectors and scores. rerank: the order of the documents, without vectors.",
+};
+
+/**
+ * Controls for `fields`, in `container`. `modes`: kinds of requests. `tasks`: trained instructions by name.
+ *
+ * Returns { values, fill, mode, key, fail, clear }. `onChange` is called after each change.
+ */
+export function createForm(container, { fields, modes, tasks, keyRequired, onChange }) {
+  const all = modes.length > 1 ? [...fields, { ...MODE, choices: modes, default: modes[0], modes }] : fields;
+  const controls = new Map(all.map((field) => [field.name, control(field, onChange)]));
+  const wide = all.filter((field) => isWide(field)).map((field) => controls.get(field.name).block);
+  const narrow = all.filter((field) => !isWide(field)).map((field) => controls.get(field.name).block);
+  const keyControl = keyRequired ? keyField() : null;
+  const follow = controls.has("task") ? addPresets(controls.get("task"), tasks) : () => {};
+  container.append(...(keyControl ? [keyControl.block] : []), ...wide, element("div", { class: "options" }, narrow));
+
+  const values = () => Object.fromEntries([...controls].map(([name, { read }]) => [name, read()]));
+  const mode = () => controls.get("mode")?.read() ?? modes[0];
+  const show = () => {
+    for (const field of all) controls.get(field.name).block.hidden = !field.modes.includes(mode());
+  };
+  const fill = (given) => {
+    for (const [name, { write }] of controls) if (name in given) write(given[name]);
+    follow();
+    show();
+    onChange();
+  };
+  container.addEventListener("input", () => {
+    show();
+    onChange();
+  });
+  show();
+  const errors = new Map([...controls, ...(keyControl ? [["key", keyControl]] : [])]);
+  return {
+    values,
+    mode,
+    fill,
+    key: () => keyControl?.input.value.trim() ?? "",
+    /** Show an error at its field. */
+    fail(name, message) {
+      const found = errors.get(name);
+      if (!found || found.block.hidden) return;
+      found.error.textContent = message;
+      found.error.hidden = false;
+      found.input.setAttribute("aria-invalid", "true");
+    },
+    clear() {
+      for (const { error, input } of errors.values()) {
+        error.hidden = true;
+        input.removeAttribute("aria-invalid");
+      }
+    },
+  };
+}
+
+const isWide = ({ kind }) => ["texts", "text", "json"].includes(kind);
+
+/** A field's block, with { input, error, read, write }. */
+function control(field, onChange) {
+  const make = { texts: textsBox, text: box, json: box, flag: checkbox, choice: select, number: numberBox }[field.kind];
+  const { input, read, write, extra = [], label } = make(field, onChange);
+  const help = [field.help, field.kind === "texts" ? HELP_OF_TEXTS : ""].filter(Boolean).join(" ");
+  return labelled(field.name, field.label, help, input, { read, write, extra, isCheckbox: label === "after" });
+}
+
+function labelled(name, words, help, input, { read, write, extra = [], isCheckbox = false } = {}) {
+  const error = element("p", { class: "error", id: `error-${name}`, hidden: true });
+  input.id = `field-${name}`;
+  input.setAttribute("aria-describedby", `help-${name} error-${name}`);
+  const label = element("label", { for: input.id }, words);
+  const heading = isCheckbox ? element("div", { class: "check" }, input, label) : label;
+  const below = isCheckbox ? [] : [input];
+  const block = element("div", { class: "field" }, heading, element("p", { class: "help", id: `help-${name}` }, help), below, extra, error);
+  return { block, input, error, read, write };
+}
+
+function box(field) {
+  const input = element("textarea", { rows: 2, spellcheck: "false" });
+  const write = (value) => (input.value = value);
+  write(field.default === null ? "" : field.kind === "json" ? JSON.stringify(field.default) : field.default);
+  return { input, read: () => input.value, write };
+}
+
+function textsBox(field, onChange) {
+  const input = element("textarea", { rows: field.name === "documents" ? 8 : 4, spellcheck: "false" });
+  input.value = (field.default ?? []).length ? boxOf(field.default) : "";
+  const notice = element("p", { class: "note", role: "status" });
+  const picker = element("input", { type: "file", accept: ACCEPT, hidden: true, "aria-hidden": "true", tabindex: -1 });
+  const put = (texts) => {
+    input.value = boxOf(texts);
+    onChange();
+  };
+  const open = (file) => openFile(file, notice, put);
+  picker.addEventListener("change", () => {
+    if (picker.files[0]) open(picker.files[0]);
+    picker.value = ""; // the same file again is a change, too
+  });
+  const button = element("button", { type: "button", class: "open", onclick: () => picker.click() }, "Open a file");
+  const count = element("span", { class: "note" });
+  const recount = () => (count.textContent = countOf(field.name, input.value));
+  input.addEventListener("input", () => {
+    notice.replaceChildren();
+    recount();
+  });
+  acceptDrops(input, open);
+  const extra = [
+    element("div", { class: "files" }, button, element("span", { class: "note" }, "or drop one here: txt, csv, jsonl"), count, picker),
+    notice,
+  ];
+  const write = (value) => {
+    input.value = value;
+    notice.replaceChildren();
+    recount();
+  };
+  return { input, extra, read: () => input.value, write };
+}
+
+function countOf(name, value) {
+  try {
+    const count = parseTexts(name, value).length;
+    return count ? plural(count, "text", "texts") : "";
+  } catch (error) {
+    if (!(error instanceof FormError)) throw error;
+    return "";
+  }
+}
+
+function acceptDrops(target, open) {
+  const hasFile = (event) => [...event.dataTransfer.types].includes("Files");
+  target.addEventListener("dragover", (event) => {
+    if (!hasFile(event)) return; // a dragged text is the browser's to insert
+    event.preventDefault();
+    target.classList.add("dropping");
+  });
+  target.addEventListener("dragleave", () => target.classList.remove("dropping"));
+  target.addEventListener("drop", (event) => {
+    target.classList.remove("dropping");
+    if (!hasFile(event)) return;
+    event.preventDefault();
+    open(event.dataTransfer.files[0]);
+  });
+}
+
+/** Put a file's texts into the box. With several columns the notice has a choice among them. */
+async function openFile(file, notice, put) {
+  try {
+    const columns = await columnsOf(file);
+    const choose = (name) => {
+      const texts = columns.texts(name);
+      put(texts);
+      count.textContent = `${plural(texts.length, "text", "texts")} of ${file.name}`;
+    };
+    const count = element("span");
+    const choice = element("select", { "aria-label": "Column", onchange: () => choose(choice.value) }, options(columns.names));
+    notice.replaceChildren(count, ...(columns.names.length > 1 ? [", column ", choice] : []));
+    choose(columns.names[0]);
+  } catch (error) {
+    if (!(error instanceof FileError)) throw error;
+    notice.replaceChildren(element("span", { class: "error" }, error.message));
+  }
+}
+
+function checkbox(field) {
+  const input = element("input", { type: "checkbox" });
+  const write = (value) => (input.checked = value);
+  write(field.default === true);
+  return { input, label: "after", read: () => input.checked, write };
+}
+
+function select(field) {
+  const input = element("select", {}, options(field.choices.map(String)));
+  const write = (value) => {
+    if (field.choices.map(String).includes(String(value))) input.value = String(value);
+  };
+  write(field.default ?? field.choices[0]);
+  return { input, read: () => field.choices[input.selectedIndex], write };
+}
+
+const options = (names) => names.map((name) => element("option", { value: name }, name));
+
+function numberBox(field) {
+  const bounds = { min: field.minimum, max: field.maximum, step: field.integer ? 1 : "any" };
+  const input = element("input", { type: "number", inputmode: "decimal", ...bounds });
+  const write = (value) => (input.value = value ?? "");
+  write(field.default);
+  // A number field's value is "" for what is no number.
+  return { input, read: () => (input.validity.badInput ? "?" : input.value), write };
+}
+
+function keyField() {
+  const input = element("input", { type: "password", autocomplete: "off" });
+  return labelled("key", "API key", "Sent with each request and kept nowhere.", input);
+}
+
+/** A choice of the trained tasks above the task, which follows the task and fills it. */
+function addPresets({ block, input }, tasks) {
+  const kinds = Object.groupBy(Object.entries(tasks), ([, task]) => task.kind);
+  const groups = Object.entries(kinds).map(([kind, entries]) => {
+    return element("optgroup", { label: kind }, options(entries.map(([name]) => name)));
+  });
+  const preset = element("select", { id: "preset" }, element("option", { value: CUSTOM }, "Custom: as written below"), groups);
+  const follow = () => {
+    if (tasks[preset.value]?.instruction === input.value) return; // some share one instruction
+    preset.value = Object.keys(tasks).find((name) => tasks[name].instruction === input.value) ?? CUSTOM;
+  };
+  preset.addEventListener("change", () => {
+    if (preset.value === CUSTOM) return;
+    input.value = tasks[preset.value].instruction;
+    input.dispatchEvent(new Event("input", { bubbles: true }));
+  });
+  input.addEventListener("input", follow);
+  const label = element("label", { for: "preset" }, "Trained task");
+  block.querySelector("p.help").after(element("div", { class: "preset" }, label, preset));
+  follow();
+  return follow;
+}
