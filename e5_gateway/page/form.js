@@ -117,7 +117,7 @@ function textsBox(field, onChange) {
   });
   acceptDrops(input, open);
   const extra = [
-    element("div", { class: "files" }, button, element("span", { class: "note" }, "or drop one here: txt, csv, jsonl"), count, picker),
+    element("div", { class: "files" }, button, element("span", { class: "note drop" }, "or drop one here: txt, csv, jsonl"), count, picker),
     notice,
   ];
   const write = (value) => {
