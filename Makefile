@@ -30,7 +30,7 @@ test: $(VENV)/dev  ## check lint, types and import contracts, and run all tests
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 benchmark: $(VENV)/dev  ## measure speed against sentence-transformers, latency, setup, scaling, serving and the gateway
 	$(BIN)/python scripts/benchmark.py

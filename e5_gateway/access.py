@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from e5_gateway.errors import GatewayError
 from e5_gateway.settings import KEY_VARIABLE
 
-OPEN_PATHS = re.compile(r"/|/health-check|/docs|/openapi\.json|/page/\w+\.\w+", re.ASCII)
+OPEN_PATHS = re.compile(r"/|/health-check|/docs|/openapi\.json|/page/\w+\.(?:css|js|json|svg)", re.ASCII)
 """Need no key to be read (GET, HEAD): for load balancers, readers of the documentation, and the web page."""
 
 Headers = dict[bytes, bytes]

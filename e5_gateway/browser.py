@@ -1,8 +1,8 @@
 """Open the web page in the user's browser when the model is ready."""
 
+import http.client
 import threading
 import time
-import urllib.error
 import urllib.request
 import webbrowser
 
@@ -19,19 +19,19 @@ def open_when_ready(settings: GatewaySettings) -> None:
 
 def local_address(settings: GatewaySettings) -> str:
     """The gateway's address on this machine."""
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
-    host = f"[{settings.host}]" if ":" in settings.host and settings.host != "::" else settings.host
-    return f"http://{everywhere.get(settings.host, host)}:{settings.port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 def _open(address: str) -> None:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy between this machine and itself
     end = time.monotonic() + MAX_WAIT_SECONDS
     while time.monotonic() < end:
         try:
-            with urllib.request.urlopen(f"{address}/health-check", timeout=5) as health:
+            with opener.open(f"{address}/health-check", timeout=5) as health:
                 if b'"READY"' in health.read():
                     break
-        except (urllib.error.URLError, OSError):
+        except (OSError, http.client.HTTPException):
             pass  # not listening yet, or the model is not ready
         time.sleep(0.3)
     webbrowser.open(address)

@@ -16,6 +16,9 @@ from e5_gateway.settings import GatewaySettings
 from e5_gateway.target import Identity
 from e5_gateway.targets import Targets
 
+MODEL_FACTS = ("id", "dimensions", "max_tokens", "prompt", "languages")
+"""Of the model's entry in GET /v1/models."""
+
 
 def router(targets: Targets, settings: GatewaySettings) -> APIRouter:
     routes = APIRouter()
@@ -30,12 +33,12 @@ def router(targets: Targets, settings: GatewaySettings) -> APIRouter:
             rendered = identity, orjson.dumps(whole), page(whole)
         return rendered[1:]
 
-    @routes.get("/openapi.json")
+    @routes.api_route("/openapi.json", methods=["GET", "HEAD"])
     async def openapi() -> Response:
         content, _ = await render()
         return Response(content, media_type="application/json")
 
-    @routes.get("/docs")
+    @routes.api_route("/docs", methods=["GET", "HEAD"])
     async def docs() -> Response:
         _, content = await render()
         return Response(content, media_type="text/html", headers={"Content-Security-Policy": PAGE_POLICY})
@@ -44,7 +47,7 @@ def router(targets: Targets, settings: GatewaySettings) -> APIRouter:
 
 
 def document(identity: Identity, *, key_required: bool) -> Json:
-    """The OpenAPI document, with the served model (`info.x-model`: its entry of GET /v1/models) and its schema."""
+    """The OpenAPI document, with the served model's schema and, for the web page, its facts (`info.x-model`)."""
     text = resources.files("e5_gateway").joinpath("openapi.json").read_text("utf-8")
     for name, value in (("model", identity.model), ("version", identity.version)):
         text = text.replace(f"<{name}>", value)
@@ -53,7 +56,8 @@ def document(identity: Identity, *, key_required: bool) -> Json:
     whole: Json = orjson.loads(text)
     schemas = identity.schema["components"]["schemas"]
     used = ("Input", "Output", *(name for name, schema in schemas.items() if "enum" in schema))
-    whole["info"]["x-model"] = describe(identity)
+    model = describe(identity)
+    whole["info"]["x-model"] = {name: model[name] for name in MODEL_FACTS if name in model}
     whole["security"] = [{"key": []}] if key_required else []
     whole["components"]["schemas"] |= {name: schemas[name] for name in used}
     return whole

@@ -7,36 +7,41 @@ from importlib import resources
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette.responses import FileResponse, Response
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 FOLDER = Path(str(resources.files("e5_gateway").joinpath("page")))
-TASKS = Path(str(resources.files("e5").joinpath("tasks.json")))
+LIBRARY = Path(str(resources.files("e5")))
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
 """Content-Security-Policy. Without a Trusted Types policy the browser refuses to make HTML from a string."""
-HEADERS = {"Cache-Control": "no-cache"}
-"""Browsers ask each time whether a file has changed (ETag), so an update never mixes old and new modules."""
 
 
 class _Files(StaticFiles):
-    def file_response(self, *arguments: object, **options: object) -> Response:
-        response = super().file_response(*arguments, **options)  # type: ignore[arg-type]
-        response.headers.update(HEADERS)
+    """Browsers ask each time whether a file has changed (ETag), so that an update never mixes old and new modules."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers["Cache-Control"] = "no-cache"
         return response
 
 
 def add(app: FastAPI) -> None:
     """Add the page's routes, and the trained tasks that it offers."""
+    files, library = _Files(directory=FOLDER), _Files(directory=LIBRARY)
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-    async def page() -> Response:
-        return FileResponse(FOLDER / "index.html", headers={**HEADERS, "Content-Security-Policy": POLICY})
+    async def page(request: Request) -> Response:
+        response = await files.get_response("index.html", request.scope)
+        response.headers["Content-Security-Policy"] = POLICY
+        return response
 
     @app.api_route("/page/tasks.json", methods=["GET", "HEAD"], include_in_schema=False)
-    async def tasks() -> Response:
-        return FileResponse(TASKS, headers=HEADERS)
+    async def tasks(request: Request) -> Response:
+        return await library.get_response("tasks.json", request.scope)
 
-    app.mount("/page", _Files(directory=FOLDER))
+    app.mount("/page", files)

@@ -15,7 +15,7 @@ export function answerOf(request, response) {
 
 function prediction(input, response) {
   const [queries, documents] = sides(input);
-  const { output, metrics = {}, logs = "" } = response;
+  const { output, metrics, logs } = response;
   if (!output || typeof output !== "object") throw new FormError("", "The answer has no output.");
   const count = queries.length + documents.length;
   const vectors = vectorsOf(output, input.encoding_format ?? "float");
@@ -25,10 +25,14 @@ function prediction(input, response) {
   if (vectors?.some((vector) => !vector.length || vector.length !== vectors[0].length)) {
     throw new FormError("", "The answer has vectors of different lengths.");
   }
+  if (vectors?.some((vector) => !vector.every(Number.isFinite)))
+    throw new FormError("", "The answer has vectors with NaN.");
   const scores = output.scores ?? null;
   if (scores && (scores.length !== queries.length || scores.some((row) => row.length !== documents.length))) {
     throw new FormError("", "The answer has scores of another shape than queries × documents.");
   }
+  if (scores?.some((row) => !row.every(Number.isFinite)))
+    throw new FormError("", "The answer has scores that are no numbers.");
   return {
     ...texts(queries, documents),
     vectors,
@@ -38,8 +42,8 @@ function prediction(input, response) {
     pieces: output.pieces ?? null,
     tokenIds: output.token_ids ?? null,
     truncated: new Set(output.truncated ?? []),
-    metrics,
-    warnings: warningsOf(logs),
+    metrics: metrics ?? {},
+    warnings: warningsOf(logs ?? ""),
   };
 }
 
@@ -75,9 +79,9 @@ export function nameOf(answer, index) {
 }
 
 function vectorsOf(output, format) {
-  if (output.embeddings) return output.embeddings.map((row) => Float32Array.from(row));
+  if (output.embeddings) return output.embeddings.map((row) => Float32Array.from(row ?? [], (value) => value ?? NaN));
   if (!output.embeddings_base64) {
-    if (output.token_ids) return null;
+    if (output.pieces) return null;
     throw new FormError("", "The answer has neither vectors nor tokens.");
   }
   try {
@@ -100,7 +104,9 @@ export function decode(text, format, scale) {
     int8: (index) => view.getInt8(index) * scale,
     ubinary: (index) => ((view.getUint8(index >> 3) >> (7 - (index & 7))) & 1 ? 1 : -1),
   }[format];
-  return Float32Array.from({ length: format === "ubinary" ? 8 * binary.length : binary.length / width }, (_, i) => read(i));
+  return Float32Array.from({ length: format === "ubinary" ? 8 * binary.length : binary.length / width }, (_, i) =>
+    read(i),
+  );
 }
 
 /** IEEE 754 binary16 → number. */

@@ -3,6 +3,8 @@
 import { FormError } from "./request.js";
 import { SIDES } from "./schema.js";
 
+/** The field of the API key. No input of predict() can have a hyphen in its name. */
+export const KEY = "api-key";
 const SECONDS = 300; // a million tokens take minutes on a CPU
 const MAX_MESSAGE = 1000;
 
@@ -11,22 +13,29 @@ const MAX_MESSAGE = 1000;
  * AbortError if `signal` was aborted.
  */
 export async function send(path, { body, key = "", signal } = {}) {
-  if (!/^[\x21-\x7e]*$/.test(key)) throw new FormError("key", "The API key has characters that no key can have.");
+  if (!/^[\x21-\x7e]*$/.test(key)) throw new FormError(KEY, "The API key has characters that no key can have.");
   const started = performance.now();
+  const control = new AbortController();
+  const timer = setTimeout(() => control.abort(), SECONDS * 1000);
+  signal?.addEventListener("abort", () => control.abort());
   let response, text;
   try {
     response = await fetch(new URL(path, document.baseURI), {
       method: body ? "POST" : "GET",
       headers: { ...(body && { "Content-Type": "application/json" }), ...(key && { Authorization: `Bearer ${key}` }) },
       body: body && JSON.stringify(body),
-      signal: AbortSignal.any([AbortSignal.timeout(SECONDS * 1000), ...(signal ? [signal] : [])]),
+      signal: control.signal,
       cache: "no-store",
     });
     text = await response.text();
   } catch (error) {
     if (signal?.aborted) throw error;
-    const isLate = error.name === "TimeoutError";
-    throw new FormError("", isLate ? `The server did not answer within ${SECONDS} seconds.` : UNREACHABLE);
+    throw new FormError(
+      "",
+      control.signal.aborted ? `The server did not answer within ${SECONDS} seconds.` : UNREACHABLE,
+    );
+  } finally {
+    clearTimeout(timer);
   }
   return { json: read(response.status, response.headers, text), text, milliseconds: performance.now() - started };
 }
@@ -44,13 +53,19 @@ export function read(status, headers, text) {
     if (Object.keys(answer).length) return answer;
     throw new FormError("", "The server’s answer is not JSON.");
   }
-  if (status < 300) throw failure(answer.error || "the prediction failed, and the server did not say why");
+  if (status < 300) throw failure(reasonOf(answer) || "the prediction failed, and the server did not say why");
   if (status === 422 && Array.isArray(answer.detail) && answer.detail.length) throw invalid(answer.detail);
   const reason = reasonOf(answer);
-  if (status === 401) throw new FormError("key", "The API key is missing or wrong: enter the key of this server.");
-  if (status === 429) throw new FormError("", `Too many requests are waiting: try again ${when(headers.get("Retry-After"))}.`);
+  if (status === 401)
+    throw new FormError(
+      KEY,
+      "The API key is missing or wrong: enter this server’s key. (No field for it? Reload the page.)",
+    );
+  if (status === 429)
+    throw new FormError("", `Too many requests are waiting: try again ${when(headers.get("Retry-After"))}.`);
   if (status === 409) throw new FormError("", "The model is busy: try again in a moment.");
-  if (status === 413) throw new FormError("", "The request is larger than the server accepts: send fewer or shorter texts.");
+  if (status === 413)
+    throw new FormError("", "The request is larger than the server accepts: send fewer or shorter texts.");
   if (status === 503 && /STARTING/.test(`${answer.status} ${reason}`)) {
     throw new FormError("", "The model is still starting: try again in a moment.");
   }
@@ -70,8 +85,8 @@ export function failure(error) {
 /** FastAPI's list of problems → one message, and the field of the first. */
 function invalid(detail) {
   const problems = detail.slice(0, 3).map((entry) => {
-    const path = (entry.loc ?? []).filter((part) => part !== "body" && part !== "input");
-    return { field: fieldOf(String(path[0] ?? "")), words: [path.join("."), entry.msg].filter(Boolean).join(": ") };
+    const path = (entry?.loc ?? []).filter((part) => part !== "body" && part !== "input");
+    return { field: fieldOf(String(path[0] ?? "")), words: [path.join("."), entry?.msg].filter(Boolean).join(": ") };
   });
   const words = problems.map((problem) => problem.words).join("; ");
   return new FormError(problems[0].field, `The server does not accept this: ${words.slice(0, MAX_MESSAGE)}`);
@@ -85,4 +100,5 @@ function reasonOf(answer) {
 
 const fieldOf = (name) => SIDES.find((side) => side.includes(name))?.[1] ?? name;
 const capitalize = (text) => text.charAt(0).toUpperCase() + text.slice(1);
-const when = (seconds) => (/^\d+$/.test(seconds ?? "") ? `in ${seconds} second${seconds === "1" ? "" : "s"}` : "in a moment");
+const when = (seconds) =>
+  /^\d+$/.test(seconds ?? "") ? `in ${seconds} second${seconds === "1" ? "" : "s"}` : "in a moment";

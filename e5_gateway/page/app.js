@@ -3,7 +3,7 @@
 import { answerOf } from "./answer.js";
 import { send } from "./api.js";
 import { element, sentence, tabs } from "./dom.js";
-import { createForm } from "./form.js";
+import { createForm, hasFile } from "./form.js";
 import { fromFragment, toFragment } from "./link.js";
 import { copyButton, download, listing } from "./listing.js";
 import { FormError, requestOf } from "./request.js";
@@ -12,16 +12,12 @@ import { fieldsOf, modelOf, modesOf } from "./schema.js";
 import { FILE, fileOf, isLong, snippets } from "./snippets.js";
 
 const RETRY_MILLISECONDS = 2000; // while the model is starting
-const CODE_MILLISECONDS = 100; // the code follows the form after a pause in typing
+const CODE_MILLISECONDS = 150; // the code follows the form after a pause in typing
 
 const part = (id) => document.getElementById(id);
 const base = new URL(".", location.href).href.replace(/\/$/, "");
 
-const [whole, { json: known }, { json: examples }] = await Promise.all([
-  description(),
-  send("page/tasks.json"),
-  send("page/examples.json"),
-]);
+const [whole, known, examples] = await Promise.all(["openapi.json", "page/tasks.json", "page/examples.json"].map(load));
 const model = modelOf(whole);
 const fields = fieldsOf(whole);
 const form = createForm(part("fields"), {
@@ -33,34 +29,39 @@ const form = createForm(part("fields"), {
 });
 const empty = form.values();
 const target = { base, model: model.id, keyRequired: model.keyRequired };
-let [running, runs] = [null, 0];
-let [labels, places, codeError] = ["", [], null];
+let running = null; // the AbortController of the run in progress
+let runs = 0;
+const code = {
+  labels: "",
+  places: [],
+  note: element("p", { class: "note" }, "Code appears here when the form can be sent."),
+};
 
 showModel();
 showExamples();
-form.fill(location.hash ? fromFragment(location.hash, empty) : examples[0].values);
+form.fill(location.hash.length > 1 ? fromFragment(location.hash, empty) : examples[0].values);
 writeCode();
 part("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  run();
+  if (!running) run();
 });
 part("form").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
   event.preventDefault();
-  run();
+  if (!running) run();
 });
 addEventListener("hashchange", () => form.fill(fromFragment(location.hash, empty)));
 // A file that misses a box would replace the page.
-for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
+for (const name of ["dragover", "drop"]) addEventListener(name, (event) => hasFile(event) && event.preventDefault());
 part("link").replaceWith(copyButton("Copy link", linkTo));
 for (const id of ["form", "code"]) part(id).hidden = false;
 performance.mark("interactive");
 
-/** The gateway's description of the model, as soon as it has one. */
-async function description() {
+/** A JSON file of the gateway, as soon as it has it: while the model is starting there is no description of it. */
+async function load(path) {
   for (;;) {
     try {
-      return (await send("openapi.json")).json;
+      return (await send(path)).json;
     } catch (error) {
       if (!(error instanceof FormError)) throw error;
       part("model").replaceChildren(error.message);
@@ -88,6 +89,7 @@ function showExamples() {
     button.addEventListener("click", (event) => {
       if (event.detail > 1) return; // of a double-click
       form.fill({ ...empty, ...values });
+      running?.abort();
       run();
     });
     part("examples").append(button);
@@ -101,32 +103,38 @@ function request() {
 }
 
 async function run() {
-  if (running) return;
-  running = new AbortController();
+  const control = new AbortController();
+  running = control;
   form.clear();
   part("run").setAttribute("aria-disabled", "true"); // disabling it would take the focus away
   try {
     const current = request();
-    const stop = element("button", { type: "button", onclick: () => running?.abort() }, "Stop");
+    const stop = element("button", { type: "button", onclick: () => control.abort() }, "Stop");
     part("status").replaceChildren(element("p", {}, "Running … ", stop));
     showStatus();
-    const response = await send(current.path, { body: current.body, key: form.key(), signal: running.signal });
+    const response = await send(current.path, { body: current.body, key: form.key(), signal: control.signal });
+    if (running !== control) return; // an example has replaced this run
     const answer = answerOf(current, response.json);
     part("answer").replaceChildren(results(answer, response, model));
     report("done", summary(answer, response.milliseconds));
   } catch (error) {
+    if (running !== control) return;
+    const isStopped = part("status").contains(document.activeElement);
     part("answer").replaceChildren(); // the last answer would mislead
     if (error.name === "AbortError") report("error", "Stopped.");
     else if (error instanceof FormError) {
-      form.fail(error.field, error.message);
       report("error", element("strong", {}, "There is no answer. "), ...sentence(error.message));
+      if (!form.fail(error.field, error.message)) showStatus();
     } else {
-      report("error", "This page has a bug, and the browser’s console has the details.");
+      report("error", "Something went wrong in this page; details are in the browser’s console.");
       throw error;
     }
+    if (isStopped) part("run").focus();
   } finally {
-    running = null;
-    part("run").removeAttribute("aria-disabled");
+    if (running === control) {
+      running = null;
+      part("run").removeAttribute("aria-disabled");
+    }
   }
 }
 
@@ -149,35 +157,30 @@ function writeCode() {
   } catch (error) {
     if (!(error instanceof FormError)) throw error;
   }
-  codeError ??= element("p", { class: "note" }, "Code appears here when the form can be sent.");
-  codeError.hidden = written.length > 0;
-  if (written.length && written.map(([label]) => label).join() !== labels) {
-    labels = written.map(([label]) => label).join();
-    places = written.map(() => element("div"));
-    const save = element("button", { type: "button", id: "save", onclick: () => download(FILE, fileOf(request())) }, `Download ${FILE}`);
-    part("code").replaceChildren(
-      part("code-heading"),
-      codeError,
-      tabs("code", "Code", written.map(([label], index) => [label, places[index]])),
-      save,
+  code.note.hidden = written.length > 0;
+  const labels = written.map(([label]) => label).join();
+  if (labels && labels !== code.labels) {
+    code.labels = labels;
+    code.places = written.map(() => element("div"));
+    const save = element(
+      "button",
+      { type: "button", id: "save", onclick: () => download(FILE, fileOf(request())) },
+      `Download ${FILE}`,
     );
+    const panels = written.map(([label], index) => [label, code.places[index]]);
+    part("code").replaceChildren(part("code-heading"), code.note, tabs("code", "Code", panels), save);
   }
   part("code").classList.toggle("unsendable", !written.length);
-  places.forEach((place, index) => {
-    const [label, code] = written[index] ?? [];
-    place.replaceChildren(...(code ? [listing(code, `${label}: code`, { isPlain: label === "cURL" })] : []));
+  written.forEach(([label, text], index) => {
+    code.places[index].replaceChildren(listing(text, `${label}: code`, { isPlain: label === "cURL" }));
   });
   if (part("save")) part("save").hidden = !long;
 }
 
-/** The address of the page with the form's content; null, with a message, if that is too long. */
+/** The address of the page with the form's content; null if that is too long. */
 function linkTo() {
   const fragment = toFragment(form.values(), empty);
-  if (fragment === null) {
-    report("error", "These texts are too long for a link. Share request.json instead: it is below, with the code.");
-    return null;
-  }
-  return fragment ? `${base}/#${fragment}` : `${base}/`;
+  return fragment === null ? null : `${base}/#${fragment}`;
 }
 
 function later(action) {

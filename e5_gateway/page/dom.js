@@ -15,8 +15,10 @@ export function svg(tag, attributes = {}, ...children) {
 function build(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") node.addEventListener(name.slice(2), value);
-    else if (name.startsWith("--")) node.style.setProperty(name, value); // the policy forbids style attributes
-    else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
+    else if (name.startsWith("--"))
+      node.style.setProperty(name, value); // the policy forbids style attributes
+    else if (value !== null && value !== undefined && value !== false)
+      node.setAttribute(name, value === true ? "" : value);
   }
   node.append(...children.flat().filter((child) => child !== null));
   return node;
@@ -34,7 +36,11 @@ export function tabs(name, label, panels) {
   const bodies = panels.map(([title, content], index) => {
     const [tab, panel] = [`${name}-tab-${index}`, `${name}-panel-${index}`];
     list.append(
-      element("button", { type: "button", role: "tab", id: tab, "aria-controls": panel, onclick: () => select(index) }, title),
+      element(
+        "button",
+        { type: "button", role: "tab", id: tab, "aria-controls": panel, onclick: () => select(index) },
+        title,
+      ),
     );
     const filled = typeof content === "function" ? [] : [content];
     return element("div", { role: "tabpanel", id: panel, "aria-labelledby": tab, hidden: true }, filled);
@@ -50,9 +56,16 @@ export function tabs(name, label, panels) {
     if (typeof content === "function" && !bodies[chosen].hasChildNodes()) bodies[chosen].append(content());
   };
   list.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!step) return;
-    const next = (buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length;
+    const [now, last] = [buttons.indexOf(document.activeElement), buttons.length - 1];
+    const places = {
+      ArrowRight: now === last ? 0 : now + 1,
+      ArrowLeft: now === 0 ? last : now - 1,
+      Home: 0,
+      End: last,
+    };
+    const next = places[plainKey(event)];
+    if (next === undefined) return;
+    event.preventDefault();
     select(next);
     buttons[next].focus();
   });
@@ -79,7 +92,13 @@ export function inParts(list, count, step, make, noun) {
 
 export const number = (value) => value.toLocaleString("en-US");
 export const plural = (count, one, many) => `${number(count)} ${count === 1 ? one : many}`;
-export const shorten = (text, length) => (text.length <= length ? text : `${text.slice(0, length - 1).trimEnd()}…`);
+export const shorten = (text, length) => (text.length <= length ? text : `${beginning(text, length - 1).trimEnd()}…`);
+
+/** The first `length` code units of a text, without half of a character at the end. */
+export const beginning = (text, length) => text.slice(0, length).replace(/[\ud800-\udbff]$/, "");
+
+/** The key of an event; "" with Alt, Ctrl or ⌘, which are the browser's. */
+export const plainKey = (event) => (event.altKey || event.ctrlKey || event.metaKey ? "" : event.key);
 
 /** A time in milliseconds, in words. */
 export function duration(milliseconds) {

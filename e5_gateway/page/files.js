@@ -1,6 +1,8 @@
 /** A file of texts → its columns: .txt has one text a line, .csv and .tsv a header or a single column, .jsonl and .json
  * strings or objects. Throws FileError. */
 
+import { plural } from "./dom.js";
+
 export const MAX_BYTES = 8 * 2 ** 20; // longer boxes make a page slow; the API takes four times as much
 export const ACCEPT = ".txt,.csv,.tsv,.jsonl,.json";
 const NAMES = ["text", "document", "passage", "query", "question", "content", "sentence", "body"]; // likely columns
@@ -8,17 +10,25 @@ const NAMES = ["text", "document", "passage", "query", "question", "content", "s
 /** The file cannot be used: says why. */
 export class FileError extends Error {}
 
-/** A File → { names, texts(name) }: its columns, the likeliest first, and the texts of each. */
+/** A File → { names, count, texts(name) }: its columns, the likeliest first, its records, and the texts of a column. */
 export async function columnsOf(file) {
-  if (file.size > MAX_BYTES) throw new FileError(`${file.name} is larger than ${MAX_BYTES / 2 ** 20} MiB: send it to the API.`);
+  if (file.size > MAX_BYTES)
+    throw new FileError(`${file.name} is larger than ${MAX_BYTES / 2 ** 20} MiB: send it to the API.`);
   const ending = file.name.toLowerCase().match(/\.(\w+)$/)?.[1] ?? "txt";
-  const read = { txt, csv: (text) => csv(text, ","), tsv: (text) => csv(text, "\t"), jsonl, json }[ending];
+  const read = { txt, csv, tsv: csv, jsonl, json }[ending];
   if (!read) throw new FileError(`${file.name}: the page reads ${ACCEPT.replaceAll(",", ", ")}.`);
-  const columns = read(decode(new Uint8Array(await file.arrayBuffer()), file.name));
+  let bytes;
+  try {
+    bytes = new Uint8Array(await file.arrayBuffer());
+  } catch (error) {
+    throw new FileError(`${file.name} cannot be read: ${error.message}`); // a folder, say
+  }
+  const columns = read(decode(bytes, file.name));
+  const count = Math.max(0, ...[...columns.values()].map((texts) => texts.length));
   for (const [name, texts] of columns) if (!texts.some(Boolean)) columns.delete(name);
   if (!columns.size) throw new FileError(`${file.name} has no texts.`);
   const names = [...columns.keys()].sort((a, b) => rank(a) - rank(b));
-  return { names, texts: (name) => columns.get(name).filter(Boolean) };
+  return { names, count, texts: (name) => columns.get(name).filter(Boolean) };
 }
 
 function rank(name) {
@@ -34,19 +44,43 @@ function decode(bytes, name) {
   }
 }
 
-const txt = (text) => new Map([["text", text.split(/\r\n|\n|\r/).map((line) => line.trim())]]);
+const txt = (text) =>
+  new Map([
+    [
+      "text",
+      text
+        .split(/\r\n|\n|\r/)
+        .map((line) => line.trim())
+        .filter(Boolean),
+    ],
+  ]);
 
 /** RFC 4180. Several columns need a header; a single one has it if its first cell is a likely name. */
-function csv(text, separator) {
+function csv(text) {
+  const first = text.slice(0, text.search(/\r|\n|$/)).replace(/"(?:[^"]|"")*"/g, "");
+  const separator = [",", ";", "\t"].reduce((a, b) => (first.split(b).length > first.split(a).length ? b : a));
   const rows = csvRows(text, separator).filter((row) => row.length > 1 || row[0].trim());
   if (!rows.length) return new Map();
   const width = rows[0].length;
   const wrong = rows.findIndex((row) => row.length !== width);
-  if (wrong >= 0) throw new FileError(`Row ${wrong + 1} has ${rows[wrong].length} columns, the first row ${width}.`);
+  if (wrong >= 0) {
+    const counts = `${plural(rows[wrong].length, "cell", "cells")}, the first row ${width}`;
+    throw new FileError(
+      `Row ${wrong + 1} has ${counts}: put cells that contain ${separator === "\t" ? "tabs" : separator} in quotes.`,
+    );
+  }
   const hasHeader = width > 1 || NAMES.includes(rows[0][0].trim().toLowerCase());
-  const names = hasHeader ? rows[0].map((name, index) => name.trim() || `column ${index + 1}`) : ["text"];
+  const names = hasHeader ? distinct(rows[0]) : ["text"];
   const body = hasHeader ? rows.slice(1) : rows;
   return new Map(names.map((name, index) => [name, body.map((row) => row[index].trim())]));
+}
+
+/** Names of columns; empty and repeated ones get their number. */
+function distinct(names) {
+  const trimmed = names.map((name) => name.trim());
+  return trimmed.map((name, index) =>
+    name && trimmed.indexOf(name) === index ? name : `${name || "column"} ${index + 1}`,
+  );
 }
 
 /** The cells of each row; quoted cells may hold separators, quotes and lines. */
@@ -62,7 +96,8 @@ export function csvRows(text, separator) {
       if (!match) throw new FileError(`Row ${rows.length + 1} has a quote that is not closed.`);
       [cell, end] = [match[1].replaceAll('""', '"'), quoted.lastIndex];
     }
-    while (end < text.length && text[end] !== separator && text[end] !== "\n" && text[end] !== "\r") cell += text[end++];
+    while (end < text.length && text[end] !== separator && text[end] !== "\n" && text[end] !== "\r")
+      cell += text[end++];
     row.push(cell);
     if (text[end] === separator) {
       start = end + 1;
@@ -88,18 +123,18 @@ function json(text) {
   return records(list);
 }
 
-/** Strings, or objects whose strings are columns. */
+/** Strings, or objects whose strings are columns; a record without a column's string has "" there. */
 function records(values) {
   const columns = new Map();
   values.forEach((value, index) => {
-    const entries = typeof value === "string" ? [["text", value]] : Object.entries(value ?? {});
-    if (typeof value !== "string" && (typeof value !== "object" || Array.isArray(value) || value === null)) {
+    const record = typeof value === "string" ? { text: value } : value;
+    if (typeof record !== "object" || Array.isArray(record) || record === null) {
       throw new FileError(`Record ${index + 1} is neither a string nor an object.`);
     }
-    for (const [name, text] of entries) {
+    for (const [name, text] of Object.entries(record)) {
       if (typeof text !== "string") continue;
-      if (!columns.has(name)) columns.set(name, []);
-      columns.get(name).push(text);
+      if (!columns.has(name)) columns.set(name, Array(values.length).fill(""));
+      columns.get(name)[index] = text;
     }
   });
   return columns;

@@ -1,5 +1,6 @@
 /** The form: a control for each field of the schema, with its help, its error and, for texts, files to open or drop. */
 
+import { KEY } from "./api.js";
 import { element, plural } from "./dom.js";
 import { ACCEPT, FileError, columnsOf } from "./files.js";
 import { FormError, boxOf, parseTexts } from "./request.js";
@@ -7,7 +8,7 @@ import { FormError, boxOf, parseTexts } from "./request.js";
 const HELP_OF_TEXTS = "One text a line, or a JSON list of strings.";
 const CUSTOM = ""; // the preset of a task that is none of the trained ones
 const MODE = {
-  name: "mode",
+  name: "request-kind", // no input of predict() can have a hyphen in its name
   kind: "choice",
   label: "Request",
   help: "prediction: vectors and scores. rerank: the order of the documents, without vectors.",
@@ -28,11 +29,19 @@ export function createForm(container, { fields, modes, tasks, keyRequired, onCha
   container.append(...(keyControl ? [keyControl.block] : []), ...wide, element("div", { class: "options" }, narrow));
 
   const values = () => Object.fromEntries([...controls].map(([name, { read }]) => [name, read()]));
-  const mode = () => controls.get("mode")?.read() ?? modes[0];
+  const mode = () => controls.get(MODE.name)?.read() ?? modes[0];
   const show = () => {
     for (const field of all) controls.get(field.name).block.hidden = !field.modes.includes(mode());
   };
+  const errors = new Map([...controls, ...(keyControl ? [[KEY, keyControl]] : [])]);
+  const clear = () => {
+    for (const { error, input } of errors.values()) {
+      error.hidden = true;
+      input.removeAttribute("aria-invalid");
+    }
+  };
   const fill = (given) => {
+    clear();
     for (const [name, { write }] of controls) if (name in given) write(given[name]);
     follow();
     show();
@@ -42,28 +51,18 @@ export function createForm(container, { fields, modes, tasks, keyRequired, onCha
     show();
     onChange();
   });
-  show();
-  const errors = new Map([...controls, ...(keyControl ? [["key", keyControl]] : [])]);
-  return {
-    values,
-    mode,
-    fill,
-    key: () => keyControl?.input.value.trim() ?? "",
-    /** Show an error at its field. */
-    fail(name, message) {
-      const found = errors.get(name);
-      if (!found || found.block.hidden) return;
-      found.error.textContent = message;
-      found.error.hidden = false;
-      found.input.setAttribute("aria-invalid", "true");
-    },
-    clear() {
-      for (const { error, input } of errors.values()) {
-        error.hidden = true;
-        input.removeAttribute("aria-invalid");
-      }
-    },
+  /** Show an error at its field and move the focus there; false if the form does not show the field. */
+  const fail = (name, message) => {
+    const found = errors.get(name);
+    if (!found || found.block.hidden) return false;
+    found.error.textContent = message;
+    found.error.hidden = false;
+    found.input.setAttribute("aria-invalid", "true");
+    found.input.focus();
+    return true;
   };
+  show();
+  return { values, mode, fill, fail, clear, key: () => keyControl?.input.value.trim() ?? "" };
 }
 
 const isWide = ({ kind }) => ["texts", "text", "json"].includes(kind);
@@ -71,19 +70,28 @@ const isWide = ({ kind }) => ["texts", "text", "json"].includes(kind);
 /** A field's block, with { input, error, read, write }. */
 function control(field, onChange) {
   const make = { texts: textsBox, text: box, json: box, flag: checkbox, choice: select, number: numberBox }[field.kind];
-  const { input, read, write, extra = [], label } = make(field, onChange);
+  const { input, read, write, extra } = make(field, onChange);
   const help = [field.help, field.kind === "texts" ? HELP_OF_TEXTS : ""].filter(Boolean).join(" ");
-  return labelled(field.name, field.label, help, input, { read, write, extra, isCheckbox: label === "after" });
+  return labelled(field.name, field.label, help, input, { read, write, extra });
 }
 
-function labelled(name, words, help, input, { read, write, extra = [], isCheckbox = false } = {}) {
+function labelled(name, words, help, input, { read, write, extra = [] } = {}) {
   const error = element("p", { class: "error", id: `error-${name}`, hidden: true });
   input.id = `field-${name}`;
   input.setAttribute("aria-describedby", `help-${name} error-${name}`);
   const label = element("label", { for: input.id }, words);
+  const isCheckbox = input.type === "checkbox";
   const heading = isCheckbox ? element("div", { class: "check" }, input, label) : label;
   const below = isCheckbox ? [] : [input];
-  const block = element("div", { class: "field" }, heading, element("p", { class: "help", id: `help-${name}` }, help), below, extra, error);
+  const block = element(
+    "div",
+    { class: "field" },
+    heading,
+    element("p", { class: "help", id: `help-${name}` }, help),
+    below,
+    extra,
+    error,
+  );
   return { block, input, error, read, write };
 }
 
@@ -101,11 +109,12 @@ function textsBox(field, onChange) {
   const picker = element("input", { type: "file", accept: ACCEPT, hidden: true, "aria-hidden": "true", tabindex: -1 });
   const put = (texts) => {
     input.value = boxOf(texts);
+    recount();
     onChange();
   };
-  const open = (file) => openFile(file, notice, put);
+  const open = fileOpener(notice, put);
   picker.addEventListener("change", () => {
-    if (picker.files[0]) open(picker.files[0]);
+    if (picker.files.length) open([...picker.files]);
     picker.value = ""; // the same file again is a change, too
   });
   const button = element("button", { type: "button", class: "open", onclick: () => picker.click() }, "Open a file");
@@ -117,7 +126,14 @@ function textsBox(field, onChange) {
   });
   acceptDrops(input, open);
   const extra = [
-    element("div", { class: "files" }, button, element("span", { class: "note drop" }, "or drop one here: txt, csv, jsonl"), count, picker),
+    element(
+      "div",
+      { class: "files" },
+      button,
+      element("span", { class: "note drop" }, "or drop one here: txt, csv, jsonl"),
+      count,
+      picker,
+    ),
     notice,
   ];
   const write = (value) => {
@@ -138,10 +154,12 @@ function countOf(name, value) {
   }
 }
 
+/** Whether something that is dragged is a file; a dragged text is the browser's to insert. */
+export const hasFile = (event) => [...event.dataTransfer.types].includes("Files");
+
 function acceptDrops(target, open) {
-  const hasFile = (event) => [...event.dataTransfer.types].includes("Files");
   target.addEventListener("dragover", (event) => {
-    if (!hasFile(event)) return; // a dragged text is the browser's to insert
+    if (!hasFile(event)) return;
     event.preventDefault();
     target.classList.add("dropping");
   });
@@ -150,26 +168,37 @@ function acceptDrops(target, open) {
     target.classList.remove("dropping");
     if (!hasFile(event)) return;
     event.preventDefault();
-    open(event.dataTransfer.files[0]);
+    open([...event.dataTransfer.files]);
   });
 }
 
-/** Put a file's texts into the box. With several columns the notice has a choice among them. */
-async function openFile(file, notice, put) {
-  try {
-    const columns = await columnsOf(file);
-    const choose = (name) => {
-      const texts = columns.texts(name);
-      put(texts);
-      count.textContent = `${plural(texts.length, "text", "texts")} of ${file.name}`;
+/** A function that puts a file's texts into the box. With several columns the notice has a choice among them. */
+function fileOpener(notice, put) {
+  let latest = null; // of two files that are read at the same time, the later one wins
+  return async (files) => {
+    const [file] = files;
+    latest = file;
+    try {
+      if (files.length > 1) throw new FileError(`These are ${files.length} files: drop one.`);
+      const columns = await columnsOf(file);
+      if (latest === file) choose(file, columns);
+    } catch (error) {
+      if (!(error instanceof FileError)) throw error;
+      if (latest === file) notice.replaceChildren(element("span", { class: "error" }, error.message));
+    }
+  };
+
+  function choose(file, { names, count, texts }) {
+    const words = element("span");
+    const use = (name) => {
+      const found = texts(name);
+      const left = count - found.length;
+      words.textContent = `${plural(found.length, "text", "texts")} of ${file.name}${left ? ` (${left} without text)` : ""}`;
+      put(found);
     };
-    const count = element("span");
-    const choice = element("select", { "aria-label": "Column", onchange: () => choose(choice.value) }, options(columns.names));
-    notice.replaceChildren(count, ...(columns.names.length > 1 ? [", column ", choice] : []));
-    choose(columns.names[0]);
-  } catch (error) {
-    if (!(error instanceof FileError)) throw error;
-    notice.replaceChildren(element("span", { class: "error" }, error.message));
+    const choice = element("select", { "aria-label": "Column", onchange: () => use(choice.value) }, options(names));
+    notice.replaceChildren(words, ...(names.length > 1 ? [", column ", choice] : []));
+    use(names[0]);
   }
 }
 
@@ -177,15 +206,17 @@ function checkbox(field) {
   const input = element("input", { type: "checkbox" });
   const write = (value) => (input.checked = value);
   write(field.default === true);
-  return { input, label: "after", read: () => input.checked, write };
+  return { input, read: () => input.checked, write };
 }
 
 function select(field) {
-  const input = element("select", {}, options(field.choices.map(String)));
+  const names = field.choices.map((choice) => (choice === null ? "not set" : String(choice)));
+  const input = element("select", {}, options(names));
   const write = (value) => {
-    if (field.choices.map(String).includes(String(value))) input.value = String(value);
+    const index = field.choices.findIndex((choice) => String(choice) === String(value));
+    if (index >= 0) input.selectedIndex = index;
   };
-  write(field.default ?? field.choices[0]);
+  write(field.default);
   return { input, read: () => field.choices[input.selectedIndex], write };
 }
 
@@ -196,22 +227,31 @@ function numberBox(field) {
   const input = element("input", { type: "number", inputmode: "decimal", ...bounds });
   const write = (value) => (input.value = value ?? "");
   write(field.default);
-  // A number field's value is "" for what is no number.
+  // The value of a number field is "" for anything that is not a number.
   return { input, read: () => (input.validity.badInput ? "?" : input.value), write };
 }
 
 function keyField() {
   const input = element("input", { type: "password", autocomplete: "off" });
-  return labelled("key", "API key", "Sent with each request and kept nowhere.", input);
+  return labelled(KEY, "API key", "Sent with each request and kept nowhere.", input);
 }
 
 /** A choice of the trained tasks above the task, which follows the task and fills it. */
 function addPresets({ block, input }, tasks) {
-  const kinds = Object.groupBy(Object.entries(tasks), ([, task]) => task.kind);
-  const groups = Object.entries(kinds).map(([kind, entries]) => {
-    return element("optgroup", { label: kind }, options(entries.map(([name]) => name)));
+  const kinds = new Set(Object.values(tasks).map((task) => task.kind));
+  const groups = [...kinds].map((kind) => {
+    return element(
+      "optgroup",
+      { label: kind },
+      options(Object.keys(tasks).filter((name) => tasks[name].kind === kind)),
+    );
   });
-  const preset = element("select", { id: "preset" }, element("option", { value: CUSTOM }, "Custom: as written below"), groups);
+  const preset = element(
+    "select",
+    { id: "preset" },
+    element("option", { value: CUSTOM }, "Custom: as written below"),
+    groups,
+  );
   const follow = () => {
     if (tasks[preset.value]?.instruction === input.value) return; // some share one instruction
     preset.value = Object.keys(tasks).find((name) => tasks[name].instruction === input.value) ?? CUSTOM;

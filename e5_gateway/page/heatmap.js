@@ -1,12 +1,17 @@
 /** Scores as a heat map: a table where a person can read it, a picture with one pixel a score where it is large. */
 
-import { element, number, plural, shorten } from "./dom.js";
+import { element, number, plainKey, plural, shorten } from "./dom.js";
 
 const MAX_TABLE = 24; // rows, and columns
 const MAX_HEADING = 60; // characters
 const MAX_TEXT = 200;
 const [MIN_CELL, MAX_CELL, MAX_SIDE] = [2, 24, 1000]; // CSS pixels of a cell, and of the picture if that fits
 const NARROW = 60;
+const PICTURES = new WeakMap(); // the scores of each canvas
+
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  document.querySelectorAll(".canvas canvas").forEach(paint);
+});
 
 /**
  * The scores between which bars and colours run. Where none is below 60, they begin there: the scores of prefix models
@@ -22,7 +27,9 @@ export function scaleOf(rows) {
 /** `rowTexts` and `columnTexts` name the rows and columns of `scores`; `kinds` says what they are, in singular. */
 export function heatMap(scores, rowTexts, columnTexts, caption, kinds) {
   const isTable = scores.length <= MAX_TABLE && columnTexts.length <= MAX_TABLE;
-  return isTable ? table(scores, rowTexts, columnTexts, caption) : picture(scores, rowTexts, columnTexts, caption, kinds);
+  return isTable
+    ? table(scores, rowTexts, columnTexts, caption)
+    : picture(scores, rowTexts, columnTexts, caption, kinds);
 }
 
 function table(scores, rowTexts, columnTexts, caption) {
@@ -33,7 +40,12 @@ function table(scores, rowTexts, columnTexts, caption) {
       { scope, title: shorten(text, MAX_TEXT * 5) },
       element("span", {}, element("small", {}, `${index + 1} `), shorten(text, MAX_HEADING)),
     );
-  const head = element("tr", {}, element("td"), columnTexts.map((text, index) => heading(text, "col", index)));
+  const head = element(
+    "tr",
+    {},
+    element("td"),
+    columnTexts.map((text, index) => heading(text, "col", index)),
+  );
   const rows = scores.map((row, index) =>
     element(
       "tr",
@@ -60,9 +72,14 @@ function picture(scores, rowTexts, columnTexts, caption, [rowKind, columnKind]) 
     "aria-label": `Heat map of ${number(height)} × ${number(width)} scores. Arrow keys read them.`,
   });
   [canvas.style.width, canvas.style.height] = [`${width * cellWidth}px`, `${height * cellHeight}px`];
-  paint(canvas, scores);
+  PICTURES.set(canvas, scores);
+  paint(canvas);
   const frame = element("div", { class: "frame", hidden: true });
-  const readout = element("p", { class: "readout", "aria-live": "polite" }, "Point at a score, or step with the arrow keys.");
+  const readout = element(
+    "p",
+    { class: "readout", "aria-live": "polite" },
+    "Point at a score, or step with the arrow keys.",
+  );
   let [row, column] = [0, 0];
   const show = (nextRow, nextColumn) => {
     row = Math.min(Math.max(nextRow, 0), height - 1);
@@ -80,13 +97,12 @@ function picture(scores, rowTexts, columnTexts, caption, [rowKind, columnKind]) 
     show(Math.floor(event.offsetY / cellHeight), Math.floor(event.offsetX / cellWidth));
   });
   canvas.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key];
+    const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[plainKey(event)];
     if (!step) return;
     event.preventDefault();
     show(row + step[0], column + step[1]);
     frame.scrollIntoView({ block: "nearest", inline: "nearest" });
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => paint(canvas, scores));
   const words = `${caption}: ${plural(height, "row", "rows")} × ${plural(width, "column", "columns")}`;
   return element(
     "div",
@@ -98,7 +114,8 @@ function picture(scores, rowTexts, columnTexts, caption, [rowKind, columnKind]) 
 }
 
 /** One pixel a score, in the colours of the table's cells. */
-function paint(canvas, scores) {
+function paint(canvas) {
+  const scores = PICTURES.get(canvas);
   const context = canvas.getContext("2d", { willReadFrequently: true });
   const style = getComputedStyle(document.documentElement);
   const [low, high] = ["--cell", "--heat"].map((name) => {

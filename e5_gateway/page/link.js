@@ -2,11 +2,11 @@
 
 const MAX_LENGTH = 30_000; // mail programs and chats cut longer addresses
 
-/** Values that differ from `initial` → the fragment without `#`; null if it is too long for a link. */
+/** Values that differ from `initial` → the fragment without `#`; null if it is too long for a link. "empty": none. */
 export function toFragment(values, initial) {
   const changed = Object.entries(values).filter(([name, value]) => value !== initial[name]);
   const fragment = new URLSearchParams(changed.map(([name, value]) => [name, String(value)])).toString();
-  return fragment.length > MAX_LENGTH ? null : fragment;
+  return fragment.length > MAX_LENGTH ? null : fragment || "empty";
 }
 
 /** `initial` with the values of a fragment. Names and kinds that the form does not have are ignored. */
@@ -15,6 +15,8 @@ export function fromFragment(fragment, initial) {
   const names = Object.keys(initial).filter((name) => given.has(name));
   return {
     ...initial,
-    ...Object.fromEntries(names.map((name) => [name, typeof initial[name] === "boolean" ? given.get(name) === "true" : given.get(name)])),
+    ...Object.fromEntries(
+      names.map((name) => [name, typeof initial[name] === "boolean" ? given.get(name) === "true" : given.get(name)]),
+    ),
   };
 }

@@ -1,6 +1,6 @@
 /** Code and JSON to read, copy and download. */
 
-import { element, number } from "./dom.js";
+import { beginning, element, number } from "./dom.js";
 
 const MAX_WHOLE = 12_000; // characters of JSON that a page shows without becoming slow to scroll
 const [MAX_ITEMS, MAX_NUMBERS, MAX_CHARACTERS] = [8, 6, 120];
@@ -13,29 +13,38 @@ const TOKENS =
 /** A listing with a button that copies `content`, by default what is shown. `isPlain`: without colours. */
 export function listing(text, label, { content = text, isPlain = false } = {}) {
   const pre = element("pre", { tabindex: 0, role: "region", "aria-label": label }, isPlain ? text : highlighted(text));
-  return element("div", { class: "listing" }, pre, copyButton("Copy", () => content, pre));
+  return element(
+    "div",
+    { class: "listing" },
+    pre,
+    copyButton("Copy", () => content),
+  );
 }
 
-/** A button that copies a text. Plain HTTP beyond this machine has no clipboard: `fallback` is selected then. */
-export function copyButton(label, content, fallback = null) {
-  const button = element("button", { type: "button", class: "copy" }, label);
+/** A button that copies the text that `content` returns; for null it says that this is too long. */
+export function copyButton(label, content) {
+  const button = element("button", { type: "button", class: "copy", "aria-live": "polite" }, label);
   button.addEventListener("click", async () => {
     const text = content();
-    if (text === null) return;
-    button.textContent = await copy(text, fallback);
+    button.textContent = text === null ? "Too long: share request.json" : (await copy(text)) ? "Copied" : "Not copied";
     setTimeout(() => (button.textContent = label), COPIED_MILLISECONDS);
   });
   return button;
 }
 
-async function copy(text, fallback) {
+async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
-    return "Copied";
+    return true;
   } catch {
-    if (!fallback) return "Not copied";
-    getSelection().selectAllChildren(fallback);
-    return document.execCommand("copy") ? "Copied" : "Selected";
+    // On plain HTTP beyond this machine browsers have no clipboard, but they copy what is selected.
+    const [area, focused] = [element("textarea", { class: "unseen", readonly: true }, text), document.activeElement];
+    document.body.append(area);
+    area.select();
+    const isCopied = document.execCommand("copy");
+    area.remove();
+    focused?.focus();
+    return isCopied;
   }
 }
 
@@ -78,11 +87,13 @@ function write(value, depth, isShort) {
     return isFlat ? `[${items.join(", ")}]` : `[\n${items.map((item) => inner + item).join(",\n")}\n${outer}]`;
   }
   if (value && typeof value === "object" && !Array.isArray(value) && Object.keys(value).length) {
-    const entries = Object.entries(value).map(([name, item]) => `${JSON.stringify(name)}: ${write(item, depth + 1, isShort)}`);
+    const entries = Object.entries(value).map(
+      ([name, item]) => `${JSON.stringify(name)}: ${write(item, depth + 1, isShort)}`,
+    );
     return `{\n${entries.map((entry) => inner + entry).join(",\n")}\n${outer}}`;
   }
   if (isShort && typeof value === "string" && value.length > MAX_CHARACTERS) {
-    return JSON.stringify(value.slice(0, MAX_CHARACTERS) + left(value, MAX_CHARACTERS)[0]);
+    return JSON.stringify(beginning(value, MAX_CHARACTERS) + left(value, MAX_CHARACTERS)[0]);
   }
   return JSON.stringify(value);
 }

@@ -2,14 +2,15 @@
 
 const BLOCK = 8; // directions that are followed; more than two, so that close variances are told apart soon
 const MAX_ITERATIONS = 40;
-const TOLERANCE = 1e-7; // relative change of the two variances
+const TOLERANCE = 1e-6; // relative change of the two variances
 
 /**
  * Vectors [N, D] → { points: [[x, y], …], shares: [a, b] }, the share of all variance on each axis.
  *
+ * It pauses between iterations, so that the page stays usable.
  * Each axis has its largest coordinate on the positive side, so that the same vectors give the same picture.
  */
-export function pca(vectors) {
+export async function pca(vectors) {
   const rows = centered(vectors);
   const total = rows.reduce((sum, row) => sum + dot(row, row), 0);
   const width = rows[0].length;
@@ -27,6 +28,7 @@ export function pca(vectors) {
       const points = rows.map((_, index) => axes.map((axis) => axis[index]));
       return { points, shares: variances.map((value) => (total ? value / total : 0)) };
     }
+    await new Promise((resolve) => setTimeout(resolve));
     const weights = turns.map((turn) => combine(turn, projected));
     directions = orthonormal(weights.map((weight) => combine(weight, rows)));
   }
@@ -61,7 +63,7 @@ function start(count, width) {
   return Array.from({ length: count }, () => Float64Array.from({ length: width }, next));
 }
 
-/** Gram–Schmidt, twice for accuracy. What depends on the others is left out. */
+/** Gram–Schmidt, twice for accuracy. Linearly dependent vectors are dropped. */
 function orthonormal(vectors) {
   const basis = [];
   for (const vector of vectors) {

@@ -10,14 +10,17 @@ export class FormError extends Error {
   }
 }
 
-// A surrogate without its other half: half of a character, which UTF-8 cannot carry.
-const HALF = /[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/;
+// A surrogate without its other half: half of a character, which UTF-8 cannot carry. (In pairs, `u` reads characters.)
+const HALF = /[\ud800-\udfff]/u;
 
 /** The texts of one box: a JSON list of strings if it begins with `[`, else one a line without the empty ones. */
 export function parseTexts(field, box) {
   const texts = box.trimStart().startsWith("[")
     ? parseList(field, box)
-    : box.split("\n").map((line) => line.trim()).filter(Boolean);
+    : box
+        .split("\n")
+        .map((line) => line.trim())
+        .filter(Boolean);
   texts.forEach((text, index) => checkCharacters(field, `Text ${index + 1}`, text));
   return texts;
 }
@@ -25,7 +28,7 @@ export function parseTexts(field, box) {
 /** Texts → what a box has to hold for them: a line each if parseTexts() reads that as the same texts, else JSON. */
 export function boxOf(texts) {
   const lines = texts.join("\n");
-  const isPlain = texts.every((text) => text === text.trim() && text && !text.includes("\n")) && !lines.startsWith("[");
+  const isPlain = texts.every((text) => text === text.trim() && text && !/[\r\n]/.test(text)) && !lines.startsWith("[");
   return isPlain ? lines : JSON.stringify(texts, null, 1);
 }
 
@@ -43,27 +46,31 @@ function parseList(field, box) {
   const wrong = list.findIndex((text) => typeof text !== "string");
   if (wrong >= 0) {
     const cure = 'a list of strings is needed, ["like", "this"].';
-    throw new FormError(field, `Item ${wrong + 1} of the JSON list is ${JSON.stringify(list[wrong]).slice(0, 40)}: ${cure}`);
+    throw new FormError(
+      field,
+      `Item ${wrong + 1} of the JSON list is ${JSON.stringify(list[wrong]).slice(0, 40)}: ${cure}`,
+    );
   }
   return list;
 }
 
 function checkCharacters(field, subject, text) {
   const position = text.search(HALF);
-  if (position >= 0) throw new FormError(field, `${subject} has half of a character at position ${position}: remove it.`);
+  if (position >= 0)
+    throw new FormError(field, `${subject} has half of a character at position ${position}: remove it.`);
 }
 
 /**
  * The form's values → { path, body }. `values` has a string for each box and choice, and a boolean for each flag.
  *
- * What is empty or has its default is left out; the task goes along where there is a query. Throws FormError.
+ * Defaults and empty fields are left out; the task goes along where there is a query. Throws FormError.
  */
 export function requestOf(mode, fields, values, model) {
   const input = {};
   for (const field of fields.filter((each) => each.modes.includes(mode))) {
     const value = parse(field, values[field.name]);
     const isDefault = value === null || JSON.stringify(value) === JSON.stringify(field.default);
-    if (isDefault && field.required) throw new FormError(field.name, `${field.label} is needed.`);
+    if (value === null && field.required) throw new FormError(field.name, `${field.label} is needed.`);
     if (field.one && value?.length === 1) input[field.one] = value[0];
     else if (!isDefault || field.name === "task") input[field.name] = value;
   }
@@ -91,14 +98,17 @@ function rerank(input, queries, documents, model) {
 function parse(field, value) {
   if (field.kind === "texts") {
     const texts = parseTexts(field.name, value);
-    return texts.length ? texts : null;
+    return texts.length || field.default !== null ? texts : null;
   }
   if (field.kind === "flag" || field.kind === "choice") return value;
   if (field.kind === "text") {
     checkCharacters(field.name, field.label, value);
     return value === "" && field.default === null ? null : value;
   }
-  if (value.trim() === "") return null;
+  if (value.trim() === "") {
+    if (field.default === null) return null;
+    throw new FormError(field.name, `${field.label} is empty: the default is ${JSON.stringify(field.default)}.`);
+  }
   return field.kind === "number" ? parseNumber(field, value) : parseJson(field, value);
 }
 
@@ -107,7 +117,9 @@ function parseNumber(field, value) {
   const { minimum, maximum, integer, label } = field;
   const fits = Number.isFinite(parsed) && (!integer || Number.isSafeInteger(parsed));
   if (fits && parsed >= (minimum ?? -Infinity) && parsed <= (maximum ?? Infinity)) return parsed;
-  const bounds = [minimum === null ? "" : `, at least ${minimum}`, maximum === null ? "" : `, at most ${maximum}`].join("");
+  const bounds = [minimum === null ? "" : `, at least ${minimum}`, maximum === null ? "" : `, at most ${maximum}`].join(
+    "",
+  );
   throw new FormError(field.name, `${label} must be a ${integer ? "whole " : ""}number${bounds}.`);
 }
 

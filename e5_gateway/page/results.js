@@ -83,7 +83,7 @@ function rerankedList(answer) {
 
 /** `score(index)` returns the words and the share of the bar. */
 function rankedList(order, shown, documents, score) {
-  const list = element("ol", { class: "ranking" });
+  const list = element("ol", { class: "ranking", role: "list" });
   const rest = inParts(
     list,
     order.length,
@@ -107,7 +107,9 @@ function rankedList(order, shown, documents, score) {
 /** Texts of one side have no scores from the API: they are compared by their vectors. */
 function ofOneSide(answer, model) {
   const { texts } = answer;
-  const [one, many, other] = answer.queries.length ? ["query", "queries", "document"] : ["document", "documents", "query"];
+  const [one, many, other] = answer.queries.length
+    ? ["query", "queries", "document"]
+    : ["document", "documents", "query"];
   if (texts.length === 1) {
     return element("p", { class: "note" }, `One vector: see Vectors. Add a ${other} to get a score.`);
   }
@@ -196,13 +198,29 @@ function tokenCell(answer, index) {
 }
 
 function scrollTable(label, heads, body) {
-  const head = element("thead", {}, element("tr", {}, heads.map((words) => element("th", { scope: "col" }, words))));
-  return element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, element("table", {}, head, body));
+  const head = element(
+    "thead",
+    {},
+    element(
+      "tr",
+      {},
+      heads.map((words) => element("th", { scope: "col" }, words)),
+    ),
+  );
+  return element(
+    "div",
+    { class: "scroll", tabindex: 0, role: "region", "aria-label": label },
+    element("table", {}, head, body),
+  );
 }
 
 function json({ json: value, text }) {
   const { text: shown, isWhole } = readable(value, text.length);
-  const save = element("button", { type: "button", id: "download", onclick: () => download("answer.json", text) }, "Download");
+  const save = element(
+    "button",
+    { type: "button", id: "download", onclick: () => download("answer.json", text) },
+    "Download",
+  );
   const note = isWhole ? null : element("p", { class: "note" }, "Shortened here. Copy and Download have all of it.");
   return element("div", {}, note, listing(shown, "The API’s answer", { content: text }), save);
 }
@@ -211,7 +229,9 @@ function warnings(answer) {
   const found = [...answer.warnings];
   const cut = answer.truncated.size;
   if (cut && !found.some((warning) => warning.includes(" cut "))) {
-    found.push(`${number(cut)} of ${plural(answer.texts.length, "text", "texts")} exceeded the model’s limit and were cut`);
+    found.push(
+      `${number(cut)} of ${plural(answer.texts.length, "text", "texts")} exceeded the model’s limit and were cut`,
+    );
   }
   return found.map((warning) => element("p", { class: "warning" }, sentence(warning)));
 }

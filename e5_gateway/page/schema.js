@@ -12,7 +12,13 @@ const RERANK_FIELDS = ["top_n"]; // besides those of a prediction that it has, t
 export function resolve(schema, whole) {
   if (schema.allOf) return { ...resolve(schema.allOf[0], whole), ...schema, allOf: undefined };
   if (!schema.$ref) return schema;
-  return resolve(schema.$ref.split("/").slice(1).reduce((node, name) => node[name], whole), whole);
+  return resolve(
+    schema.$ref
+      .split("/")
+      .slice(1)
+      .reduce((node, name) => node[name], whole),
+    whole,
+  );
 }
 
 /**
@@ -24,16 +30,16 @@ export function fieldsOf(whole) {
   const names = Object.keys(Input.properties).sort((a, b) => order(Input, a) - order(Input, b));
   const rerank = rerankProperties(whole);
   const fields = [];
-  for (const name of names) {
-    const [one, many] = SIDES.find((side) => side.includes(name) && side.every((each) => each in Input.properties)) ?? [];
+  for (const name of names.filter((each) => !isIgnored(each, whole))) {
+    const [one, many] =
+      SIDES.find((side) => side.includes(name) && side.every((each) => each in Input.properties)) ?? [];
     if (many && fields.some((field) => field.name === many)) continue;
     const field = describe(many ?? name, one, Input, whole);
-    const inRerank = rerank && (field.name === "queries" || field.name in rerank);
-    if (!isIgnored(name, whole)) fields.push({ ...field, modes: inRerank ? ["prediction", "rerank"] : ["prediction"] });
+    const inRerank = rerank && (field.name === "queries" || Object.hasOwn(rerank, field.name));
+    fields.push({ ...field, modes: inRerank ? ["prediction", "rerank"] : ["prediction"] });
   }
-  const properties = { properties: rerank ?? {} };
-  for (const name of RERANK_FIELDS.filter((each) => each in properties.properties)) {
-    fields.push({ ...describe(name, undefined, properties, whole), modes: ["rerank"] });
+  for (const name of RERANK_FIELDS.filter((each) => rerank && each in rerank)) {
+    fields.push({ ...describe(name, undefined, { properties: rerank }, whole), modes: ["rerank"] });
   }
   return fields;
 }
@@ -63,15 +69,18 @@ const isIgnored = (name, whole) => name === "task" && whole.info["x-model"].prom
 function describe(name, one, parent, whole) {
   const schema = resolve(parent.properties[name], whole);
   const single = one && resolve(parent.properties[one], whole);
+  const required = (parent.required ?? []).includes(name);
+  const isUnset = !required && (schema.default ?? null) === null; // a choice or flag that may be left out
+  const choices = schema.enum ?? (isUnset && schema.type === "boolean" ? [true, false] : []);
   return {
     name,
     one,
-    kind: kindOf(schema),
+    kind: choices.length ? "choice" : kindOf(schema),
     label: label(schema.title ?? name),
     help: (single ?? schema).description ?? "",
     default: schema.default ?? null,
-    choices: schema.enum ?? [],
-    required: (parent.required ?? []).includes(name),
+    choices: choices.length && isUnset ? [null, ...choices] : choices,
+    required,
     minimum: schema.minimum ?? null,
     maximum: schema.maximum ?? null,
     integer: schema.type === "integer",
@@ -79,7 +88,6 @@ function describe(name, one, parent, whole) {
 }
 
 function kindOf(schema) {
-  if (schema.enum) return "choice";
   if (schema.type === "array" && schema.items?.type === "string") return "texts";
   const kinds = { string: "text", boolean: "flag", integer: "number", number: "number" };
   return kinds[schema.type] ?? "json";

@@ -1,17 +1,19 @@
 /**
  * The request as code that runs when it is pasted: cURL and the official clients. Pure functions.
  *
- * The key is never in the code, which reads it from the environment. A request that is too long to print is read from
+ * The key is never in the code, which reads it from the environment. Texts that are too long to print are read from
  * request.json, which the page offers for download.
  */
 
 import { sides } from "./request.js";
+import { SIDES } from "./schema.js";
 
 export const FILE = "request.json";
 const MAX_PRINTED = 20_000; // characters; Linux takes no argument above 131,072 bytes, and no person reads that much
 const KEY = "GATEWAY_API_KEY";
 const NO_KEY = "no-key-needed"; // the clients insist on one
 const OWNER = "e5";
+const OPENAI_INPUTS = [...SIDES.flat(), "task", "long_texts", "normalize", "encoding_format"];
 
 /** The tabs of code for a request: [label, code]. `target`: { base, model, keyRequired }. */
 export function snippets(target, request) {
@@ -38,9 +40,8 @@ function curl({ base, keyRequired }, request) {
 /** Replicate's Python client adds /v1 to the address itself (replicate 1.0, models.predictions.create). */
 function replicatePython(target, request) {
   const { input } = request.body;
-  const [queries, documents] = sides(input);
   const value = isLong(request) ? `${pythonFile()}["input"]` : literal(input, 1, PYTHON);
-  const printed = queries.length && documents.length ? "scores" : firstOutput(input);
+  const printed = hasScores(input) ? "scores" : firstOutput(input);
   return lines(
     ...pythonImports(target, request),
     "import replicate  # pip install replicate",
@@ -71,6 +72,8 @@ function openaiPython(target, request) {
     if (texts.length) code.push(`${name} = ${long ? pythonSide(input, name) : python(texts)}`);
   }
   code.push("", "# The client asks for base64 and decodes it itself. Vectors of this API have length 1.");
+  const dropped = Object.keys(input).filter((name) => !OPENAI_INPUTS.includes(name));
+  if (dropped.length) code.push(`# OpenAI's API does not have: ${dropped.join(", ")}.`);
   const options = "long_texts" in input ? { long_texts: input.long_texts } : {};
   if (queries.length) {
     const task = "task" in input ? { task: input.task } : {};
@@ -94,7 +97,6 @@ function openaiPython(target, request) {
 /** Replicate's client for Node: its baseUrl has the /v1. */
 function replicateNode(target, request) {
   const { input } = request.body;
-  const [queries, documents] = sides(input);
   const long = isLong(request);
   const key = target.keyRequired ? `process.env.${KEY}` : string(NO_KEY);
   const value = long ? `JSON.parse(await readFile("${FILE}", "utf8")).input` : literal(input, 1, JAVASCRIPT);
@@ -107,7 +109,7 @@ function replicateNode(target, request) {
     `const output = await replicate.run(${string(`${OWNER}/${target.model}`)}, {`,
     `  input: ${value},`,
     "});",
-    `console.log(output${queries.length && documents.length ? ".scores" : ""});`,
+    `console.log(output${hasScores(input) ? ".scores" : ""});`,
   );
 }
 
@@ -155,6 +157,8 @@ function openaiCall(name, { model }, texts, body) {
   ];
 }
 
+const hasScores = (input) => sides(input).every((texts) => texts.length) && input.encoding_format !== "tokens";
+
 function firstOutput(input) {
   const names = { float: "embeddings", tokens: "pieces" };
   return names[input.encoding_format ?? "float"] ?? "embeddings_base64";
@@ -167,7 +171,8 @@ function pythonImports({ keyRequired }, request) {
 
 const pythonKey = ({ keyRequired }) => (keyRequired ? `os.environ["${KEY}"]` : python(NO_KEY));
 const pythonFile = () => `json.load(open("${FILE}", encoding="utf-8"))`;
-const pythonSide = (input, many) => (many in input ? `request["${many}"]` : `[request["${many === "queries" ? "query" : "document"}"]]`);
+const pythonSide = (input, many) =>
+  many in input ? `request["${many}"]` : `[request["${many === "queries" ? "query" : "document"}"]]`;
 const lines = (...code) => `${code.join("\n")}\n`;
 
 const PYTHON = { indent: "    ", trailing: ",", words: { true: "True", false: "False", null: "None" } };
@@ -191,12 +196,14 @@ function literal(value, depth, language) {
 
 // Characters that do not show or turn the direction of writing: pasted code must be what it looks like. Those beyond
 // U+FFFF stay, because Python and JSON escape them differently.
-const UNSEEN =
-  /[\x7f-\xa0\u00ad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff9-\ufffb]/g;
+const UNSEEN = /[\x7f-\xa0\u00ad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff9-\ufffb]/g;
 
 /** A string literal that JSON, JavaScript and Python read alike. */
 export function string(text) {
-  return JSON.stringify(text).replace(UNSEEN, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  return JSON.stringify(text).replace(
+    UNSEEN,
+    (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
 }
 
 /** A word of a POSIX shell. */

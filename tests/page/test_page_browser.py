@@ -120,7 +120,7 @@ def test_long_texts_are_reported(tab: Tab) -> None:
 
 def test_rerank_shows_the_apis_order_and_code(tab: Tab, url: str) -> None:
     documents = [f"{NASTY} tower", "A recipe for soup.", "Towers are tall buildings.", "The tower is 300 m high."]
-    tab.page.locator("#field-mode").select_option("rerank")
+    tab.page.locator("#field-request-kind").select_option("rerank")
     expect(tab.page.locator("#field-normalize")).to_be_hidden()
     tab.fill(queries="how tall is the tower?", documents="\n".join(documents), task="a task", top_n="3")
     tab.page.locator("#field-long_texts").select_option("error")
@@ -226,6 +226,14 @@ def test_map_is_usable_by_pointer_and_keyboard(tab: Tab) -> None:
     assert picture.get_attribute("data-zoom") == "1.50"
     tab.page.get_by_role("button", name="Zoom in").click()
     assert picture.get_attribute("data-zoom") == "2.25"
+    tab.page.locator(".map [tabindex='0']").focus()
+    for _ in range(10):
+        tab.page.keyboard.press("ArrowRight")
+        mark, frame = tab.page.locator(".map :focus").bounding_box(), picture.bounding_box()
+        assert mark is not None and frame is not None
+        assert frame["x"] <= mark["x"] + mark["width"] / 2 <= frame["x"] + frame["width"]
+        assert frame["y"] <= mark["y"] + mark["height"] / 2 <= frame["y"] + frame["height"]
+    tab.page.keyboard.press("Control+ArrowRight")
     before = picture.get_attribute("viewBox")
     box = picture.bounding_box()
     assert box is not None
@@ -296,7 +304,16 @@ def test_fields_have_labels_and_the_predictors_words(tab: Tab, url: str) -> None
         words = schema[{"queries": "query", "documents": "document"}.get(name, name)]["description"]
         assert described.startswith(words)
     order = tab.page.locator("[id^=field-]").evaluate_all("nodes => nodes.map((node) => node.id.slice(6))")
-    assert order == ["task", "queries", "documents", "normalize", "encoding_format", "long_texts", "top_n", "mode"]
+    assert order == [
+        "task",
+        "queries",
+        "documents",
+        "normalize",
+        "encoding_format",
+        "long_texts",
+        "top_n",
+        "request-kind",
+    ]
     choices = tab.page.locator("#field-encoding_format option").all_inner_texts()
     assert choices == httpx.get(f"{url}/openapi.json").json()["components"]["schemas"]["encoding_format"]["enum"]
     for name in ("Task", "Queries", "Documents"):
@@ -379,6 +396,7 @@ def test_errors_are_shown_at_their_field(tab: Tab, fields: dict[str, str], where
     assert "InputError" not in status and "Prediction failed" not in status
     if where is not None:
         expect(tab.page.locator(f"#error-{where}")).to_contain_text(words)
+        expect(tab.page.locator(f"#field-{where}")).to_be_focused()
         assert tab.page.locator(f"#field-{where}").get_attribute("aria-invalid") == "true"
     expect(tab.page.locator("#answer")).to_be_empty()  # not the previous answer
     tab.fill(queries="a", documents="b")
@@ -396,17 +414,37 @@ def test_stop_ends_a_long_run(tab: Tab) -> None:
     tab.fill(queries="one")
     tab.paste("documents", "\n".join(["word " * 4000] * 60))
     tab.page.locator("#run").click()
-    stopped = tab.after(tab.page.get_by_role("button", name="Stop").click)
-    assert stopped == "Stopped."
-    tab.fill(documents="b")
-    assert "Done" in tab.run()
+    stop = tab.page.get_by_role("button", name="Stop")
+    assert tab.after(lambda: stop.press("Enter")) == "Stopped."
+    expect(tab.page.locator("#run")).to_be_focused()
+    tab.page.locator("#run").click()
+    expect(stop).to_be_visible()
+    faq = tab.page.get_by_role("button", name="Search in a FAQ")  # replaces the run
+    assert "1 query × 8 documents" in tab.after(faq.click)
+
+
+def test_texts_are_copied_without_a_clipboard_too(browser: Browser, url: str) -> None:
+    """On plain HTTP beyond this machine navigator.clipboard does not exist."""
+    with opened(browser, url) as tab:
+        tab.fill(queries="a")
+        tab.paste("documents", "\n".join(UNRELATED[:100]))
+        tab.run()
+        tab.show("JSON")
+        tab.page.evaluate("window.read = navigator.clipboard.readText.bind(navigator.clipboard)")
+        tab.page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+        tab.page.locator("#answer .copy").click()
+        expect(tab.page.locator("#answer .copy")).to_have_text("Copied")
+        assert len(json.loads(tab.page.evaluate("read()"))["output"]["scores"][0]) == 100
+        tab.page.get_by_role("button", name="Copy link").click()
+        expect(tab.page.get_by_role("button", name="Copied")).to_have_count(2)
+        assert "queries=a" in tab.page.evaluate("read()")
 
 
 def test_link_holds_the_form(browser: Browser, url: str) -> None:
     with opened(browser, url) as tab:
         tab.fill(queries=NASTY, documents="b\nc", task="a task & more")
         tab.page.locator("#field-normalize").check()
-        tab.page.locator("#field-mode").select_option("rerank")
+        tab.page.locator("#field-request-kind").select_option("rerank")
         tab.page.get_by_role("button", name="Copy link").click()
         link = str(tab.page.evaluate("navigator.clipboard.readText()"))
     assert link.startswith(f"{url}/#")
@@ -415,7 +453,7 @@ def test_link_holds_the_form(browser: Browser, url: str) -> None:
         assert other.page.locator("#field-documents").input_value() == "b\nc"
         assert other.page.locator("#field-task").input_value() == "a task & more"
         assert other.page.locator("#preset").input_value() == ""
-        assert other.page.locator("#field-mode").input_value() == "rerank"
+        assert other.page.locator("#field-request-kind").input_value() == "rerank"
         assert other.page.locator("#field-normalize").is_checked()
         assert not any(
             "/predictions" in address or "/rerank" in address for address in other.requests
@@ -423,7 +461,11 @@ def test_link_holds_the_form(browser: Browser, url: str) -> None:
         assert all(NASTY[:9] not in address for address in other.requests[1:])
         other.paste("documents", "x" * 40_000)
         other.page.get_by_role("button", name="Copy link").click()
-        expect(other.page.locator("#status")).to_contain_text("too long for a link")
+        expect(other.page.get_by_role("button", name="Too long: share request.json")).to_be_visible()
+        other.page.evaluate("location.hash = 'queries=new'")
+        expect(other.page.locator("#field-queries")).to_have_value("new")
+        expect(other.page.locator("#field-documents")).to_have_value("")
+        assert other.page.locator("#preset").input_value() == "MSMARCO"
 
 
 def test_files_are_opened_and_dropped(tab: Tab, tmp_path: Path) -> None:
@@ -435,7 +477,7 @@ def test_files_are_opened_and_dropped(tab: Tab, tmp_path: Path) -> None:
         block.get_by_role("button", name="Open a file").click()
     chooser.value.set_files(table)
     expect(documents).to_have_value('one, "1"\ntwo')
-    expect(block).to_contain_text("2 texts of table.csv")
+    expect(block).to_contain_text("2 texts of table.csv, column")
     block.get_by_label("Column").select_option("title")
     expect(documents).to_have_value("A\nB")
     drop(tab.page, "#field-queries", "texts.jsonl", '{"query": "a\\nb"}\n{"query": "c"}\n')
@@ -444,6 +486,8 @@ def test_files_are_opened_and_dropped(tab: Tab, tmp_path: Path) -> None:
     drop(tab.page, "#field-queries", "image.png", "x")
     expect(tab.page.locator(".field", has=queries)).to_contain_text("image.png: the page reads")
     drop(tab.page, "header", "elsewhere.txt", "x")  # beside the boxes
+    drop(tab.page, "#field-queries", "a.jsonl", '{"text": "a"}\n{"text": ""}\n{"text": "b"}')
+    expect(tab.page.locator(".field", has=queries)).to_contain_text("2 texts of a.jsonl (1 without text)")
     assert "2 queries × 2 documents" in tab.run()
 
 
@@ -513,11 +557,11 @@ def test_page_asks_for_the_key_and_keeps_it_nowhere(
 ) -> None:
     with opened(browser, shared_gateway.url) as tab:
         assert "key is missing or wrong" in tab.run()
-        expect(tab.page.locator("#error-key")).to_contain_text("key is missing or wrong")
+        expect(tab.page.locator("#error-api-key")).to_contain_text("key is missing or wrong")
         tab.page.screenshot(path=screenshots / "laptop-key.png")
-        tab.fill(key="not a ké\u0301y")
+        tab.fill(**{"api-key": "not a ké\u0301y"})
         assert "no key can have" in tab.run()
-        tab.fill(key=KEY)
+        tab.fill(**{"api-key": KEY})
         assert "Done" in tab.run()
         for name in ("cURL", "Replicate", "OpenAI", "Node.js"):
             assert "GATEWAY_API_KEY" in tab.code(name)
@@ -534,11 +578,11 @@ def test_page_asks_for_the_key_and_keeps_it_nowhere(
         assert kept[2:7] == ["", {}, {}, [], []]
         tab.page.reload()
         tab.page.locator("#form").wait_for()
-        assert tab.page.locator("#field-key").input_value() == ""
+        assert tab.page.locator("#field-api-key").input_value() == ""
 
 
 def test_key_is_asked_for_only_where_it_is_needed(tab: Tab) -> None:
-    assert tab.page.locator("#field-key").count() == 0
+    assert tab.page.locator("#field-api-key").count() == 0
 
 
 def test_texts_are_never_html(browser: Browser, url: str, tmp_path: Path) -> None:
@@ -568,7 +612,7 @@ def test_texts_are_never_html(browser: Browser, url: str, tmp_path: Path) -> Non
         tab.run()
         assert ATTACK[:40] in tab.page.locator(".closest").inner_text()
         tab.fill(queries="a")
-        tab.page.locator("#field-mode").select_option("rerank")
+        tab.page.locator("#field-request-kind").select_option("rerank")
         tab.run()
         assert ATTACK in tab.page.locator("#answer .ranking").inner_text()
         tab.page.locator("input[type=file]").nth(1).set_input_files(hostile)
@@ -576,7 +620,7 @@ def test_texts_are_never_html(browser: Browser, url: str, tmp_path: Path) -> Non
         drop(tab.page, "#field-documents", f"{ATTACK}.pdf", "x")
         expect(tab.page.locator(".field", has=tab.page.locator("#field-documents"))).to_contain_text("<img")
         check_unharmed(tab)
-    fragment = httpx.QueryParams({"queries": ATTACK, "task": ATTACK, "long_texts": ATTACK, "mode": ATTACK})
+    fragment = httpx.QueryParams({"queries": ATTACK, "task": ATTACK, "long_texts": ATTACK, "request-kind": ATTACK})
     with opened(browser, f"{url}/#{fragment}") as tab:
         assert tab.page.locator("#field-queries").input_value() == ATTACK
         assert tab.page.locator("#field-long_texts").input_value() == "truncate"
@@ -717,7 +761,7 @@ def test_axe_finds_no_violation(
         tab.page.locator("#field-encoding_format").select_option("tokens")
         tab.run()
         look(tab, "tokens")
-        tab.page.locator("#field-mode").select_option("rerank")
+        tab.page.locator("#field-request-kind").select_option("rerank")
         tab.fill(queries="one\ntwo")
         tab.run()
         look(tab, "error")
