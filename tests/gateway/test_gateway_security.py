@@ -25,8 +25,8 @@ from tests.rule_predictor import MODEL
 
 PREDICTIONS = f"/v1/models/e5/{MODEL}/predictions"
 OPEN = {
-    *(("GET", "/health-check"), ("HEAD", "/health-check"), ("GET", "/docs"), ("GET", "/openapi.json")),
-    *(("GET", "/"), ("HEAD", "/"), ("GET", "/page/tasks.json"), ("HEAD", "/page/tasks.json")),
+    *(("GET", path) for path in ("/health-check", "/docs", "/openapi.json", "/", "/page/tasks.json")),
+    *(("HEAD", path) for path in ("/health-check", "/docs", "/openapi.json", "/", "/page/tasks.json")),
 }
 """The routes that need no key."""
 Json = dict[str, Any]

@@ -85,6 +85,8 @@ def test_languages_example_shows_the_librarys_scores(browser: Browser, url: str,
         cells = [float(text) for text in tab.page.locator(".heat tbody td").all_inner_texts()]
         rankings = tab.page.locator("#answer details")
         shown = [float(text) for text in rankings.locator(".score").all_inner_texts()]
+        bars = rankings.locator(".bar").evaluate_all("bars => bars.map((bar) => bar.style.getPropertyValue('--share'))")
+        assert bars == [f"{round(100 * (score - 60) / 40)}%" for score in shown]
         ranks = [int(text.removeprefix("#")) - 1 for text in rankings.locator("p small").all_inner_texts()]
         assert '"task"' not in tab.code("OpenAI")
     np.testing.assert_allclose(np.reshape(cells, want.shape), want, rtol=0, atol=0.06)  # one decimal is shown
