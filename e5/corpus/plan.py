@@ -1,0 +1,151 @@
+"""The plan of a run: what to embed, how, and in which units. It is written to plan.json in the output folder.
+
+Everything that vectors depend on is part of the plan's id: the model and its weights, dtype, limits, prompts and the
+input's versions. Output files carry the id, so files of different plans never mix.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, Self
+
+from e5 import catalog
+from e5.corpus.errors import CorpusError
+from e5.corpus.parts import Folder, VectorType
+from e5.corpus.sources import Columns, Range, SourceFile, cut, find
+from e5.inputs import LongTexts
+from e5.prompts import DEFAULT_TASK
+
+FILE = "plan.json"
+VERSION = 1
+UNIT_SECONDS = 60
+FLOPS = {"cpu": 1e11, "cuda": 5e14}
+"""What two cores and one H100 or H200 compute a second, roughly: the size of a unit need not be exact."""
+MIN_UNIT_TOKENS, MAX_UNIT_TOKENS = 20_000, 3_000_000
+BYTES_PER_TOKEN = 4
+"""Of English. Other languages have more tokens for their bytes, so their units take longer."""
+Side = Literal["document", "query"]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A model as vectors depend on it. `weights`: a digest. `max_tokens`: of a text, with prompt and special tokens."""
+
+    model: str
+    weights: str
+    dtype: str
+    dimensions: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to embed."""
+
+    identity: Identity
+    side: Side = "document"
+    task: str = DEFAULT_TASK
+    long_texts: LongTexts = "truncate"
+    vectors: VectorType = "float32"
+    normalize: bool = False
+    columns: Columns = field(default_factory=Columns)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`id`: the first 16 hex digits of the SHA-256 of all the rest."""
+
+    options: Options
+    files: tuple[SourceFile, ...]
+    units: tuple[Range, ...]
+    id: str = ""
+
+    @property
+    def records(self) -> int:
+        """At most: blank lines count."""
+        return sum(unit.records for unit in self.units)
+
+    def to_json(self) -> str:
+        units = [[getattr(unit, each.name) for each in fields(Range)] for unit in self.units]
+        files = [asdict(file) for file in self.files]
+        content = {"version": VERSION, "options": asdict(self.options), "files": files, "units": units}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return json.dumps({"id": digest} | content, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Raises CorpusError for a file that no plan has written, or another version."""
+        try:
+            content: dict[str, Any] = json.loads(text)
+            options = dict(content["options"])
+            columns, identity = Columns(**options.pop("columns")), Identity(**options.pop("identity"))
+            files = tuple(SourceFile(**file) for file in content["files"])
+            units = tuple(Range(*unit) for unit in content["units"])
+            plan = cls(Options(identity, **options, columns=columns), files, units, content["id"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorpusError(f"{FILE} is not a plan of this version ({error!r}): use another --out") from None
+        if json.loads(plan.to_json())["id"] != plan.id:
+            raise CorpusError(f"{FILE} has been changed: use another --out")
+        return plan
+
+
+def unit_bytes(model: catalog.Model, device: str) -> int:
+    """Bytes of text that take about a minute on one device: 2 FLOP a token and weight, 12 × D² weights a layer."""
+    weights = 12 * max(1, model.layers) * max(64, model.dimensions) ** 2
+    tokens = UNIT_SECONDS * FLOPS[device] / (2 * weights)
+    return int(BYTES_PER_TOKEN * min(max(tokens, MIN_UNIT_TOKENS), MAX_UNIT_TOKENS))
+
+
+def make(options: Options, inputs: list[str], size: int) -> Plan:
+    """Plan the input in units of about `size` bytes of text. Raises CorpusError."""
+    files = find(inputs)
+    units = [unit for index, file in enumerate(files) for unit in cut(index, file, options.columns, size)]
+    if not units:
+        raise CorpusError("the input has no rows")
+    plan = Plan(options, tuple(files), tuple(units))
+    return replace(plan, id=json.loads(plan.to_json())["id"])
+
+
+def load(folder: Folder) -> Plan | None:
+    """The plan of an output folder; None if it has none. Raises CorpusError."""
+    text = folder.read_text(FILE)
+    return None if text is None else Plan.from_json(text)
+
+
+def settle(folder: Folder, options: Options, inputs: list[str], size: int) -> Plan:
+    """The folder's plan, made and written if it has none. Raises CorpusError if it has another one.
+
+    Of several processes that start at the same time, one writes the plan and all read it.
+    """
+    known = load(folder)
+    if known is None:
+        folder.write_new(FILE, make(options, inputs, size).to_json().encode())
+        known = load(folder)
+        assert known is not None
+    check(known, options, inputs)
+    return known
+
+
+def check(plan: Plan, options: Options, inputs: list[str]) -> None:
+    """Raise CorpusError unless the plan is one for these options and for the input as it is now."""
+    for name, planned in _flat(plan.options).items():
+        if planned != (now := _flat(options)[name]):
+            raise CorpusError(f"the folder's plan has {name}={planned!r}, this run {now!r}: use another --out")
+    check_input(plan, find(inputs))
+
+
+def _flat(options: Options) -> dict[str, Any]:
+    values: dict[str, Any] = asdict(options)
+    columns = {f"{name} column": value for name, value in values.pop("columns").items()}
+    return {**values.pop("identity"), **columns, **values}
+
+
+def check_input(plan: Plan, files: list[SourceFile]) -> None:
+    """Raise CorpusError unless these are the plan's files, unchanged."""
+    now, planned = ({file.url: file for file in each} for each in (files, plan.files))
+    for url in sorted(now.keys() ^ planned.keys()):
+        state = "is not part of the folder's plan" if url in now else "of the folder's plan is missing"
+        raise CorpusError(f"{url} {state}: use another --out")
+    for url, file in planned.items():
+        if (file.size, file.version) != (now[url].size, now[url].version):
+            raise CorpusError(f"{url} has changed since the run was planned: use another --out")

@@ -1,0 +1,111 @@
+"""How far a run is, from the files alone, and whether everything is there at its end."""
+
+import json
+import time
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from e5.corpus.errors import CorpusError
+from e5.corpus.parts import Folder, footer_of, part_name, read_part, rejected_name
+from e5.corpus.plan import Plan
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Status:
+    """Counts of a folder. `rows`: with vectors; `rejected`: rows without."""
+
+    units: int
+    done: int
+    rows: int
+    rejected: int
+
+    @classmethod
+    def of(cls, plan: Plan, folder: Folder) -> "Status":
+        """Read the footers of all parts."""
+        present = folder.names()
+        units = [unit for unit in range(len(plan.units)) if part_name(plan.id, unit) in present]
+        footers = [footer for unit in units if (footer := footer_of(folder, plan.id, unit))]
+        rejected = sum(footer.rejected for footer in footers)
+        rows = sum(footer.records for footer in footers) - rejected
+        return cls(len(plan.units), len(footers), rows, rejected)
+
+
+def finish(plan: Plan, folder: Folder) -> Status:
+    """Read every part, compare its checksums, and write manifest.json.
+
+    A damaged file is removed, so that the next run makes it again. Raises CorpusError if a unit is missing or damaged.
+    """
+    present = folder.names()
+    missing = [unit for unit in range(len(plan.units)) if part_name(plan.id, unit) not in present]
+    damaged = [
+        unit for unit in range(len(plan.units)) if unit not in set(missing) and not _is_whole(plan, folder, unit)
+    ]
+    for unit in damaged:
+        folder.remove(part_name(plan.id, unit))
+    if missing or damaged:
+        counts = [f"{len(units):,} {what}" for units, what in ((missing, "missing"), (damaged, "damaged")) if units]
+        raise CorpusError(f"of {len(plan.units):,} units {' and '.join(counts)}: start the run again")
+    status = Status.of(plan, folder)
+    files = [part_name(plan.id, unit) for unit in range(len(plan.units))]
+    rejected = [name for unit in range(len(plan.units)) if (name := rejected_name(plan.id, unit)) in present]
+    content = {
+        "plan": plan.id,
+        "rows": status.rows,
+        "rejected": status.rejected,
+        "parts": files,
+        "rejected_parts": rejected,
+        "options": json.loads(plan.to_json())["options"],
+    }
+    folder.remove(MANIFEST)
+    folder.write_new(MANIFEST, json.dumps(content, indent=1).encode())
+    return status
+
+
+def _is_whole(plan: Plan, folder: Folder, unit: int) -> bool:
+    footer = footer_of(folder, plan.id, unit)
+    if footer is None:
+        return False
+    try:
+        return bool(read_part(folder, plan.id, unit).num_rows == footer.records - footer.rejected)
+    except (OSError, pa.ArrowException):
+        return False
+
+
+class Progress:
+    """Rows, tokens a second and the time left, for a line every few seconds."""
+
+    EVERY_SECONDS = 10.0
+
+    def __init__(self, units: int, done: int) -> None:
+        self.units, self.done = units, done
+        self.rows = self.tokens = 0
+        self.started = self.last = time.monotonic()
+        self._before = done
+
+    def add(self, rows: int, tokens: int) -> None:
+        self.done, self.rows, self.tokens = self.done + 1, self.rows + rows, self.tokens + tokens
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a line is due now: at the end, and every few seconds."""
+        now = time.monotonic()
+        if self.done < self.units and now - self.last < self.EVERY_SECONDS:
+            return False
+        self.last = now
+        return True
+
+    def __str__(self) -> str:
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        finished = self.done - self._before
+        left = f", {duration((self.units - self.done) * seconds / finished)} left" if finished else ""
+        return f"{self.done:,} of {self.units:,} units, {self.rows:,} rows, {self.tokens / seconds:,.0f} tokens/s{left}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
