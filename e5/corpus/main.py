@@ -72,6 +72,7 @@ def argument_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--workers", type=int, help="processes; by default one for each GPU, or one on the CPU"
             )
+            command.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster; `local` starts one here")
             command.add_argument("--shard", metavar="I/N", help="do every Nth unit only, from the Ith (0 to N-1) on")
             command.add_argument("--json", action="store_true", help="write progress as JSON lines to stdout")
     for name, action, words in (
@@ -138,12 +139,17 @@ def _run(arguments: argparse.Namespace) -> int:
             print(progress, file=sys.stderr, flush=True)
 
     workers = 1 if arguments.shard else arguments.workers or _devices(settings)
-    if units and workers > 1:
+    if units and workers > 1 and not arguments.ray:
         status = run_shares(_shares(plan, folder, settings, workers), report)
         if status:
             return status
     elif units:
-        failures = runs.run(plan, folder, Embedder.from_settings(settings), units, report)
+        if arguments.ray:
+            from e5.corpus.on_ray import run_on_ray  # Ray is an extra of its own
+
+            failures = run_on_ray(plan, folder, units, report, arguments.ray, arguments.workers)
+        else:
+            failures = runs.run(plan, folder, Embedder.from_settings(settings), units, report)
         for unit, reason in failures.items():
             print(f"unit {unit} of {plan.files[plan.units[unit].file].name}: {reason}", file=sys.stderr)
         if failures:

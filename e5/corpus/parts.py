@@ -82,8 +82,8 @@ class Folder:
     def write_new(self, name: str, content: bytes) -> None:
         """Write a file unless it exists. Raises CorpusError for a full disk."""
         if not self.is_local:
-            if not self.filesystem.exists(self.file(name)):
-                self.filesystem.pipe_file(self.file(name), content)
+            with contextlib.suppress(FileExistsError):
+                self.filesystem.pipe_file(self.file(name), content, mode="create")
             return
         with self.temporary(name) as path:
             path.write_bytes(content)
@@ -94,8 +94,9 @@ class Folder:
         """Write a Parquet file; one of that name is replaced. Raises CorpusError for a full disk."""
         options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True, "use_dictionary": ["id"]}
         if not self.is_local:
-            with self.filesystem.open(self.file(name), "wb") as handle:
-                pq.write_table(table, handle, **options)
+            buffer = pa.BufferOutputStream()  # not a file of fsspec: an error in the middle would upload a half
+            pq.write_table(table, buffer, **options)
+            self.filesystem.pipe_file(self.file(name), buffer.getvalue().to_pybytes())
             return
         with self.temporary(name) as path:
             with path.open("wb") as handle:

@@ -38,12 +38,22 @@ def run(
     A unit that fails is tried again at the end. Raises CorpusError for what concerns the whole run, such as a full disk
     or an input that is gone.
     """
+    return with_tries(units, lambda queue: pipeline(plan, folder, embedder, queue), report)
+
+
+Results = Iterator[tuple[int, Receipt | Exception]]
+
+
+def with_tries(
+    units: Sequence[int], attempt: Callable[[Sequence[int]], Results], report: Callable[[Receipt], None]
+) -> dict[int, str]:
+    """Attempt units until each has a receipt or has failed TRIES times; returns the last error of the latter."""
     failures: dict[int, str] = {}
     tries = Counter[int]()
     queue = list(units)
     while queue:
         failed: list[int] = []
-        for unit, result in _pipeline(plan, folder, embedder, queue):
+        for unit, result in attempt(queue):
             if isinstance(result, Receipt):
                 report(result)
                 continue
@@ -57,9 +67,7 @@ def run(
     return failures
 
 
-def _pipeline(
-    plan: Plan, folder: Folder, embedder: Embedder, units: Sequence[int]
-) -> Iterator[tuple[int, Receipt | Exception]]:
+def pipeline(plan: Plan, folder: Folder, embedder: Embedder, units: Sequence[int]) -> Results:
     """Each unit's receipt or error. At most three units are in memory."""
     with ThreadPoolExecutor(1, "prepare") as preparing, ThreadPoolExecutor(1, "write") as writing:
         following: Future[Prepared] | None = None
