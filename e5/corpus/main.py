@@ -23,7 +23,7 @@ from e5.corpus.plan import Identity, Options, Plan
 from e5.corpus.processes import Share, run_shares
 from e5.corpus.report import Progress, Status, duration, finish
 from e5.corpus.search import search
-from e5.corpus.sources import Columns
+from e5.corpus.sources import Columns, find
 from e5.corpus.unit import Receipt
 from e5.embedder import Embedder
 from e5.errors import InputError, SettingsError, WeightsError
@@ -82,10 +82,13 @@ def argument_parser() -> argparse.ArgumentParser:
         command = actions.add_parser(name, help=words, description=words)
         command.set_defaults(action=action)
         command.add_argument("folder", metavar="DIR")
-    command = actions.add_parser("search", help="find the rows nearest to a query", description="exact search")
+        if name == "finish":
+            command.add_argument("--lance", metavar="URL", help="also write a Lance table with texts and an index")
+    command = actions.add_parser("search", help="find the rows nearest to a query")
     command.set_defaults(action=_search)
     command.add_argument("folder", metavar="DIR")
     command.add_argument("query")
+    command.add_argument("--lance", metavar="URL", help="search in this table of the run, by its index")
     command.add_argument("--task", default=DEFAULT_TASK, help="instruction of the query")
     command.add_argument("-k", type=int, default=10, help="rows (default: %(default)s)")
     return parser
@@ -245,6 +248,11 @@ def _status(arguments: argparse.Namespace) -> int:
 def _finish(arguments: argparse.Namespace) -> int:
     plan, folder = _existing(arguments.folder)
     print(_words(finish(plan, folder), folder))
+    if arguments.lance:
+        from e5.corpus.lance_table import write_table
+
+        plans.check_input(plan, find([file.url for file in plan.files]))
+        print(f"{arguments.lance}: {write_table(plan, folder, arguments.lance):,} rows")
     return 0
 
 
@@ -254,7 +262,14 @@ def _search(arguments: argparse.Namespace) -> int:
     settings = Settings.from_environment(model=identity.model)
     if (now := identify(settings)) != replace(identity, dtype=now.dtype):
         raise CorpusError(f"the vectors are of other weights of {identity.model}: set E5_WEIGHTS to these")
-    for hit in search(plan, folder, Embedder.from_settings(settings), arguments.query, arguments.k, arguments.task):
+    vector = Embedder.from_settings(settings).embed_queries([arguments.query], task=arguments.task)[0]
+    if arguments.lance:
+        from e5.corpus.lance_table import nearest
+
+        hits = nearest(arguments.lance, vector, arguments.k)
+    else:
+        hits = search(plan, folder, vector, arguments.k)
+    for hit in hits:
         text = " ".join((hit.text or "").split())
         print(f"{hit.score:6.2f}  {hit.id}  {text if len(text) <= 100 else text[:99] + '…'}")
     return 0

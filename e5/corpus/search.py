@@ -9,7 +9,8 @@ from e5.corpus.parts import Folder, read_part, to_vectors
 from e5.corpus.plan import Plan
 from e5.corpus.report import Status
 from e5.corpus.sources import read
-from e5.embedder import Embedder, scores
+from e5.embedder import scores
+from e5.vectors import Vectors
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,8 @@ class Hit:
     text: str | None
 
 
-def search(plan: Plan, folder: Folder, embedder: Embedder, query: str, count: int, task: str) -> list[Hit]:
-    """The rows nearest to a query, the best first. Reads all vectors. Raises CorpusError if there are none."""
-    vector = embedder.embed_queries([query], task=task, progress=False)
+def search(plan: Plan, folder: Folder, vector: Vectors, count: int) -> list[Hit]:
+    """The rows nearest to a vector [D], the best first. Reads all vectors. Raises CorpusError if there are none."""
     best: list[tuple[float, int, int, str]] = []
     for unit in range(len(plan.units)):
         try:
@@ -32,7 +32,7 @@ def search(plan: Plan, folder: Folder, embedder: Embedder, query: str, count: in
             continue
         if not table.num_rows:
             continue
-        values = scores(vector, to_vectors(table, plan.options.vectors))[0]
+        values = scores(vector[None], to_vectors(table, plan.options.vectors))[0]
         ids = table.column("id")
         top = np.argsort(-values, kind="stable")[:count]
         best = sorted([*best, *((float(values[row]), unit, int(row), ids[row].as_py()) for row in top)], key=_order)[

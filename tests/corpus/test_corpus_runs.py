@@ -14,15 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from e5 import DEFAULT_TASK, Embedder, catalog
+from e5.corpus import lance_table, processes, report, run, search, unit
 from e5.corpus import main as program
 from e5.corpus import plan as plans
-from e5.corpus import processes, report, run, search, unit
 from e5.corpus.errors import CorpusError
 from e5.corpus.identity import identify
 from e5.corpus.parts import Folder, part_name, read_part, rejected_name, to_vectors
@@ -386,6 +387,11 @@ def test_plan_status_finish_and_search(
         assert program.main(["search", out, "how tall is the tower?", "-k", "2"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == 2 and lines[0].endswith(f"texts.txt:1  {texts[0]}")
+        table = str(tmp_path / "table.lance")
+        assert program.main(["finish", out, "--lance", table]) == 0
+        assert "table.lance: 3 rows" in capsys.readouterr().out
+        assert program.main(["search", out, "how tall is the tower?", "-k", "1", "--lance", table]) == 0
+        assert texts[0] in capsys.readouterr().out
         source.unlink()
         assert program.main(["search", out, "soup", "-k", "1"]) == 0
         assert "texts.txt:2" in capsys.readouterr().out
@@ -399,16 +405,48 @@ def test_plan_status_finish_and_search(
 def test_search_is_exact(tmp_path: Path, source: Path, options: Options, library: Embedder) -> None:
     plan, folder = planned(tmp_path / "out", options, source)
     with pytest.raises(CorpusError, match="has no vectors: 0 of"):
-        search.search(plan, folder, library, "x", 3, DEFAULT_TASK)
+        search.search(plan, folder, np.ones(256, np.float32), 3)
     everything(plan, folder, library)
-    hits = search.search(plan, folder, library, "soup with salt", 20, DEFAULT_TASK)
     query = normalize(library.embed_queries(["soup with salt"]))[0]
+    hits = search.search(plan, folder, query, 20)
     documents = normalize(library.embed_documents([text_of(index) for index in range(300)]))
     values = 100 * documents @ query
     best = np.argsort(-values, kind="stable")[:20]
     np.testing.assert_allclose([hit.score for hit in hits], values[best], rtol=0, atol=1e-3)
     assert {hit.id for hit in hits} == {f"r{index}" for index in best}
     assert all(hit.text == text_of(int(hit.id[1:])) for hit in hits)
+
+
+def test_lance_table_has_the_rows_their_texts_and_the_same_order(
+    tmp_path: Path, source: Path, options: Options, library: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, folder = planned(tmp_path / "out", options, source)
+    everything(plan, folder, library)
+    url = str(tmp_path / "table.lance")
+    assert lance_table.write_table(plan, folder, url) == 300
+    rows = lance.dataset(url).to_table().to_pylist()
+    assert [(row["id"], row["text"]) for row in rows] == [(f"r{index}", text_of(index)) for index in range(300)]
+    version = lance.dataset(url).version
+    assert lance_table.write_table(plan, folder, url) == 300  # again: nothing happens
+    assert lance.dataset(url).version == version
+    query = library.embed_queries(["soup with salt"])[0]
+    exact = search.search(plan, folder, query, 10)
+    found = lance_table.nearest(url, query, 10)
+    assert [hit.id for hit in found] == [hit.id for hit in exact]
+    np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in exact], rtol=0, atol=1e-2)
+    monkeypatch.setattr(lance_table, "MIN_INDEXED", 300)
+    lance_table.write_table(plan, folder, url)
+    assert [index["type"] for index in lance.dataset(url).list_indices()] == ["IVF_PQ"]
+    indexed = {hit.id for hit in lance_table.nearest(url, query, 10)}
+    assert len(indexed & {hit.id for hit in exact}) >= 5  # approximate
+    other, elsewhere = planned(tmp_path / "other", replace(options, normalize=True), source)
+    everything(other, elsewhere, library)
+    with pytest.raises(CorpusError, match="is a table of something else"):
+        lance_table.write_table(other, elsewhere, url)
+    with pytest.raises(CorpusError, match="needs float vectors"):
+        lance_table.write_table(replace(plan, options=replace(options, vectors="int8")), folder, url)
+    with pytest.raises(CorpusError, match="is not a Lance table"):
+        lance_table.nearest(str(tmp_path / "none.lance"), query, 10)
 
 
 def test_units_take_about_a_minute() -> None:
