@@ -15,7 +15,7 @@ Only `tokenizer.json` is read, without transformers.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, chain, takewhile, tee
+from itertools import accumulate, chain, pairwise, takewhile, tee
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +149,21 @@ class Tokenizer:
             # A text may have no token, such as one of a zero-width character.
             weights.append([max(1, len(window)) for window in windows])
         return Tokens(ids, lengths, weights)
+
+    def spans(self, text: str, prompt: str, windows: Sequence[int]) -> list[tuple[int, int]]:
+        """The characters [start, end) of a text that its windows cover, given their numbers of own tokens.
+
+        A character whose tokens are in two windows belongs to both.
+        """
+        offsets = self._file.encode(prompt + text, add_special_tokens=False).offsets
+        if len(offsets) < sum(windows):  # no token, such as of a zero-width character
+            return [(0, len(text))] * len(windows)
+        ends = list(accumulate(windows, initial=len(offsets) - sum(windows)))
+        spans = [
+            (max(0, offsets[first][0] - len(prompt)), max(0, offsets[last - 1][1] - len(prompt)))
+            for first, last in pairwise(ends)
+        ]
+        return [(0, spans[0][1]), *spans[1:]] if len(spans) > 1 else [(0, len(text))]
 
     def pieces(self, ids: TokenIds) -> list[str]:
         """The vocabulary's string for each token id."""

@@ -70,7 +70,14 @@ def _batches(plan: Plan, folder: Folder, schema: pa.Schema) -> Iterator[pa.Recor
     for number, unit in enumerate(plan.units):
         part = read_part(folder, plan.id, number)
         rows = iter(read(plan.files[unit.file], unit, plan.options.columns))
-        ids = part.column("id").to_pylist()  # in the input's order, without the rejected ones
-        texts = [next((str(row.text) for row in rows if row.id == name), "") for name in ids]
+        # In the input's order, without the rejected rows; a window of a text covers a part of it.
+        spans = part.select(["id", "start", "end"]) if "start" in part.column_names else part.select(["id"])
+        texts: list[str] = []
+        text = ""
+        for row in spans.to_pylist():
+            start = row.get("start", 0)
+            if start == 0:
+                text = next((str(each.text) for each in rows if each.id == row["id"]), "")
+            texts.append(text[start : row.get("end")])
         table = part.select(["id", "vector"]).append_column("text", pa.array(texts, pa.string()))
         yield from table.cast(schema).to_batches()

@@ -27,7 +27,7 @@ from e5.corpus.sources import Columns, find
 from e5.corpus.unit import Receipt
 from e5.embedder import Embedder
 from e5.errors import InputError, SettingsError, WeightsError
-from e5.inputs import LongTexts, check_task
+from e5.inputs import check_task
 from e5.network.device import choose_device
 from e5.prompts import DEFAULT_TASK
 from e5.settings import Settings
@@ -106,7 +106,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--side", choices=get_args(plans.Side), default=Options.side, help="(default: %(default)s)")
     command.add_argument("--task", default=DEFAULT_TASK, help="instruction for --side query")
     command.add_argument(
-        "--long-texts", choices=get_args(LongTexts), default=Options.long_texts, help="(default: %(default)s)"
+        "--long-texts", choices=get_args(plans.LongTexts), default=Options.long_texts, help="(default: %(default)s)"
     )
     command.add_argument(
         "--vectors", choices=get_args(VectorType), default=Options.vectors, help="(default: %(default)s)"
@@ -135,7 +135,7 @@ def _run(arguments: argparse.Namespace) -> int:
     progress = Progress(total, total - len(units))
 
     def report(receipt: Receipt) -> None:
-        progress.add(receipt.rows, receipt.tokens)
+        progress.add(receipt.texts, receipt.tokens)
         if arguments.json:
             print(json.dumps(vars(receipt)), flush=True)
         elif progress.is_due:
@@ -285,4 +285,4 @@ def _existing(url: str) -> tuple[Plan, Folder]:
 
 def _words(status: Status, folder: Folder) -> str:
     rejected = f", {status.rejected:,} rows rejected (rejected-*.parquet says why)" if status.rejected else ""
-    return f"{folder.url}: {status.done:,} of {status.units:,} units done, {status.rows:,} vectors{rejected}"
+    return f"{folder.url}: {status.done:,} of {status.units:,} units done, {status.vectors:,} vectors{rejected}"

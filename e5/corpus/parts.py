@@ -27,11 +27,12 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Footer:
-    """What a part says of itself. `records` = `rows` + `rejected`."""
+    """What a part says of itself. `texts`: with a vector, or several; `vectors`: rows of the file."""
 
     plan: str
     unit: int
-    records: int
+    texts: int
+    vectors: int
     rejected: int
 
     def to_metadata(self) -> dict[str, str]:
@@ -42,7 +43,7 @@ class Footer:
         """The footer in a schema's metadata; None if it is of another program."""
         try:
             values = {name: (metadata or {})[f"e5.{name}".encode()].decode() for name in cls.__annotations__}
-            return cls(values["plan"], *(int(values[name]) for name in ("unit", "records", "rejected")))
+            return cls(values["plan"], *(int(values[name]) for name in ("unit", "texts", "vectors", "rejected")))
         except (KeyError, ValueError):
             return None
 
@@ -136,9 +137,13 @@ def table_of(
     kind: VectorType,
     lengths: Sequence[int],
     truncated: Sequence[int],
+    spans: Sequence[tuple[int, int]] | None,
     footer: Footer,
 ) -> pa.Table:
-    """The table of a part: id, vector, for int8 its scale, tokens before truncation, and whether it was truncated."""
+    """The table of a part: id, vector, for int8 its scale, tokens before truncation, and whether it was truncated.
+
+    `spans`: for windows, the characters that each vector covers.
+    """
     is_cut = np.zeros(len(ids), bool)
     is_cut[list(truncated)] = True
     columns: dict[str, Any] = {"id": pa.array(ids, pa.string())}
@@ -153,6 +158,9 @@ def table_of(
     columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
     columns["tokens"] = pa.array(lengths, pa.int32())
     columns["truncated"] = pa.array(is_cut)
+    if spans is not None:
+        for place, name in enumerate(("start", "end")):
+            columns[name] = pa.array([span[place] for span in spans], pa.int32())
     return pa.table(columns).replace_schema_metadata(footer.to_metadata())
 
 
@@ -172,7 +180,7 @@ def footer_of(folder: Folder, plan: str, unit: int) -> Footer | None:
             rows = source.metadata.num_rows
     except (OSError, pa.ArrowException):
         return None
-    if footer is None or (footer.plan, footer.unit) != (plan, unit) or footer.records != rows + footer.rejected:
+    if footer is None or (footer.plan, footer.unit) != (plan, unit) or footer.vectors != rows:
         return None
     return footer
 

@@ -13,7 +13,6 @@ from e5 import catalog
 from e5.corpus.errors import CorpusError
 from e5.corpus.parts import Folder, VectorType
 from e5.corpus.sources import Columns, Range, SourceFile, cut, find
-from e5.inputs import LongTexts
 from e5.prompts import DEFAULT_TASK
 
 FILE = "plan.json"
@@ -25,6 +24,8 @@ MIN_UNIT_TOKENS, MAX_UNIT_TOKENS = 20_000, 3_000_000
 BYTES_PER_TOKEN = 4
 """Of English. Other languages have more tokens for their bytes, so their units take longer."""
 Side = Literal["document", "query"]
+LongTexts = Literal["truncate", "error", "average", "windows"]
+"""As in the library; windows: a vector for each window of a long text, with the characters that it covers."""
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Status:
-    """Counts of a folder. `rows`: with vectors; `rejected`: rows without."""
+    """Counts of a folder. `texts`: with vectors, `rejected`: rows without."""
 
     units: int
     done: int
-    rows: int
+    texts: int
+    vectors: int
     rejected: int
 
     @classmethod
@@ -28,9 +29,8 @@ class Status:
         present = folder.names()
         units = [unit for unit in range(len(plan.units)) if part_name(plan.id, unit) in present]
         footers = [footer for unit in units if (footer := footer_of(folder, plan.id, unit))]
-        rejected = sum(footer.rejected for footer in footers)
-        rows = sum(footer.records for footer in footers) - rejected
-        return cls(len(plan.units), len(footers), rows, rejected)
+        counts = (sum(getattr(footer, name) for footer in footers) for name in ("texts", "vectors", "rejected"))
+        return cls(len(plan.units), len(footers), *counts)
 
 
 def finish(plan: Plan, folder: Folder) -> Status:
@@ -53,7 +53,8 @@ def finish(plan: Plan, folder: Folder) -> Status:
     rejected = [name for unit in range(len(plan.units)) if (name := rejected_name(plan.id, unit)) in present]
     content = {
         "plan": plan.id,
-        "rows": status.rows,
+        "texts": status.texts,
+        "vectors": status.vectors,
         "rejected": status.rejected,
         "parts": files,
         "rejected_parts": rejected,
@@ -69,24 +70,24 @@ def _is_whole(plan: Plan, folder: Folder, unit: int) -> bool:
     if footer is None:
         return False
     try:
-        return bool(read_part(folder, plan.id, unit).num_rows == footer.records - footer.rejected)
+        return bool(read_part(folder, plan.id, unit).num_rows == footer.vectors)
     except (OSError, pa.ArrowException):
         return False
 
 
 class Progress:
-    """Rows, tokens a second and the time left, for a line every few seconds."""
+    """Texts, tokens a second and the time left, for a line every few seconds."""
 
     EVERY_SECONDS = 10.0
 
     def __init__(self, units: int, done: int) -> None:
         self.units, self.done = units, done
-        self.rows = self.tokens = 0
+        self.texts = self.tokens = 0
         self.started = self.last = time.monotonic()
         self._before = done
 
-    def add(self, rows: int, tokens: int) -> None:
-        self.done, self.rows, self.tokens = self.done + 1, self.rows + rows, self.tokens + tokens
+    def add(self, texts: int, tokens: int) -> None:
+        self.done, self.texts, self.tokens = self.done + 1, self.texts + texts, self.tokens + tokens
 
     @property
     def is_due(self) -> bool:
@@ -101,7 +102,9 @@ class Progress:
         seconds = max(time.monotonic() - self.started, 1e-9)
         finished = self.done - self._before
         left = f", {duration((self.units - self.done) * seconds / finished)} left" if finished else ""
-        return f"{self.done:,} of {self.units:,} units, {self.rows:,} rows, {self.tokens / seconds:,.0f} tokens/s{left}"
+        return (
+            f"{self.done:,} of {self.units:,} units, {self.texts:,} texts, {self.tokens / seconds:,.0f} tokens/s{left}"
+        )
 
 
 def duration(seconds: float) -> str:

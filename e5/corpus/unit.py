@@ -1,34 +1,40 @@
 """Embed one unit: a pure function of the plan. Its three steps run side by side for consecutive units."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from e5 import prompts
 from e5.corpus import parts
 from e5.corpus.parts import Folder, Footer
 from e5.corpus.plan import Plan
 from e5.corpus.sources import read
 from e5.embedder import Embedder, normalize
 from e5.errors import InputError
-from e5.inputs import LongTexts, check_text
+from e5.inputs import check_text
 from e5.tokens import Tokens
 from e5.vectors import Vectors
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A unit's texts as tokens. `rejected`: (id, reason) of rows that cannot be embedded."""
+    """A unit's texts as tokens. `rejected`: (id, reason) of rows that cannot be embedded.
+
+    `spans`: for windows, the characters of each text that each of its windows covers.
+    """
 
     unit: int
     ids: list[str]
     tokens: Tokens
     rejected: list[tuple[str, str]]
+    spans: list[list[tuple[int, int]]] | None = None
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a unit has brought: rows with vectors, rejected rows, tokens that the model read."""
+    """What a unit has brought: texts with vectors, rejected rows, tokens that the model read."""
 
     unit: int
-    rows: int
+    texts: int
     rejected: int
     tokens: int
 
@@ -48,31 +54,57 @@ def prepare(plan: Plan, unit: int, embedder: Embedder) -> Prepared:
         except InputError as error:
             rejected.append((row.id, str(error)))
     queries, documents = (texts, []) if options.side == "query" else ([], texts)
-    long_texts: LongTexts = "average" if options.long_texts == "average" else "truncate"
-    tokens = embedder.tokenize(queries, documents, options.task, long_texts)
+    split = options.long_texts in ("average", "windows")
+    tokens = embedder.tokenize(queries, documents, options.task, "average" if split else "truncate")
+    spans = _spans(plan, embedder, texts, tokens) if options.long_texts == "windows" else None
     if options.long_texts == "error" and tokens.truncated:
         reasons = {index: embedder.too_long(options.columns.text, tokens.lengths[index]) for index in tokens.truncated}
         rejected += [(ids[index], str(error)) for index, error in reasons.items()]
         kept = [index for index in range(len(ids)) if index not in reasons]
         ids = [ids[index] for index in kept]
         tokens = Tokens([tokens.ids[index] for index in kept], [tokens.lengths[index] for index in kept])
-    return Prepared(unit, ids, tokens, rejected)
+    return Prepared(unit, ids, tokens, rejected, spans)
+
+
+def _spans(plan: Plan, embedder: Embedder, texts: list[str], tokens: Tokens) -> list[list[tuple[int, int]]]:
+    """The characters that each window of each text covers."""
+    kind, options = embedder.model.prompt, plan.options
+    is_query = options.side == "query"
+    prompt = prompts.query_prompt(kind, options.task, "") if is_query else prompts.document_prompt(kind, "")
+    return [
+        embedder.tokenizer.spans(text, prompt, windows)
+        for text, windows in zip(texts, tokens.weights or (), strict=True)
+    ]
 
 
 def compute(prepared: Prepared, plan: Plan, embedder: Embedder) -> Vectors:
-    """The vectors of a prepared unit: float32 [N, D]."""
-    vectors = embedder.embed_tokens(prepared.tokens)
+    """The vectors of a prepared unit: float32 [N, D], N texts or windows."""
+    tokens = prepared.tokens
+    if prepared.spans is not None:  # each window as a text of its own
+        tokens = Tokens(tokens.ids, [len(ids) for ids in tokens.ids])
+    vectors = embedder.embed_tokens(tokens)
     return normalize(vectors) if plan.options.normalize else vectors
 
 
 def write(prepared: Prepared, vectors: Vectors, plan: Plan, folder: Folder) -> Receipt:
     """Write the unit's files. The part comes last, because with it the unit is done. Raises CorpusError."""
-    rows, rejected = len(prepared.ids), len(prepared.rejected)
-    footer = Footer(plan.id, prepared.unit, rows + rejected, rejected)
+    texts, rejected = len(prepared.ids), len(prepared.rejected)
+    footer = Footer(plan.id, prepared.unit, texts, len(vectors), rejected)
     if rejected:
         folder.write(parts.rejected_name(plan.id, prepared.unit), parts.rejected_table(prepared.rejected, footer))
+    owners: Sequence[int] = range(texts)
+    spans = None
+    if prepared.spans is not None:
+        owners = [index for index, windows in enumerate(prepared.spans) for _ in windows]
+        spans = [span for windows in prepared.spans for span in windows]
     table = parts.table_of(
-        prepared.ids, vectors, plan.options.vectors, prepared.tokens.lengths, prepared.tokens.truncated, footer
+        [prepared.ids[index] for index in owners],
+        vectors,
+        plan.options.vectors,
+        [prepared.tokens.lengths[index] for index in owners],
+        prepared.tokens.truncated,
+        spans,
+        footer,
     )
     folder.write(parts.part_name(plan.id, prepared.unit), table)
-    return Receipt(prepared.unit, rows, rejected, prepared.tokens.total)
+    return Receipt(prepared.unit, texts, rejected, prepared.tokens.total)

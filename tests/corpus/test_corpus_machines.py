@@ -82,7 +82,7 @@ def test_killed_node_costs_no_row(tmp_path: Path, source: Path, options: Options
     assert nodes and len(nodes) == 1
     assert {receipt.unit for receipt in receipts} == set(range(len(plan.units)))
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")
-    assert report.finish(plan, output).rows == 300
+    assert report.finish(plan, output).texts == 300
 
 
 def test_ray_lists_units_that_fail_and_refuses_a_folder_with_another_plan(
@@ -146,7 +146,7 @@ def test_bucket_to_bucket_and_killed_in_between(bucket: str, options: Options, l
     assert 0 < len(run.pending(plan, folder)) < len(plan.units)
     both = [subprocess.Popen(arguments, env=os.environ) for _ in range(2)]
     assert [process.wait(120) for process in both] == [0, 0]
-    assert report.finish(plan, folder).rows == 300
+    assert report.finish(plan, folder).texts == 300
     table = pa.concat_tables([read_part(folder, plan.id, unit) for unit in range(len(plan.units))])
     assert table.column("id").to_pylist() == [f"texts.txt:{index + 1}" for index in range(300)]
     expected = library.embed_documents([text_of(index) for index in range(300)])

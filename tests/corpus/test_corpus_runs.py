@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,39 @@ def test_queries_tasks_and_long_texts(tmp_path: Path, options: Options, library:
     assert row["id"] == "texts.txt:2" and "has 5,002 tokens" in row["reason"]
 
 
+def test_windows_have_vectors_and_spans_of_their_own(tmp_path: Path, options: Options, library: Embedder) -> None:
+    texts = ["short", " ".join(f"word{index % 97} naïve 日本" for index in range(2500)), "last"]
+    source = tmp_path / "texts.txt"
+    source.write_text("\n".join(texts))
+    plan, folder = planned(tmp_path / "out", replace(options, columns=Columns(), long_texts="windows"), source, 10**6)
+    everything(plan, folder, library)
+    rows = read_part(folder, plan.id, 0).to_pylist()
+    own = [row for row in rows if row["id"] == "texts.txt:2"]
+    assert len(rows) == len(own) + 2 and len(own) > 2
+    assert [(row["start"], row["end"]) for row in (rows[0], rows[-1])] == [(0, 5), (0, 4)]
+    assert own[0]["start"] == 0 and own[-1]["end"] == len(texts[1])
+    for before, after in pairwise(own):
+        assert (
+            0 <= after["start"] - before["end"] <= 1 or after["start"] == before["end"] - 1
+        )  # a space, or a character
+    parts_of_text = [texts[1][row["start"] : row["end"]].strip() for row in own]
+    # Cut at the same places and embedded alone, a window differs by the tokens at its edges at most.
+    near = normalize(library.embed_documents(parts_of_text)) @ normalize(np.array([row["vector"] for row in own])).T
+    assert (np.diag(near) > 0.999).all()
+    mean = np.average([row["vector"] for row in own], axis=0, weights=window_tokens(library, texts[1]))
+    np.testing.assert_allclose(mean, library.embed_documents(texts[1:2], long_texts="average")[0], rtol=0, atol=1e-4)
+    url = str(tmp_path / "table.lance")
+    lance_table.write_table(plan, folder, url)
+    stored = lance.dataset(url).to_table().column("text").to_pylist()
+    assert stored == [texts[0], *(texts[1][row["start"] : row["end"]] for row in own), texts[2]]
+
+
+def window_tokens(library: Embedder, text: str) -> list[int]:
+    weights = library.tokenize([], [text], "", "average").weights
+    assert weights is not None
+    return weights[0]
+
+
 # ---- what survives
 
 
@@ -199,9 +233,9 @@ def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(
         process.wait()
     assert kills >= 3
     assert contents(out) == undisturbed
-    assert report.finish(plan, folder).rows == 300
+    assert report.finish(plan, folder).texts == 300
     manifest = json.loads((out / "manifest.json").read_text())
-    assert (manifest["rows"], manifest["rejected"], len(manifest["parts"])) == (300, 4, len(plan.units))
+    assert (manifest["texts"], manifest["rejected"], len(manifest["parts"])) == (300, 4, len(plan.units))
 
 
 def test_two_runs_on_one_folder_give_the_same_files(
@@ -253,7 +287,7 @@ def test_worker_that_is_always_killed_is_given_up(caplog: pytest.LogCaptureFixtu
     assert processes.run_shares(deaths, lambda _: None) == 1
     assert caplog.text.count("killed by signal 9 with 5 units to do") == processes.MAX_DEATHS
     receipts: list[Receipt] = []
-    line = 'print(\'{"unit": 3, "rows": 2, "rejected": 1, "tokens": 9}\')'
+    line = 'print(\'{"unit": 3, "texts": 2, "rejected": 1, "tokens": 9}\')'
     assert processes.run_shares([Share(["-c", f"{line}; raise SystemExit(7)"], {}, lambda: 1)], receipts.append) == 7
     assert receipts == [Receipt(3, 2, 1, 9)]
 
@@ -380,7 +414,7 @@ def test_plan_status_finish_and_search(
         assert "has no plan.json" in capsys.readouterr().err
         assert program.main(["run", str(source), "--out", out, "--json"]) == 0
         receipt = json.loads(capsys.readouterr().out)
-        assert (receipt["unit"], receipt["rows"], receipt["rejected"]) == (0, 3, 0)
+        assert (receipt["unit"], receipt["texts"], receipt["rejected"]) == (0, 3, 0)
         assert program.main(["status", out]) == 0
         assert program.main(["finish", out]) == 0
         assert "1 of 1 units done, 3 vectors" in capsys.readouterr().out
