@@ -10,7 +10,7 @@ from e5.corpus.errors import CorpusError
 from e5.corpus.parts import Folder, read_part
 from e5.corpus.plan import Plan
 from e5.corpus.search import Hit
-from e5.corpus.sources import read
+from e5.corpus.unit import texts_of
 from e5.vectors import Vectors
 
 ENDING = ".lance"
@@ -33,8 +33,7 @@ def write_table(plan: Plan, folder: Folder, url: str) -> int:
         schema = schema.with_metadata({PLAN: plan.id})
         reader = pa.RecordBatchReader.from_batches(schema, _batches(plan, folder, schema))
         table = lance.write_dataset(reader, url, mode="create")
-    elif (table.schema.metadata or {}).get(PLAN.encode(), b"").decode() != plan.id:
-        raise CorpusError(f"{url} is a table of something else: name another one")
+    _check(plan, table, url)
     rows = int(table.count_rows())
     if rows >= MIN_INDEXED and not table.list_indices():
         dimensions = plan.options.identity.dimensions
@@ -48,14 +47,20 @@ def write_table(plan: Plan, folder: Folder, url: str) -> int:
     return rows
 
 
-def nearest(url: str, vector: Vectors, count: int) -> list[Hit]:
-    """The rows nearest to a vector [D], the best first. Raises CorpusError."""
+def nearest(plan: Plan, url: str, vector: Vectors, count: int) -> list[Hit]:
+    """The rows nearest to a vector [D], the best first. Raises CorpusError for a table of something else."""
     table = _existing(url)
     if table is None:
         raise CorpusError(f"{url} is not a Lance table")
+    _check(plan, table, url)
     asked = {"column": "vector", "q": vector, "k": count, "metric": "cosine", "refine_factor": 10}
     found = table.to_table(columns=["id", "text", "_distance"], nearest=asked).to_pylist()
     return [Hit(100 * (1 - row["_distance"]), row["id"], row["text"]) for row in found]
+
+
+def _check(plan: Plan, table: Any, url: str) -> None:
+    if (table.schema.metadata or {}).get(PLAN.encode(), b"").decode() != plan.id:
+        raise CorpusError(f"{url} is a table of something else: name another one")
 
 
 def _existing(url: str) -> Any:
@@ -67,17 +72,10 @@ def _existing(url: str) -> Any:
 
 def _batches(plan: Plan, folder: Folder, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Every part with the texts of its rows, which are read from the input again."""
-    for number, unit in enumerate(plan.units):
-        part = read_part(folder, plan.id, number)
-        rows = iter(read(plan.files[unit.file], unit, plan.options.columns))
-        # In the input's order, without the rejected rows; a window of a text covers a part of it.
-        spans = part.select(["id", "start", "end"]) if "start" in part.column_names else part.select(["id"])
-        texts: list[str] = []
-        text = ""
-        for row in spans.to_pylist():
-            start = row.get("start", 0)
-            if start == 0:
-                text = next((str(each.text) for each in rows if each.id == row["id"]), "")
-            texts.append(text[start : row.get("end")])
-        table = part.select(["id", "vector"]).append_column("text", pa.array(texts, pa.string()))
+    for unit in range(len(plan.units)):
+        part, texts = read_part(folder, plan.id, unit), texts_of(plan, unit)
+        # A window of a text covers a part of it.
+        spans = part.select([name for name in ("row", "start", "end") if name in part.column_names]).to_pylist()
+        covered = [texts[span["row"]][span.get("start", 0) : span.get("end")] for span in spans]
+        table = part.select(["id", "vector"]).append_column("text", pa.array(covered, pa.string()))
         yield from table.cast(schema).to_batches()

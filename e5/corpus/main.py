@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -42,10 +43,12 @@ def main(argv: list[str]) -> int:
     parser = argument_parser()
     arguments = parser.parse_args(argv)
     logging.basicConfig(format=f"{parser.prog}: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    arguments.argv = argv
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the workers end, too
     try:
         status: int = arguments.action(arguments)
         return status
-    except (CorpusError, WeightsError) as error:
+    except (CorpusError, WeightsError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     except (SettingsError, InputError) as error:
@@ -129,6 +132,8 @@ def _options(arguments: argparse.Namespace, identity: Identity) -> Options:
 def _run(arguments: argparse.Namespace) -> int:
     settings = Settings.from_environment(model=arguments.model)
     shard, shards = _parse_shard(arguments.shard)
+    if arguments.workers is not None and arguments.workers < 1:
+        raise CorpusError(f"--workers {arguments.workers}: pass 1 or more")
     plan, folder = _settled(arguments, settings)
     units = runs.pending(plan, folder, shard, shards)
     total = len(range(shard, len(plan.units), shards))
@@ -143,7 +148,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     workers = 1 if arguments.shard else arguments.workers or _devices(settings)
     if units and workers > 1 and not arguments.ray:
-        status = run_shares(_shares(plan, folder, settings, workers), report)
+        status = run_shares(_shares(arguments.argv, plan, folder, settings, workers), report)
         if status:
             return status
     elif units:
@@ -152,25 +157,30 @@ def _run(arguments: argparse.Namespace) -> int:
 
             failures = run_on_ray(plan, folder, units, report, arguments.ray, arguments.workers)
         else:
-            failures = runs.run(plan, folder, Embedder.from_settings(settings), units, report)
+            embedder = Embedder.from_settings(settings)
+            embedder.tokenize(["a"] if arguments.side == "query" else [], [], arguments.task)  # is the task too long?
+            failures = runs.run(plan, folder, embedder, units, report)
         for unit, reason in failures.items():
             print(f"unit {unit} of {plan.files[plan.units[unit].file].name}: {reason}", file=sys.stderr)
         if failures:
             raise CorpusError(f"{len(failures)} of {total} units failed; the same command tries them again")
-    if not arguments.shard and not arguments.json:
-        print(_words(Status.of(plan, folder), folder), file=sys.stderr)
+    if not arguments.shard:
+        done = Status.of(plan, folder)
+        print(_words(done, folder), file=sys.stderr)
+        if not done.texts:
+            raise CorpusError("no row could be embedded: rejected-*.parquet has the reasons")
+        return int(done.done < done.units)
     return 0
 
 
-def _shares(plan: Plan, folder: Folder, settings: Settings, workers: int) -> list[Share]:
+def _shares(argv: list[str], plan: Plan, folder: Folder, settings: Settings, workers: int) -> list[Share]:
     """One process for each GPU in turn, or with a part of the CPU's cores."""
-    command = [PROGRAM, *sys.argv[1:]]
     gpus = torch.cuda.device_count() if choose_device(settings.device).type == "cuda" else 0
     shares = []
     for index in range(workers):
         own = {"E5_DEVICE": f"cuda:{index % gpus}"} if gpus else {"OMP_NUM_THREADS": str(max(1, _cores() // workers))}
         undone = functools.partial(_count_pending, plan, folder, index, workers)
-        shares.append(Share([*command, "--shard", f"{index}/{workers}", "--json"], own, undone))
+        shares.append(Share([PROGRAM, "run", "--shard", f"{index}/{workers}", "--json", *argv[1:]], own, undone))
     return shares
 
 
@@ -266,7 +276,7 @@ def _search(arguments: argparse.Namespace) -> int:
     if arguments.lance:
         from e5.corpus.lance_table import nearest
 
-        hits = nearest(arguments.lance, vector, arguments.k)
+        hits = nearest(plan, arguments.lance, vector, arguments.k)
     else:
         hits = search(plan, folder, vector, arguments.k)
     for hit in hits:

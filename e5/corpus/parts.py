@@ -27,10 +27,11 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Footer:
-    """What a part says of itself. `texts`: with a vector, or several; `vectors`: rows of the file."""
+    """What a part says of itself. `records`: of the unit; `texts`: with vectors; `vectors`: rows of the file."""
 
     plan: str
     unit: int
+    records: int
     texts: int
     vectors: int
     rejected: int
@@ -43,7 +44,7 @@ class Footer:
         """The footer in a schema's metadata; None if it is of another program."""
         try:
             values = {name: (metadata or {})[f"e5.{name}".encode()].decode() for name in cls.__annotations__}
-            return cls(values["plan"], *(int(values[name]) for name in ("unit", "texts", "vectors", "rejected")))
+            return cls(values["plan"], *(int(values[name]) for name in list(values)[1:]))
         except (KeyError, ValueError):
             return None
 
@@ -53,7 +54,7 @@ class Folder:
 
     def __init__(self, url: str) -> None:
         self.filesystem, self.path = fsspec.core.url_to_fs(url)
-        self.url = url
+        self.url, self.full_url = url, self.filesystem.unstrip_protocol(self.path)
         self.is_local = isinstance(self.filesystem, fsspec.implementations.local.LocalFileSystem)
 
     def file(self, name: str) -> str:
@@ -88,12 +89,17 @@ class Folder:
             return
         with self.temporary(name) as path:
             path.write_bytes(content)
-            with contextlib.suppress(FileExistsError):
+            try:
                 os.link(path, self.file(name))
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                with contextlib.suppress(FileExistsError), open(self.file(name), "xb") as file:  # noqa: PTH123
+                    file.write(content)
 
     def write(self, name: str, table: pa.Table) -> None:
         """Write a Parquet file; one of that name is replaced. Raises CorpusError for a full disk."""
-        options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True, "use_dictionary": ["id"]}
+        options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True, "use_dictionary": False}
         if not self.is_local:
             buffer = pa.BufferOutputStream()  # not a file of fsspec: an error in the middle would upload a half
             pq.write_table(table, buffer, **options)
@@ -137,12 +143,13 @@ def table_of(
     kind: VectorType,
     lengths: Sequence[int],
     truncated: Sequence[int],
+    rows: Sequence[int],
     spans: Sequence[tuple[int, int]] | None,
     footer: Footer,
 ) -> pa.Table:
-    """The table of a part: id, vector, for int8 its scale, tokens before truncation, and whether it was truncated.
+    """The table of a part: id, vector, for int8 its scale, tokens before truncation, whether it was truncated, and row.
 
-    `spans`: for windows, the characters that each vector covers.
+    `rows`: the places of the texts in their file. `spans`: for windows, the characters that each vector covers.
     """
     is_cut = np.zeros(len(ids), bool)
     is_cut[list(truncated)] = True
@@ -158,6 +165,7 @@ def table_of(
     columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
     columns["tokens"] = pa.array(lengths, pa.int32())
     columns["truncated"] = pa.array(is_cut)
+    columns["row"] = pa.array(rows, pa.int64())
     if spans is not None:
         for place, name in enumerate(("start", "end")):
             columns[name] = pa.array([span[place] for span in spans], pa.int32())
@@ -171,24 +179,43 @@ def rejected_table(rows: Sequence[tuple[str, str]], footer: Footer) -> pa.Table:
     return pa.table(columns, schema=schema).replace_schema_metadata(footer.to_metadata())
 
 
-def footer_of(folder: Folder, plan: str, unit: int) -> Footer | None:
-    """The footer of a unit's part; None unless the file is there and its footer is as it has to be."""
+def footer_of(folder: Folder, plan: str, unit: int, records: int) -> Footer | None:
+    """The footer of a unit's part; None unless the file is there and its footer is as it has to be.
+
+    Raises OSError if the file system does not answer.
+    """
     try:
         with folder.open(part_name(plan, unit)) as handle:
             source = pq.ParquetFile(handle)
             footer = Footer.of(source.schema_arrow.metadata)
             rows = source.metadata.num_rows
-    except (OSError, pa.ArrowException):
+    except FileNotFoundError:
         return None
-    if footer is None or (footer.plan, footer.unit) != (plan, unit) or footer.vectors != rows:
+    except (OSError, pa.ArrowException) as error:
+        if getattr(error, "errno", None):  # Arrow's own errors of damaged files have none
+            raise
         return None
-    return footer
+    expected = (plan, unit, records, rows)
+    return footer if footer and (footer.plan, footer.unit, footer.records, footer.vectors) == expected else None
 
 
 def read_part(folder: Folder, plan: str, unit: int) -> pa.Table:
-    """A unit's part, its checksums compared. Raises OSError and pa.ArrowException for a damaged file."""
-    with folder.open(part_name(plan, unit)) as handle:
-        return pq.ParquetFile(handle, page_checksum_verification=True).read()
+    """A unit's part, its checksums compared. Raises CorpusError if it is damaged, OSError if it cannot be read."""
+    return _checked(folder, part_name(plan, unit))
+
+
+def read_rejected(folder: Folder, plan: str, unit: int) -> pa.Table:
+    """Like read_part() for the rows that a unit has rejected."""
+    return _checked(folder, rejected_name(plan, unit))
+
+
+def _checked(folder: Folder, name: str) -> pa.Table:
+    with folder.open(name) as handle:
+        content = handle.read()
+    try:
+        return pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
+    except (OSError, pa.ArrowException) as error:
+        raise CorpusError(f"{name} is damaged ({error}): `finish` removes it, and `run` makes it again") from None
 
 
 def to_vectors(table: pa.Table, kind: VectorType) -> Vectors:

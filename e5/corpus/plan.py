@@ -30,10 +30,13 @@ LongTexts = Literal["truncate", "error", "average", "windows"]
 
 @dataclass(frozen=True)
 class Identity:
-    """A model as vectors depend on it. `weights`: a digest. `max_tokens`: of a text, with prompt and special tokens."""
+    """A model as vectors depend on it. `weights`: a digest of its files. `max_tokens`: special tokens included."""
 
     model: str
     weights: str
+    prompt: str
+    pooling: str
+    special_tokens: tuple[str, str] | None
     dtype: str
     dimensions: int
     max_tokens: int
@@ -79,7 +82,9 @@ class Plan:
         try:
             content: dict[str, Any] = json.loads(text)
             options = dict(content["options"])
-            columns, identity = Columns(**options.pop("columns")), Identity(**options.pop("identity"))
+            columns, identity = Columns(**options.pop("columns")), options.pop("identity")
+            tokens = identity.pop("special_tokens")
+            identity = Identity(**identity, special_tokens=None if tokens is None else tuple(tokens))
             files = tuple(SourceFile(**file) for file in content["files"])
             units = tuple(Range(*unit) for unit in content["units"])
             plan = cls(Options(identity, **options, columns=columns), files, units, content["id"])
@@ -97,9 +102,9 @@ def unit_bytes(model: catalog.Model, device: str) -> int:
     return int(BYTES_PER_TOKEN * min(max(tokens, MIN_UNIT_TOKENS), MAX_UNIT_TOKENS))
 
 
-def make(options: Options, inputs: list[str], size: int) -> Plan:
-    """Plan the input in units of about `size` bytes of text. Raises CorpusError."""
-    files = find(inputs)
+def make(options: Options, inputs: list[str], size: int, without: str | None = None) -> Plan:
+    """Plan the input in units of about `size` bytes of text, `without` files below a folder. Raises CorpusError."""
+    files = find(inputs, without)
     units = [unit for index, file in enumerate(files) for unit in cut(index, file, options.columns, size)]
     if not units:
         raise CorpusError("the input has no rows")
@@ -120,19 +125,19 @@ def settle(folder: Folder, options: Options, inputs: list[str], size: int) -> Pl
     """
     known = load(folder)
     if known is None:
-        folder.write_new(FILE, make(options, inputs, size).to_json().encode())
+        folder.write_new(FILE, make(options, inputs, size, folder.full_url).to_json().encode())
         known = load(folder)
         assert known is not None
-    check(known, options, inputs)
+    check(known, options, inputs, folder.full_url)
     return known
 
 
-def check(plan: Plan, options: Options, inputs: list[str]) -> None:
+def check(plan: Plan, options: Options, inputs: list[str], without: str | None = None) -> None:
     """Raise CorpusError unless the plan is one for these options and for the input as it is now."""
     for name, planned in _flat(plan.options).items():
         if planned != (now := _flat(options)[name]):
             raise CorpusError(f"the folder's plan has {name}={planned!r}, this run {now!r}: use another --out")
-    check_input(plan, find(inputs))
+    check_input(plan, find(inputs, without))
 
 
 def _flat(options: Options) -> dict[str, Any]:

@@ -46,6 +46,9 @@ def run_shares(shares: Sequence[Share], report: Callable[[Receipt], None]) -> in
         for worker in workers:
             worker.join()
         raise
+    for worker in workers:
+        if worker.error:
+            raise worker.error
     return max(worker.status for worker in workers)
 
 
@@ -55,11 +58,18 @@ class _Worker(threading.Thread):
     def __init__(self, share: Share, report: Callable[[Receipt], None], lock: threading.Lock) -> None:
         super().__init__()
         self.share, self.report, self.lock = share, report, lock
-        self.status = 0
+        self.status = 1  # until the share is done
+        self.error: BaseException | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._interrupted = False
 
     def run(self) -> None:
+        try:
+            self._supervise()
+        except Exception as error:  # for the parent
+            self.error = error
+
+    def _supervise(self) -> None:
         deaths, left = 0, self.share.undone()
         while left and not self._interrupted:
             code = self._run_once()
@@ -71,8 +81,8 @@ class _Worker(threading.Thread):
             left = now
             log.warning("a process was killed by signal %d with %d units to do", -code, left)
             if deaths >= MAX_DEATHS:
-                self.status = 1
                 return
+        self.status = int(left > 0)
 
     def _run_once(self) -> int:
         environment = {**os.environ, **self.share.environment}

@@ -4,10 +4,8 @@ import json
 import time
 from dataclasses import dataclass
 
-import pyarrow as pa
-
 from e5.corpus.errors import CorpusError
-from e5.corpus.parts import Folder, footer_of, part_name, read_part, rejected_name
+from e5.corpus.parts import Folder, footer_of, part_name, read_part, read_rejected, rejected_name
 from e5.corpus.plan import Plan
 
 MANIFEST = "manifest.json"
@@ -28,36 +26,32 @@ class Status:
         """Read the footers of all parts."""
         present = folder.names()
         units = [unit for unit in range(len(plan.units)) if part_name(plan.id, unit) in present]
-        footers = [footer for unit in units if (footer := footer_of(folder, plan.id, unit))]
+        footers = [footer for unit in units if (footer := footer_of(folder, plan.id, unit, plan.units[unit].records))]
         counts = (sum(getattr(footer, name) for footer in footers) for name in ("texts", "vectors", "rejected"))
         return cls(len(plan.units), len(footers), *counts)
 
 
 def finish(plan: Plan, folder: Folder) -> Status:
-    """Read every part, compare its checksums, and write manifest.json.
+    """Read every file, compare its checksums, and write manifest.json.
 
-    A damaged file is removed, so that the next run makes it again. Raises CorpusError if a unit is missing or damaged.
+    A damaged file is removed, so that the next run makes it again. Raises CorpusError if a unit is missing or damaged,
+    and OSError, without removing anything, if the file system does not answer.
     """
     present = folder.names()
-    missing = [unit for unit in range(len(plan.units)) if part_name(plan.id, unit) not in present]
-    damaged = [
-        unit for unit in range(len(plan.units)) if unit not in set(missing) and not _is_whole(plan, folder, unit)
-    ]
-    for unit in damaged:
-        folder.remove(part_name(plan.id, unit))
-    if missing or damaged:
-        counts = [f"{len(units):,} {what}" for units, what in ((missing, "missing"), (damaged, "damaged")) if units]
+    states = [_state(plan, folder, unit, present) for unit in range(len(plan.units))]
+    for unit, state in enumerate(states):
+        if state == "damaged":
+            folder.remove(part_name(plan.id, unit))
+    if counts := [f"{states.count(state):,} {state}" for state in ("missing", "damaged") if state in states]:
         raise CorpusError(f"of {len(plan.units):,} units {' and '.join(counts)}: start the run again")
     status = Status.of(plan, folder)
-    files = [part_name(plan.id, unit) for unit in range(len(plan.units))]
-    rejected = [name for unit in range(len(plan.units)) if (name := rejected_name(plan.id, unit)) in present]
     content = {
         "plan": plan.id,
         "texts": status.texts,
         "vectors": status.vectors,
         "rejected": status.rejected,
-        "parts": files,
-        "rejected_parts": rejected,
+        "parts": [part_name(plan.id, unit) for unit in range(len(plan.units))],
+        "rejected_parts": sorted(present & {rejected_name(plan.id, unit) for unit in range(len(plan.units))}),
         "options": json.loads(plan.to_json())["options"],
     }
     folder.remove(MANIFEST)
@@ -65,14 +59,20 @@ def finish(plan: Plan, folder: Folder) -> Status:
     return status
 
 
-def _is_whole(plan: Plan, folder: Folder, unit: int) -> bool:
-    footer = footer_of(folder, plan.id, unit)
+def _state(plan: Plan, folder: Folder, unit: int, present: set[str]) -> str:
+    """Whole, missing or damaged: a unit's part, and the file of its rejected rows."""
+    if part_name(plan.id, unit) not in present:
+        return "missing"
+    footer = footer_of(folder, plan.id, unit, plan.units[unit].records)
     if footer is None:
-        return False
+        return "damaged"
     try:
-        return bool(read_part(folder, plan.id, unit).num_rows == footer.vectors)
-    except (OSError, pa.ArrowException):
-        return False
+        read_part(folder, plan.id, unit)
+        if footer.rejected and len(read_rejected(folder, plan.id, unit)) != footer.rejected:
+            return "damaged"
+    except (CorpusError, FileNotFoundError):
+        return "damaged"
+    return "whole"
 
 
 class Progress:

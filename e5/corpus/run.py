@@ -26,7 +26,7 @@ def pending(plan: Plan, folder: Folder, shard: int = 0, shards: int = 1) -> list
     return [
         unit
         for unit in range(shard, len(plan.units), shards)
-        if part_name(plan.id, unit) not in present or footer_of(folder, plan.id, unit) is None
+        if part_name(plan.id, unit) not in present or footer_of(folder, plan.id, unit, plan.units[unit].records) is None
     ]
 
 

@@ -5,18 +5,21 @@ may be local or in a bucket. A record of a text file is a line; in CSV a quoted 
 """
 
 import csv
-import io
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+import zstandard
 
+from e5.corpus.compression import open_text
 from e5.corpus.errors import CorpusError
 
 FORMATS = {
@@ -30,11 +33,15 @@ FORMATS = {
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 BLOCK = 8 * 2**20
 BOM = b"\xef\xbb\xbf"
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+PARQUET_ROWS = 8192
+"""Rows in memory while a large row group is read."""
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error, zstandard.ZstdError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """`url`: as fsspec opens it. `version`: changes with the content: ETag, or the time of the last change in ns."""
+    """`url`: as fsspec opens it. `version`: changes with the content: ETag, or the time of the last change."""
 
     url: str
     name: str
@@ -46,7 +53,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Range:
-    """Consecutive records of a file. `offset`, `length`: bytes of the uncompressed text; 0 for Parquet."""
+    """Consecutive records of a file, blank lines included. `offset`, `length`: bytes of the text; 0 for Parquet."""
 
     file: int
     first: int
@@ -63,38 +70,59 @@ class Columns:
     title: str | None = None
     id: str | None = None
 
+    @property
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(name for name in (self.text, self.title, self.id) if name))
+
 
 @dataclass(frozen=True)
 class Row:
-    """One record. `text` is what the input has there, of any type, and `problem` why there is none."""
+    """One record: its place in the file, and its text, of any type, or the problem why there is none."""
 
+    number: int
     id: str
     text: object
     problem: str | None = None
 
 
-def find(inputs: Sequence[str]) -> list[SourceFile]:
-    """The files of paths, URLs, folders and globs, sorted. Raises CorpusError for none, and for other formats."""
+def find(inputs: Sequence[str], without: str | None = None) -> list[SourceFile]:
+    """The files of paths, URLs, folders and globs, sorted; `without` those below a folder.
+
+    In folders, names that begin with a point or an underscore are left out, as in Spark. Raises CorpusError for none,
+    and for other formats.
+    """
     found: dict[str, SourceFile] = {}
     for given in inputs:
         try:
             filesystem, path = fsspec.core.url_to_fs(given)
+            filesystem.invalidate_cache()
             if filesystem.isdir(path):
-                paths = [each for each in filesystem.find(path) if _format(each)]
-            elif "*" in path or "?" in path or "[" in path:
-                paths = [each for each in filesystem.glob(path) if not filesystem.isdir(each)]
+                paths = [each for each in filesystem.find(path) if _format(each) and not _is_hidden(each[len(path) :])]
+            elif filesystem.exists(path):
+                paths = [path]
             else:
-                paths = [path] if filesystem.exists(path) else []
+                paths = [each for each in filesystem.glob(path) if not filesystem.isdir(each)]
+            described = [_describe(filesystem, each) for each in paths]
         except (OSError, ValueError, ImportError) as error:
             raise CorpusError(f"{given} cannot be read: {error}") from None
-        if not paths:
+        kept = [file for file in described if without is None or not file.url.startswith(f"{without}/")]
+        if not kept:
             raise CorpusError(f"{given} has no files of texts: name {', '.join(FORMATS)} files, folders or globs")
-        for each in paths:
-            source = _describe(filesystem, each)
-            found[source.url] = source
+        found |= {file.url: file for file in kept}
     files = [found[url] for url in sorted(found)]
     names = _short_names([file.url for file in files])
-    return [SourceFile(**{**vars(file), "name": name}) for file, name in zip(files, names, strict=True)]
+    return [replace(file, name=name) for file, name in zip(files, names, strict=True)]
+
+
+def check_unchanged(file: SourceFile) -> None:
+    """Raise CorpusError if a file is gone or is another one than when it was found."""
+    (now,) = find([file.url])
+    if (now.size, now.version) != (file.size, file.version):
+        raise CorpusError(f"{file.url} has changed since the run was planned: use another --out")
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith((".", "_")) for part in path.split("/") if part)
 
 
 def _describe(filesystem: Any, path: str) -> SourceFile:
@@ -128,161 +156,224 @@ def cut(index: int, file: SourceFile, columns: Columns, unit_bytes: int) -> list
     """Cut a file into ranges of about `unit_bytes` of text. `index`: its place in the plan. Raises CorpusError."""
     try:
         if file.format == "parquet":
-            return _cut_parquet(index, file, columns, unit_bytes)
-        return _cut_text(index, file, unit_bytes)
-    except (OSError, EOFError, ValueError) as error:
-        if isinstance(error, CorpusError):
-            raise
+            return list(_cut_parquet(index, file, columns, unit_bytes))
+        return list(_cut_text(index, file, columns, unit_bytes))
+    except UNREADABLE as error:
         raise CorpusError(f"{file.url} cannot be read: {error}") from None
 
 
-def _cut_parquet(index: int, file: SourceFile, columns: Columns, unit_bytes: int) -> list[Range]:
+def _cut_parquet(index: int, file: SourceFile, columns: Columns, unit_bytes: int) -> Iterator[Range]:
     with fsspec.open(file.url, "rb") as handle:
-        metadata = pq.ParquetFile(handle).metadata
-    ranges: list[Range] = []
-    names = [metadata.schema.column(place).path for place in range(metadata.num_columns)]
-    used = [names.index(name) for name in (columns.text, columns.title) if name in names]
+        source = pq.ParquetFile(handle)
+        metadata = source.metadata
+        _check_columns(file, columns.names, source.schema_arrow.names)
     first = 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        size = sum(group.column(place).total_uncompressed_size for place in used)
-        count = max(1, -(-size // unit_bytes))
-        edges = np.linspace(0, group.num_rows, min(count, max(1, group.num_rows)) + 1).astype(int)
+        used = [group.column(place) for place in range(group.num_columns)]
+        size = sum(
+            each.total_uncompressed_size for each in used if each.path_in_schema in (columns.text, columns.title)
+        )
+        count = min(max(1, -(-size // unit_bytes)), max(1, group.num_rows))
+        edges = np.linspace(0, group.num_rows, count + 1).astype(int).tolist()
         for start, stop in pairwise(edges):
             if stop > start:
-                ranges.append(Range(index, first + int(start), int(stop - start), 0, 0))
+                yield Range(index, first + start, stop - start, 0, 0)
         first += group.num_rows
-    return ranges
 
 
-def _cut_text(index: int, file: SourceFile, unit_bytes: int) -> list[Range]:
-    """One pass over the file. In CSV a line break is the end of a record if the quotes before it are even in number."""
-    is_csv = file.format in ("csv", "tsv")
-    ranges: list[Range] = []
-    start = position = record = first = quotes = 0
-    with _open(file) as handle:
-        while block := handle.read(BLOCK):
-            data = np.frombuffer(block, np.uint8)
-            ends = np.flatnonzero(data == 10)
-            if is_csv:
-                before = np.cumsum(data == 34)
-                ends = ends[(quotes + before[ends]) % 2 == 0]
-                quotes += int(before[-1])
-            done = 0
-            while done < len(ends):
-                # The first end of a record at or behind the size of a unit.
-                place = int(np.searchsorted(ends, start + unit_bytes - 1 - position, "left"))
-                if place >= len(ends):
-                    break
-                place = max(place, done)
-                stop = position + int(ends[place]) + 1
-                records = record + place - done + 1
-                ranges.append(Range(index, first, records, start, stop - start))
-                start, first, record, done = stop, first + records, 0, place + 1
-            record += len(ends) - done
-            position += len(block)
-            is_ended = len(ends) > 0 and int(ends[-1]) == len(block) - 1
+def _cut_text(index: int, file: SourceFile, columns: Columns, unit_bytes: int) -> Iterator[Range]:
+    if file.format in ("csv", "tsv"):
+        _check_columns(file, columns.names, _header(file)[0])
+    start = first = position = number = 0
+    with open_text(file.url, file.compression) as handle:
+        if handle.read(2) in UTF16:
+            raise CorpusError(f"{file.url} is UTF-16: convert it to UTF-8")
+    for number, position in enumerate(_ends(file), 1):
+        if position - start >= unit_bytes:
+            yield Range(index, first, number - first, start, position - start)
+            start, first = position, number
     if position > start:
-        ranges.append(Range(index, first, record + (not is_ended), start, position - start))
-    return ranges
+        yield Range(index, first, number - first, start, position - start)
+
+
+def _ends(file: SourceFile) -> Iterator[int]:
+    """Where each record ends, in bytes."""
+    with open_text(file.url, file.compression) as handle:
+        if file.format in ("csv", "tsv"):
+            lines = _Lines(handle)
+            for _ in _csv_records(lines, _delimiter(file)):
+                yield lines.position
+        else:
+            position = 0
+            for line in handle:
+                position += len(line)
+                yield position
+
+
+class _Lines:
+    """The lines of a file as text, for csv, and how many bytes have been taken."""
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self._lines, self.position = lines, 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            text = line if self.position else line.removeprefix(BOM)
+            self.position += len(line)
+            yield text.decode("utf-8", "surrogateescape")
+
+
+def _csv_records(lines: Iterable[str], delimiter: str) -> Iterator[list[str] | str]:
+    """The cells of each record, or the problem with it. Cutting and reading use this alike, so records never differ."""
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(iter(lines), delimiter=delimiter)
+    while True:
+        try:
+            yield next(reader)
+        except csv.Error as error:
+            yield str(error)
+        except StopIteration:
+            return
 
 
 def read(file: SourceFile, part: Range, columns: Columns) -> Iterator[Row]:
-    """The rows of a range. Blank lines are no rows. Raises CorpusError for a column that the file does not have."""
+    """The rows of a range. Blank lines and a header are no rows.
+
+    Raises CorpusError if the file is not what it was when it was cut.
+    """
     if file.format == "parquet":
-        return _read_parquet(file, part, columns)
-    content = _read_bytes(file, part)
-    if file.format in ("csv", "tsv"):
-        return _read_csv(file, part, columns, content)
-    return _read_lines(file, part, columns, content)
+        yield from _read_parquet(file, part, columns)
+        return
+    records, lines = 0, _split(_read_bytes(file, part))
+    reader = _read_csv if file.format in ("csv", "tsv") else _read_lines
+    for records, row in enumerate(reader(file, part, columns, lines), 1):  # noqa: B007 – used after the loop
+        if row is not None:
+            yield row
+    if records != part.records:
+        raise CorpusError(f"{file.url} has changed since the run was planned: use another --out")
+
+
+def _split(content: bytes) -> list[bytes]:
+    """Lines with their ends. bytes.splitlines() also splits at a carriage return."""
+    lines = content.split(b"\n")
+    return [line + b"\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
 
 
 def _read_parquet(file: SourceFile, part: Range, columns: Columns) -> Iterator[Row]:
-    wanted = [name for name in (columns.text, columns.title, columns.id) if name]
+    stop, number = part.first + part.records, 0
     with fsspec.open(file.url, "rb") as handle:
         source = pq.ParquetFile(handle)
-        _check_columns(file, wanted, source.schema_arrow.names)
-        first = skip = 0
-        groups: list[int] = []
-        for number in range(source.metadata.num_row_groups):
-            rows = source.metadata.row_group(number).num_rows
-            if first < part.first + part.records and first + rows > part.first:
-                skip = skip if groups else part.first - first
-                groups.append(number)
+        _check_columns(file, columns.names, source.schema_arrow.names)
+        first, groups, skip = 0, list[int](), 0
+        for group in range(source.metadata.num_row_groups):
+            rows = source.metadata.row_group(group).num_rows
+            if rows and first < stop and first + rows > part.first:
+                skip = skip if groups else first
+                groups.append(group)
             first += rows
-        table = source.read_row_groups(groups, columns=wanted).slice(skip, part.records)
-    values = {name: table.column(name).to_pylist() for name in wanted}
-    for place in range(table.num_rows):
-        yield _row(file, part.first + place, {name: column[place] for name, column in values.items()}, columns)
+        number = skip
+        for batch in source.iter_batches(PARQUET_ROWS, row_groups=groups, columns=columns.names) if groups else ():
+            low, high = max(part.first - number, 0), min(stop - number, batch.num_rows)
+            if low < high:
+                values = {name: batch.column(name).slice(low, high - low).to_pylist() for name in columns.names}
+                for place in range(high - low):
+                    record = {name: column[place] for name, column in values.items()}
+                    yield _row(file, number + low + place, record, columns)
+            number += batch.num_rows
+            if number >= stop:
+                break
+    if number < stop:
+        raise CorpusError(f"{file.url} has changed since the run was planned: use another --out")
 
 
-def _read_csv(file: SourceFile, part: Range, columns: Columns, content: bytes) -> Iterator[Row]:
-    delimiter = "\t" if file.format == "tsv" else ","
-    header = _header(file, delimiter)
-    wanted = [name for name in (columns.text, columns.title, columns.id) if name]
-    _check_columns(file, wanted, header)
-    lines = io.StringIO(content.decode("utf-8", "surrogateescape"), newline="")
-    for place, cells in enumerate(csv.reader(lines, delimiter=delimiter)):
-        number = part.first + place
-        if number == 0 or not cells:  # the header
-            continue
-        if len(cells) != len(header):
-            problem = f"the row has {len(cells)} cells, the header {len(header)}"
-            yield Row(_default_id(file, number), None, problem)
+def _read_csv(file: SourceFile, part: Range, columns: Columns, lines: list[bytes]) -> Iterator[Row | None]:
+    header, place = _header(file)
+    for number, record in enumerate(_csv_records(_Lines(lines), _delimiter(file)), part.first):
+        if number <= place or not record:
+            yield None
+        elif isinstance(record, str):
+            yield Row(number, _default_id(file, number), None, f"the row cannot be read: {record}")
+        elif len(record) != len(header):
+            problem = f"the row has {len(record)} cells, the header has {len(header)}"
+            yield Row(number, _default_id(file, number), None, problem)
         else:
-            yield _row(file, number, dict(zip(header, cells, strict=True)), columns)
+            yield _row(file, number, dict(zip(header, record, strict=True)), columns)
 
 
-def _read_lines(file: SourceFile, part: Range, columns: Columns, content: bytes) -> Iterator[Row]:
-    for place, line in enumerate(content.split(b"\n")):
-        number = part.first + place
-        if not line.strip():
-            continue
-        text = line.decode("utf-8", "surrogateescape").strip()
-        if file.format == "txt":
-            yield Row(_default_id(file, number), text)
-            continue
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            yield Row(_default_id(file, number), None, f"the line is not JSON: {error}")
-            continue
-        if not isinstance(record, dict):
-            yield Row(_default_id(file, number), None, "the line is not a JSON object")
+def _read_lines(file: SourceFile, part: Range, columns: Columns, lines: list[bytes]) -> Iterator[Row | None]:
+    for number, line in enumerate(lines, part.first):
+        text = line.decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
+        if not text.strip():
+            yield None
+        elif file.format == "txt":
+            yield Row(number, _default_id(file, number), text)
         else:
-            yield _row(file, number, record, columns)
+            yield _read_json(file, number, text, columns)
+
+
+def _read_json(file: SourceFile, number: int, text: str, columns: Columns) -> Row:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return Row(number, _default_id(file, number), None, f"the line is not JSON: {error}")
+    if not isinstance(record, dict):
+        return Row(number, _default_id(file, number), None, "the line is not a JSON object")
+    return _row(file, number, record, columns)
 
 
 def _row(file: SourceFile, number: int, record: dict[str, Any], columns: Columns) -> Row:
-    text, problem = record.get(columns.text), None
+    name = _default_id(file, number)
+    try:
+        text = _decoded(record.get(columns.text))
+        title = _decoded(record.get(columns.title)) if columns.title else None
+        if columns.id:
+            given = _decoded(record.get(columns.id))
+            if given is None:
+                return Row(number, name, None, f"`{columns.id}` is missing or null")
+            str(given).encode()
+            name = str(given)
+    except UnicodeError:
+        return Row(number, name, None, "the row is not valid Unicode")
     if text is None:
-        problem = f"`{columns.text}` is missing or null"
-    elif columns.title and isinstance(text, str) and isinstance(title := record.get(columns.title), str):
-        text = f"{title} {text}".strip()
-    name = record.get(columns.id) if columns.id else _default_id(file, number)
-    if name is None:
-        return Row(_default_id(file, number), None, f"`{columns.id}` is missing or null")
-    return Row(str(name), text, problem)
+        return Row(number, name, None, f"`{columns.text}` is missing or null")
+    if isinstance(text, str) and text.strip() and isinstance(title, str) and title:
+        text = f"{title} {text}"
+    return Row(number, name, text)
+
+
+def _decoded(value: object) -> object:
+    """Some writers of Parquet store texts as bytes."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _default_id(file: SourceFile, number: int) -> str:
-    return f"{file.name}:{number + 1}"
+    return f"{file.name.encode('utf-8', 'replace').decode()}:{number + 1}"
 
 
 def _check_columns(file: SourceFile, wanted: Iterable[str], names: Sequence[str]) -> None:
     for name in wanted:
-        if name not in names:
-            raise CorpusError(f"{file.url} has no column `{name}`: it has {', '.join(names)}")
+        if names.count(name) != 1:
+            state = "no" if name not in names else "more than one"
+            raise CorpusError(f"{file.url} has {state} column `{name}`: it has {', '.join(names) or 'none'}")
 
 
-def _header(file: SourceFile, delimiter: str) -> list[str]:
-    with _open(file) as handle, io.TextIOWrapper(handle, "utf-8-sig", "surrogateescape", newline="") as lines:
-        return next(csv.reader(lines, delimiter=delimiter), [])
+def _header(file: SourceFile) -> tuple[list[str], int]:
+    """The cells of the first record that is not blank, and its place. Raises CorpusError if there is none."""
+    with open_text(file.url, file.compression) as handle:
+        for place, record in enumerate(_csv_records(_Lines(handle), _delimiter(file))):
+            if record and isinstance(record, list):
+                return record, place
+    return [], -1
+
+
+def _delimiter(file: SourceFile) -> str:
+    return "\t" if file.format == "tsv" else ","
 
 
 def _read_bytes(file: SourceFile, part: Range) -> bytes:
     """The range's bytes. A compressed file is read from its beginning."""
-    with _open(file) as handle:
+    with open_text(file.url, file.compression) as handle:
         if file.compression is None:
             handle.seek(part.offset)
         else:
@@ -291,9 +382,5 @@ def _read_bytes(file: SourceFile, part: Range) -> bytes:
                 left -= skipped
         content: bytes = handle.read(part.length)
     if len(content) != part.length:
-        raise CorpusError(f"{file.url} is shorter than when the run was planned: use another --out for a changed input")
+        raise CorpusError(f"{file.url} has changed since the run was planned: use another --out")
     return content.removeprefix(BOM) if part.offset == 0 else content
-
-
-def _open(file: SourceFile) -> Any:
-    return fsspec.open(file.url, "rb", compression=file.compression).open()

@@ -7,7 +7,7 @@ from e5 import prompts
 from e5.corpus import parts
 from e5.corpus.parts import Folder, Footer
 from e5.corpus.plan import Plan
-from e5.corpus.sources import read
+from e5.corpus.sources import check_unchanged, read
 from e5.embedder import Embedder, normalize
 from e5.errors import InputError
 from e5.inputs import check_text
@@ -17,13 +17,15 @@ from e5.vectors import Vectors
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A unit's texts as tokens. `rejected`: (id, reason) of rows that cannot be embedded.
+    """A unit's texts as tokens. `rows`: their places in the file.
 
-    `spans`: for windows, the characters of each text that each of its windows covers.
+    `rejected`: (id, reason) of rows that cannot be embedded. `spans`: for windows, the characters of each text that
+    each of its windows covers.
     """
 
     unit: int
     ids: list[str]
+    rows: list[int]
     tokens: Tokens
     rejected: list[tuple[str, str]]
     spans: list[list[tuple[int, int]]] | None = None
@@ -40,9 +42,14 @@ class Receipt:
 
 
 def prepare(plan: Plan, unit: int, embedder: Embedder) -> Prepared:
-    """Read and tokenize a unit. Rows without a text that can be embedded are rejected. Thread-safe."""
+    """Read and tokenize a unit. Rows without a text that can be embedded are rejected. Thread-safe.
+
+    Raises CorpusError if the input has changed.
+    """
     part, options = plan.units[unit], plan.options
+    check_unchanged(plan.files[part.file])
     ids: list[str] = []
+    rows: list[int] = []
     texts: list[str] = []
     rejected: list[tuple[str, str]] = []
     for row in read(plan.files[part.file], part, options.columns):
@@ -51,6 +58,7 @@ def prepare(plan: Plan, unit: int, embedder: Embedder) -> Prepared:
                 raise InputError(row.problem)
             texts.append(check_text(options.columns.text, row.text))
             ids.append(row.id)
+            rows.append(row.number)
         except InputError as error:
             rejected.append((row.id, str(error)))
     queries, documents = (texts, []) if options.side == "query" else ([], texts)
@@ -61,9 +69,9 @@ def prepare(plan: Plan, unit: int, embedder: Embedder) -> Prepared:
         reasons = {index: embedder.too_long(options.columns.text, tokens.lengths[index]) for index in tokens.truncated}
         rejected += [(ids[index], str(error)) for index, error in reasons.items()]
         kept = [index for index in range(len(ids)) if index not in reasons]
-        ids = [ids[index] for index in kept]
+        ids, rows = [ids[index] for index in kept], [rows[index] for index in kept]
         tokens = Tokens([tokens.ids[index] for index in kept], [tokens.lengths[index] for index in kept])
-    return Prepared(unit, ids, tokens, rejected, spans)
+    return Prepared(unit, ids, rows, tokens, rejected, spans)
 
 
 def _spans(plan: Plan, embedder: Embedder, texts: list[str], tokens: Tokens) -> list[list[tuple[int, int]]]:
@@ -72,7 +80,7 @@ def _spans(plan: Plan, embedder: Embedder, texts: list[str], tokens: Tokens) -> 
     is_query = options.side == "query"
     prompt = prompts.query_prompt(kind, options.task, "") if is_query else prompts.document_prompt(kind, "")
     return [
-        embedder.tokenizer.spans(text, prompt, windows)
+        embedder.tokenizer.spans(text, prompt, windows) if len(windows) > 1 else [(0, len(text))]
         for text, windows in zip(texts, tokens.weights or (), strict=True)
     ]
 
@@ -89,7 +97,8 @@ def compute(prepared: Prepared, plan: Plan, embedder: Embedder) -> Vectors:
 def write(prepared: Prepared, vectors: Vectors, plan: Plan, folder: Folder) -> Receipt:
     """Write the unit's files. The part comes last, because with it the unit is done. Raises CorpusError."""
     texts, rejected = len(prepared.ids), len(prepared.rejected)
-    footer = Footer(plan.id, prepared.unit, texts, len(vectors), rejected)
+    records = plan.units[prepared.unit].records
+    footer = Footer(plan.id, prepared.unit, records, texts, len(vectors), rejected)
     if rejected:
         folder.write(parts.rejected_name(plan.id, prepared.unit), parts.rejected_table(prepared.rejected, footer))
     owners: Sequence[int] = range(texts)
@@ -103,8 +112,17 @@ def write(prepared: Prepared, vectors: Vectors, plan: Plan, folder: Folder) -> R
         plan.options.vectors,
         [prepared.tokens.lengths[index] for index in owners],
         prepared.tokens.truncated,
+        [prepared.rows[index] for index in owners],
         spans,
         footer,
     )
     folder.write(parts.part_name(plan.id, prepared.unit), table)
     return Receipt(prepared.unit, texts, rejected, prepared.tokens.total)
+
+
+def texts_of(plan: Plan, unit: int) -> dict[int, str]:
+    """The texts of a unit by their places in the file, read from the input again. Raises CorpusError if it changed."""
+    part = plan.units[unit]
+    check_unchanged(plan.files[part.file])
+    rows = read(plan.files[part.file], part, plan.options.columns)
+    return {row.number: row.text for row in rows if isinstance(row.text, str)}

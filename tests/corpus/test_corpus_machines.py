@@ -94,6 +94,7 @@ def test_ray_lists_units_that_fail_and_refuses_a_folder_with_another_plan(
     (tmp_path / "out" / part_name(plan.id, 1)).mkdir()  # cannot be replaced by a file
     failures = run_on_ray(plan, folder, units, lambda _: None, cluster.address)
     assert list(failures) == [1] and "Error" in failures[1]
+    (tmp_path / "out" / part_name(plan.id, 1)).rmdir()
     assert run.pending(plan, folder) == [1]
     with pytest.raises(CorpusError, match=r"Ray gave up: .*another plan here"):
         run_on_ray(replace(plan, id="0"), folder, units, lambda _: None, cluster.address)

@@ -37,6 +37,7 @@ from e5.settings import Settings
 from e5.vectors import to_int8, to_ubinary
 from e5_cog.repository import ROOT
 from e5_cog.server import python_path
+from tests.gateways import until
 
 SCRIPT = ROOT / "scripts" / "corpus.py"
 SETTINGS = {"E5_DTYPE": "float32", "E5_DEVICE": "cpu"}
@@ -268,12 +269,8 @@ def test_killed_worker_is_started_again(
     process = subprocess.Popen(
         command(source, out, "--workers", "2"), env=environment(), stderr=subprocess.PIPE, text=True
     )
-    end = time.monotonic() + 60
-    while not contents(out) and time.monotonic() < end:
-        time.sleep(0.01)
-    tasks = Path(f"/proc/{process.pid}/task").iterdir()  # each thread has its own children
-    children = [child for task in tasks for child in (task / "children").read_text().split()]
-    assert len(children) == 2
+    tasks = Path(f"/proc/{process.pid}/task")  # each thread has its own children
+    children = until(lambda: [child for task in tasks.iterdir() for child in (task / "children").read_text().split()])
     os.kill(int(children[0]), signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
@@ -286,10 +283,18 @@ def test_worker_that_is_always_killed_is_given_up(caplog: pytest.LogCaptureFixtu
     deaths = [Share(["-c", "import os; os.kill(os.getpid(), 9)"], {}, lambda: 5)]
     assert processes.run_shares(deaths, lambda _: None) == 1
     assert caplog.text.count("killed by signal 9 with 5 units to do") == processes.MAX_DEATHS
+    with pytest.raises(BrokenPipeError):  # a report that fails is no success
+        processes.run_shares([Share(["-c", RECEIPT], {}, lambda: 1)], broken)
     receipts: list[Receipt] = []
-    line = 'print(\'{"unit": 3, "texts": 2, "rejected": 1, "tokens": 9}\')'
-    assert processes.run_shares([Share(["-c", f"{line}; raise SystemExit(7)"], {}, lambda: 1)], receipts.append) == 7
+    assert processes.run_shares([Share(["-c", f"{RECEIPT}; raise SystemExit(7)"], {}, lambda: 1)], receipts.append) == 7
     assert receipts == [Receipt(3, 2, 1, 9)]
+
+
+RECEIPT = 'print(\'{"unit": 3, "texts": 2, "rejected": 1, "tokens": 9}\')'
+
+
+def broken(_: Receipt) -> None:
+    raise BrokenPipeError
 
 
 def test_damaged_files_are_found_and_made_again(
@@ -299,19 +304,67 @@ def test_damaged_files_are_found_and_made_again(
     everything(plan, folder, library)
     whole = contents(tmp_path / "out")
     names = [part_name(plan.id, number) for number in range(4)]
+    (last,) = [name for name in whole if name.startswith("rejected")][-1:]
     flipped = bytearray(whole[names[0]])
     flipped[len(flipped) // 3] ^= 1
     (tmp_path / "out" / names[0]).write_bytes(flipped)  # in a page: only the checksum shows it
     (tmp_path / "out" / names[1]).write_bytes(whole[names[1]][:-100])  # no footer
     (tmp_path / "out" / names[2]).write_bytes(whole[names[3]])  # of another unit
     (tmp_path / "out" / names[3]).unlink()
+    (tmp_path / "out" / last).unlink()
     assert run.pending(plan, folder) == [1, 2, 3]
-    with pytest.raises(CorpusError, match=r"1 missing and 3 damaged: start the run again"):
+    with pytest.raises(CorpusError, match=r"1 missing and 4 damaged: start the run again"):
         report.finish(plan, folder)
-    assert run.pending(plan, folder) == [0, 1, 2, 3]
+    assert run.pending(plan, folder) == [0, 1, 2, 3, int(last.split("-")[1])]
     everything(plan, folder, library)
     assert contents(tmp_path / "out") == whole
     assert report.finish(plan, folder).done == len(plan.units)
+
+
+def test_finish_removes_nothing_if_the_file_system_fails(
+    tmp_path: Path, source: Path, options: Options, library: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, folder = planned(tmp_path / "out", options, source, 10**6)
+    everything(plan, folder, library)
+
+    def denied(name: str) -> Any:
+        raise PermissionError(13, "Permission denied", name)
+
+    monkeypatch.setattr(folder, "open", denied)
+    with pytest.raises(PermissionError):
+        report.finish(plan, folder)
+    with pytest.raises(PermissionError):
+        run.pending(plan, folder)
+    monkeypatch.undo()
+    assert report.finish(plan, folder).done == 1
+
+
+def test_input_that_changes_during_the_run_ends_it(
+    tmp_path: Path, options: Options, library: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [text_of(index) for index in range(100)]}), source, row_group_size=10)
+    plan, folder = planned(tmp_path / "out", replace(options, columns=Columns()), source, 10)
+    pq.write_table(pa.table({"text": [text_of(index) for index in range(25)]}), source, row_group_size=10)
+    with pytest.raises(CorpusError, match="has changed since the run was planned"):
+        everything(plan, folder, library)
+    monkeypatch.setattr(unit, "check_unchanged", lambda _: None)  # changed within a tick of the clock, say
+    with pytest.raises(CorpusError, match="has changed since the run was planned"):
+        everything(plan, folder, library)
+    assert len(contents(tmp_path / "out")) <= 25
+
+
+def test_rows_with_the_same_id_keep_their_own_texts(tmp_path: Path, options: Options, library: Embedder) -> None:
+    rows = [("A", "apples on trees"), ("A", "the eiffel tower"), ("B", " "), ("B", "soup with salt")]
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in rows))
+    plan, folder = planned(tmp_path / "out", options, source)
+    everything(plan, folder, library)
+    hits = search.search(plan, folder, library.embed_documents(["the eiffel tower"])[0], 3)
+    assert [(hits[0].id, hits[0].text), len(hits)] == [("A", "the eiffel tower"), 3]
+    assert sorted(str(hit.text) for hit in hits) == ["apples on trees", "soup with salt", "the eiffel tower"]
+    lance_table.write_table(plan, folder, url := str(tmp_path / "table.lance"))
+    assert lance.dataset(url).to_table().column("text").to_pylist() == [rows[0][1], rows[1][1], rows[3][1]]
 
 
 def test_part_of_another_plan_does_not_count(tmp_path: Path, source: Path, options: Options, library: Embedder) -> None:
@@ -426,6 +479,14 @@ def test_plan_status_finish_and_search(
         assert "table.lance: 3 rows" in capsys.readouterr().out
         assert program.main(["search", out, "how tall is the tower?", "-k", "1", "--lance", table]) == 0
         assert texts[0] in capsys.readouterr().out
+        assert program.main(["run", "--out", out, "--workers", "0", "x"]) == 1
+        assert "--workers 0: pass 1 or more" in capsys.readouterr().err
+        (tmp_path / "numbers.jsonl").write_text('{"text": 1}')
+        assert program.main(["run", str(tmp_path / "numbers.jsonl"), "--out", str(tmp_path / "none")]) == 1
+        assert "no row could be embedded" in capsys.readouterr().err
+        long = ["--side", "query", "--task", "find " * 4000]
+        assert program.main(["run", str(source), "--out", str(tmp_path / "long"), *long]) == 2
+        assert "`task` takes" in capsys.readouterr().err
         source.unlink()
         assert program.main(["search", out, "soup", "-k", "1"]) == 0
         assert "texts.txt:2" in capsys.readouterr().out
@@ -465,22 +526,24 @@ def test_lance_table_has_the_rows_their_texts_and_the_same_order(
     assert lance.dataset(url).version == version
     query = library.embed_queries(["soup with salt"])[0]
     exact = search.search(plan, folder, query, 10)
-    found = lance_table.nearest(url, query, 10)
+    found = lance_table.nearest(plan, url, query, 10)
     assert [hit.id for hit in found] == [hit.id for hit in exact]
     np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in exact], rtol=0, atol=1e-2)
     monkeypatch.setattr(lance_table, "MIN_INDEXED", 300)
     lance_table.write_table(plan, folder, url)
     assert [index["type"] for index in lance.dataset(url).list_indices()] == ["IVF_PQ"]
-    indexed = {hit.id for hit in lance_table.nearest(url, query, 10)}
+    indexed = {hit.id for hit in lance_table.nearest(plan, url, query, 10)}
     assert len(indexed & {hit.id for hit in exact}) >= 5  # approximate
     other, elsewhere = planned(tmp_path / "other", replace(options, normalize=True), source)
     everything(other, elsewhere, library)
     with pytest.raises(CorpusError, match="is a table of something else"):
         lance_table.write_table(other, elsewhere, url)
+    with pytest.raises(CorpusError, match="is a table of something else"):
+        lance_table.nearest(other, url, query, 10)
     with pytest.raises(CorpusError, match="needs float vectors"):
         lance_table.write_table(replace(plan, options=replace(options, vectors="int8")), folder, url)
     with pytest.raises(CorpusError, match="is not a Lance table"):
-        lance_table.nearest(str(tmp_path / "none.lance"), query, 10)
+        lance_table.nearest(plan, str(tmp_path / "none.lance"), query, 10)
 
 
 def test_units_take_about_a_minute() -> None:
