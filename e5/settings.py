@@ -105,6 +105,11 @@ class Settings:
         )
 
 
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _is_device(name: str) -> bool:
     kind, colon, index = name.partition(":")
     return name == "cpu" or (kind == "cuda" and (not colon or index.isdecimal()))

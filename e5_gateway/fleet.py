@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from e5.errors import SettingsError
+from e5.settings import usable_cores
 from e5_cog.repository import ROOT
 from e5_cog.server import free_port, stop
 from e5_gateway.logs import log
@@ -132,7 +133,7 @@ def copies(count: int) -> list[Environment]:
         raise SettingsError(f"--copies {count}: pass 1 or more")
     if count == 1:
         return [{}]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // count)))
     return [{"OMP_NUM_THREADS": threads} for _ in range(count)]
 

@@ -13,7 +13,6 @@ from e5.corpus.search import Hit
 from e5.corpus.unit import texts_of
 from e5.vectors import Vectors
 
-ENDING = ".lance"
 MIN_INDEXED = 10_000
 """Rows below which an exact search takes milliseconds."""
 PLAN = "e5.plan"
@@ -66,7 +65,7 @@ def _check(plan: Plan, table: Any, url: str) -> None:
 def _existing(url: str) -> Any:
     try:
         return lance.dataset(url)
-    except (ValueError, OSError, FileNotFoundError):
+    except (ValueError, OSError):
         return None
 
 

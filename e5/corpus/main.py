@@ -4,7 +4,6 @@ import argparse
 import functools
 import json
 import logging
-import os
 import signal
 import sys
 import time
@@ -31,7 +30,7 @@ from e5.errors import InputError, SettingsError, WeightsError
 from e5.inputs import check_task
 from e5.network.device import choose_device
 from e5.prompts import DEFAULT_TASK
-from e5.settings import Settings
+from e5.settings import Settings, usable_cores
 
 SAMPLE_ROWS = 512
 """Rows that `plan` embeds to measure the rate."""
@@ -178,7 +177,11 @@ def _shares(argv: list[str], plan: Plan, folder: Folder, settings: Settings, wor
     gpus = torch.cuda.device_count() if choose_device(settings.device).type == "cuda" else 0
     shares = []
     for index in range(workers):
-        own = {"E5_DEVICE": f"cuda:{index % gpus}"} if gpus else {"OMP_NUM_THREADS": str(max(1, _cores() // workers))}
+        own = (
+            {"E5_DEVICE": f"cuda:{index % gpus}"}
+            if gpus
+            else {"OMP_NUM_THREADS": str(max(1, usable_cores() // workers))}
+        )
         undone = functools.partial(_count_pending, plan, folder, index, workers)
         shares.append(Share([PROGRAM, "run", "--shard", f"{index}/{workers}", "--json", *argv[1:]], own, undone))
     return shares
@@ -191,10 +194,6 @@ def _count_pending(plan: Plan, folder: Folder, shard: int, shards: int) -> int:
 def _devices(settings: Settings) -> int:
     """Processes by default: one for each GPU, if no device is named."""
     return torch.cuda.device_count() if settings.device is None and torch.cuda.is_available() else 1
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _parse_shard(text: str | None) -> tuple[int, int]:
@@ -220,11 +219,12 @@ def _unit_bytes(settings: Settings) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     settings = Settings.from_environment(model=arguments.model)
     options = _options(arguments, identify(settings))
-    plan = plans.load(Folder(arguments.out))
+    folder = Folder(arguments.out)
+    plan = plans.load(folder)
     if plan is None:
-        plan = plans.make(options, arguments.inputs, _unit_bytes(settings))
+        plan = plans.make(options, arguments.inputs, _unit_bytes(settings), folder.full_url)
     else:
-        plans.check(plan, options, arguments.inputs)
+        plans.check(plan, options, arguments.inputs, folder.full_url)
     embedder = Embedder.from_settings(settings)
     tokens = steps.prepare(plan, 0, embedder).tokens
     rows = min(len(tokens.lengths), SAMPLE_ROWS)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from e5 import catalog
 from e5.corpus.errors import CorpusError
 from e5.corpus.parts import Folder, VectorType
-from e5.corpus.sources import Columns, Range, SourceFile, cut, find
+from e5.corpus.sources import Columns, Range, SourceFile, check_same, cut, find
 from e5.prompts import DEFAULT_TASK
 
 FILE = "plan.json"
@@ -70,11 +70,16 @@ class Plan:
         return sum(unit.records for unit in self.units)
 
     def to_json(self) -> str:
+        return json.dumps({"id": self.id} | self._content(), indent=1)
+
+    def digest(self) -> str:
+        """What the id has to be."""
+        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def _content(self) -> dict[str, Any]:
         units = [[getattr(unit, each.name) for each in fields(Range)] for unit in self.units]
         files = [asdict(file) for file in self.files]
-        content = {"version": VERSION, "options": asdict(self.options), "files": files, "units": units}
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-        return json.dumps({"id": digest} | content, indent=1)
+        return {"version": VERSION, "options": asdict(self.options), "files": files, "units": units}
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -90,7 +95,7 @@ class Plan:
             plan = cls(Options(identity, **options, columns=columns), files, units, content["id"])
         except (ValueError, KeyError, TypeError) as error:
             raise CorpusError(f"{FILE} is not a plan of this version ({error!r}): use another --out") from None
-        if json.loads(plan.to_json())["id"] != plan.id:
+        if plan.digest() != plan.id:
             raise CorpusError(f"{FILE} has been changed: use another --out")
         return plan
 
@@ -109,7 +114,7 @@ def make(options: Options, inputs: list[str], size: int, without: str | None = N
     if not units:
         raise CorpusError("the input has no rows")
     plan = Plan(options, tuple(files), tuple(units))
-    return replace(plan, id=json.loads(plan.to_json())["id"])
+    return replace(plan, id=plan.digest())
 
 
 def load(folder: Folder) -> Plan | None:
@@ -153,5 +158,4 @@ def check_input(plan: Plan, files: list[SourceFile]) -> None:
         state = "is not part of the folder's plan" if url in now else "of the folder's plan is missing"
         raise CorpusError(f"{url} {state}: use another --out")
     for url, file in planned.items():
-        if (file.size, file.version) != (now[url].size, now[url].version):
-            raise CorpusError(f"{url} has changed since the run was planned: use another --out")
+        check_same(now[url], file)

@@ -2,10 +2,11 @@
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 from e5.corpus.errors import CorpusError
-from e5.corpus.parts import Folder, footer_of, part_name, read_part, read_rejected, rejected_name
+from e5.corpus.parts import Folder, Footer, footer_of, part_name, read_part, read_rejected, rejected_name
 from e5.corpus.plan import Plan
 
 MANIFEST = "manifest.json"
@@ -26,7 +27,10 @@ class Status:
         """Read the footers of all parts."""
         present = folder.names()
         units = [unit for unit in range(len(plan.units)) if part_name(plan.id, unit) in present]
-        footers = [footer for unit in units if (footer := footer_of(folder, plan.id, unit, plan.units[unit].records))]
+        return cls.count(plan, [footer for unit in units if (footer := _footer(plan, folder, unit))])
+
+    @classmethod
+    def count(cls, plan: Plan, footers: Sequence[Footer]) -> "Status":
         counts = (sum(getattr(footer, name) for footer in footers) for name in ("texts", "vectors", "rejected"))
         return cls(len(plan.units), len(footers), *counts)
 
@@ -38,41 +42,46 @@ def finish(plan: Plan, folder: Folder) -> Status:
     and OSError, without removing anything, if the file system does not answer.
     """
     present = folder.names()
-    states = [_state(plan, folder, unit, present) for unit in range(len(plan.units))]
-    for unit, state in enumerate(states):
-        if state == "damaged":
-            folder.remove(part_name(plan.id, unit))
-    if counts := [f"{states.count(state):,} {state}" for state in ("missing", "damaged") if state in states]:
+    missing = [unit for unit in range(len(plan.units)) if part_name(plan.id, unit) not in present]
+    there = [unit for unit in range(len(plan.units)) if part_name(plan.id, unit) in present]
+    whole = {unit: footer for unit in there if (footer := _checked(plan, folder, unit))}
+    damaged = [unit for unit in there if unit not in whole]
+    for unit in damaged:
+        folder.remove(part_name(plan.id, unit))
+    counted = ((missing, "missing"), (damaged, "damaged"))
+    if counts := [f"{len(units):,} {state}" for units, state in counted if units]:
         raise CorpusError(f"of {len(plan.units):,} units {' and '.join(counts)}: start the run again")
-    status = Status.of(plan, folder)
+    status = Status.count(plan, list(whole.values()))
     content = {
         "plan": plan.id,
         "texts": status.texts,
         "vectors": status.vectors,
         "rejected": status.rejected,
-        "parts": [part_name(plan.id, unit) for unit in range(len(plan.units))],
-        "rejected_parts": sorted(present & {rejected_name(plan.id, unit) for unit in range(len(plan.units))}),
-        "options": json.loads(plan.to_json())["options"],
+        "parts": [part_name(plan.id, unit) for unit in whole],
+        "rejected_parts": [rejected_name(plan.id, unit) for unit, footer in whole.items() if footer.rejected],
+        "options": asdict(plan.options),
     }
     folder.remove(MANIFEST)
     folder.write_new(MANIFEST, json.dumps(content, indent=1).encode())
     return status
 
 
-def _state(plan: Plan, folder: Folder, unit: int, present: set[str]) -> str:
-    """Whole, missing or damaged: a unit's part, and the file of its rejected rows."""
-    if part_name(plan.id, unit) not in present:
-        return "missing"
-    footer = footer_of(folder, plan.id, unit, plan.units[unit].records)
+def _checked(plan: Plan, folder: Folder, unit: int) -> Footer | None:
+    """The footer of a part if it and the file of its rejected rows are whole; None if one of them is damaged."""
+    footer = _footer(plan, folder, unit)
     if footer is None:
-        return "damaged"
+        return None
     try:
         read_part(folder, plan.id, unit)
         if footer.rejected and len(read_rejected(folder, plan.id, unit)) != footer.rejected:
-            return "damaged"
+            return None
     except (CorpusError, FileNotFoundError):
-        return "damaged"
-    return "whole"
+        return None
+    return footer
+
+
+def _footer(plan: Plan, folder: Folder, unit: int) -> Footer | None:
+    return footer_of(folder, plan.id, unit, plan.units[unit].records)
 
 
 class Progress:

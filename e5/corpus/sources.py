@@ -116,9 +116,17 @@ def find(inputs: Sequence[str], without: str | None = None) -> list[SourceFile]:
 
 def check_unchanged(file: SourceFile) -> None:
     """Raise CorpusError if a file is gone or is another one than when it was found."""
-    (now,) = find([file.url])
-    if (now.size, now.version) != (file.size, file.version):
-        raise CorpusError(f"{file.url} has changed since the run was planned: use another --out")
+    check_same(find([file.url])[0], file)
+
+
+def check_same(now: SourceFile, planned: SourceFile) -> None:
+    """Raise CorpusError if a file is another one than when it was planned."""
+    if (now.size, now.version) != (planned.size, planned.version):
+        raise changed(planned)
+
+
+def changed(file: SourceFile) -> CorpusError:
+    return CorpusError(f"{file.url} has changed since the run was planned: use another --out")
 
 
 def _is_hidden(path: str) -> bool:
@@ -251,7 +259,7 @@ def read(file: SourceFile, part: Range, columns: Columns) -> Iterator[Row]:
         if row is not None:
             yield row
     if records != part.records:
-        raise CorpusError(f"{file.url} has changed since the run was planned: use another --out")
+        raise changed(file)
 
 
 def _split(content: bytes) -> list[bytes]:
@@ -284,7 +292,7 @@ def _read_parquet(file: SourceFile, part: Range, columns: Columns) -> Iterator[R
             if number >= stop:
                 break
     if number < stop:
-        raise CorpusError(f"{file.url} has changed since the run was planned: use another --out")
+        raise changed(file)
 
 
 def _read_csv(file: SourceFile, part: Range, columns: Columns, lines: list[bytes]) -> Iterator[Row | None]:
@@ -359,7 +367,7 @@ def _check_columns(file: SourceFile, wanted: Iterable[str], names: Sequence[str]
 
 
 def _header(file: SourceFile) -> tuple[list[str], int]:
-    """The cells of the first record that is not blank, and its place. Raises CorpusError if there is none."""
+    """The cells of the first record that is not blank, and its place; no cells and -1 if there is none."""
     with open_text(file.url, file.compression) as handle:
         for place, record in enumerate(_csv_records(_Lines(handle), _delimiter(file))):
             if record and isinstance(record, list):
@@ -382,5 +390,5 @@ def _read_bytes(file: SourceFile, part: Range) -> bytes:
                 left -= skipped
         content: bytes = handle.read(part.length)
     if len(content) != part.length:
-        raise CorpusError(f"{file.url} has changed since the run was planned: use another --out")
+        raise changed(file)
     return content.removeprefix(BOM) if part.offset == 0 else content

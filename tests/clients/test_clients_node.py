@@ -17,6 +17,7 @@ import pytest
 
 from e5 import DEFAULT_TASK, Embedder, scores, tasks
 from e5_cog.repository import ROOT
+from tests import npm
 from tests.clients.test_clients_python import (
     DOCUMENT,
     KEY,
@@ -32,16 +33,6 @@ from tests.clients.test_clients_python import (
 from tests.gateways import Gateway
 
 CLIENTS = ROOT / "tests" / "clients" / "node"
-UNREACHABLE = re.compile(r"\b(ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|EHOSTUNREACH)\b")
-INSTALL = [
-    "install",
-    "--no-audit",
-    "--no-fund",
-    "--ignore-scripts",
-    "--no-package-lock",
-    "--fetch-retries=1",
-    "--fetch-retry-mintimeout=1000",
-]
 FAILING = {"documents": ["a", ""]}
 
 Node = Callable[..., Any]
@@ -50,15 +41,9 @@ Node = Callable[..., Any]
 @pytest.fixture(scope="module")
 def clients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of tests/clients/node with its npm packages. Skips without Node or a connection to the registry."""
-    for program in ("node", "npm"):
-        if shutil.which(program) is None:
-            pytest.skip(f"NODE'S CLIENTS ARE NOT TESTED: `{program}` is not installed")
     folder = tmp_path_factory.mktemp("node") / "clients"
     shutil.copytree(CLIENTS, folder, ignore=shutil.ignore_patterns("node_modules"))
-    done = subprocess.run(["npm", *INSTALL], cwd=folder, capture_output=True, text=True, timeout=150, check=False)
-    if done.returncode and (code := UNREACHABLE.search(done.stderr)):
-        pytest.skip(f"NODE'S CLIENTS ARE NOT TESTED: npm's registry cannot be reached ({code[0]})")
-    assert done.returncode == 0, done.stderr
+    npm.install(folder, "NODE'S CLIENTS ARE NOT TESTED")
     return folder
 
 

@@ -1,6 +1,5 @@
 """Runs of scripts/corpus.py: vectors equal the library's, and nothing is lost or made twice, whatever is killed."""
 
-import contextlib
 import json
 import os
 import random
@@ -9,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -446,55 +444,49 @@ def test_full_disk_ends_the_run_with_a_reason_and_nothing_half_written(
 # ---- the program
 
 
-@contextlib.contextmanager
-def environ(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, value in SETTINGS.items():
-        monkeypatch.setenv(name, value)
-    yield
-
-
 def test_plan_status_finish_and_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = ["The Eiffel tower is 300 m high.", "A recipe for soup.", "Trains are late when it rains."]
     source, out = tmp_path / "texts.txt", str(tmp_path / "out")
     source.write_text("\n".join(texts))
-    with environ(monkeypatch):
-        assert program.main(["plan", str(source), "--out", out]) == 0
-        assert "1 files, 3 rows, 1 units" in capsys.readouterr().out
-        assert not (tmp_path / "out").exists()
-        assert program.main(["status", out]) == 1
-        assert "has no plan.json" in capsys.readouterr().err
-        assert program.main(["run", str(source), "--out", out, "--json"]) == 0
-        receipt = json.loads(capsys.readouterr().out)
-        assert (receipt["unit"], receipt["texts"], receipt["rejected"]) == (0, 3, 0)
-        assert program.main(["status", out]) == 0
-        assert program.main(["finish", out]) == 0
-        assert "1 of 1 units done, 3 vectors" in capsys.readouterr().out
-        assert program.main(["search", out, "how tall is the tower?", "-k", "2"]) == 0
-        lines = capsys.readouterr().out.splitlines()
-        assert len(lines) == 2 and lines[0].endswith(f"texts.txt:1  {texts[0]}")
-        table = str(tmp_path / "table.lance")
-        assert program.main(["finish", out, "--lance", table]) == 0
-        assert "table.lance: 3 rows" in capsys.readouterr().out
-        assert program.main(["search", out, "how tall is the tower?", "-k", "1", "--lance", table]) == 0
-        assert texts[0] in capsys.readouterr().out
-        assert program.main(["run", "--out", out, "--workers", "0", "x"]) == 1
-        assert "--workers 0: pass 1 or more" in capsys.readouterr().err
-        (tmp_path / "numbers.jsonl").write_text('{"text": 1}')
-        assert program.main(["run", str(tmp_path / "numbers.jsonl"), "--out", str(tmp_path / "none")]) == 1
-        assert "no row could be embedded" in capsys.readouterr().err
-        long = ["--side", "query", "--task", "find " * 4000]
-        assert program.main(["run", str(source), "--out", str(tmp_path / "long"), *long]) == 2
-        assert "`task` takes" in capsys.readouterr().err
-        source.unlink()
-        assert program.main(["search", out, "soup", "-k", "1"]) == 0
-        assert "texts.txt:2" in capsys.readouterr().out
-        assert program.main(["run", str(source), "--out", out]) == 1
-        assert "has no files of texts" in capsys.readouterr().err
-        assert program.main(["run", "x", "--out", out, "--shard", "3/3"]) == 1
-        assert "--shard 3/3: pass I/N" in capsys.readouterr().err
-        assert program.main(["run", "x", "--out", out, "--model", "e6"]) == 2
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    assert program.main(["plan", str(source), "--out", out]) == 0
+    assert "1 files, 3 rows, 1 units" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert program.main(["status", out]) == 1
+    assert "has no plan.json" in capsys.readouterr().err
+    assert program.main(["run", str(source), "--out", out, "--json"]) == 0
+    receipt = json.loads(capsys.readouterr().out)
+    assert (receipt["unit"], receipt["texts"], receipt["rejected"]) == (0, 3, 0)
+    assert program.main(["status", out]) == 0
+    assert program.main(["finish", out]) == 0
+    assert "1 of 1 units done, 3 vectors" in capsys.readouterr().out
+    assert program.main(["search", out, "how tall is the tower?", "-k", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].endswith(f"texts.txt:1  {texts[0]}")
+    table = str(tmp_path / "table.lance")
+    assert program.main(["finish", out, "--lance", table]) == 0
+    assert "table.lance: 3 rows" in capsys.readouterr().out
+    assert program.main(["search", out, "how tall is the tower?", "-k", "1", "--lance", table]) == 0
+    assert texts[0] in capsys.readouterr().out
+    assert program.main(["run", "--out", out, "--workers", "0", "x"]) == 1
+    assert "--workers 0: pass 1 or more" in capsys.readouterr().err
+    (tmp_path / "numbers.jsonl").write_text('{"text": 1}')
+    assert program.main(["run", str(tmp_path / "numbers.jsonl"), "--out", str(tmp_path / "none")]) == 1
+    assert "no row could be embedded" in capsys.readouterr().err
+    long = ["--side", "query", "--task", "find " * 4000]
+    assert program.main(["run", str(source), "--out", str(tmp_path / "long"), *long]) == 2
+    assert "`task` takes" in capsys.readouterr().err
+    source.unlink()
+    assert program.main(["search", out, "soup", "-k", "1"]) == 0
+    assert "texts.txt:2" in capsys.readouterr().out
+    assert program.main(["run", str(source), "--out", out]) == 1
+    assert "has no files of texts" in capsys.readouterr().err
+    assert program.main(["run", "x", "--out", out, "--shard", "3/3"]) == 1
+    assert "--shard 3/3: pass I/N" in capsys.readouterr().err
+    assert program.main(["run", "x", "--out", out, "--model", "e6"]) == 2
 
 
 def test_search_is_exact(tmp_path: Path, source: Path, options: Options, library: Embedder) -> None:

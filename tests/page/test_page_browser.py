@@ -23,6 +23,7 @@ from playwright.sync_api import Browser, Page, expect
 from e5 import tasks
 from e5_cog.repository import ROOT
 from e5_cog.server import free_port, running
+from tests import npm
 from tests.gateways import Gateway, gateway
 from tests.page import wide_predictor
 from tests.page.chromium import LAPTOP, PHONE, Tab, opened
@@ -700,22 +701,9 @@ def test_phone_needs_no_horizontal_scrolling(browser: Browser, url: str, screens
 @pytest.fixture(scope="module")
 def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
     """axe-core's source, from npm. Skips without npm or its registry."""
-    if shutil.which("npm") is None:
-        pytest.skip("ACCESSIBILITY IS NOT TESTED: `npm` is not installed")
     folder = tmp_path_factory.mktemp("axe")
     shutil.copy(ROOT / "tests" / "page" / "package.json", folder)
-    command = [
-        "npm",
-        "install",
-        "--no-audit",
-        "--no-fund",
-        "--ignore-scripts",
-        "--no-package-lock",
-        "--fetch-retries=1",
-    ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=150, check=False)
-    if done.returncode:
-        pytest.skip(f"ACCESSIBILITY IS NOT TESTED: npm cannot install axe-core: {done.stderr[-200:]}")
+    npm.install(folder, "ACCESSIBILITY IS NOT TESTED")
     return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text("utf-8")
 
 
