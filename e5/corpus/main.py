@@ -19,7 +19,7 @@ from e5.corpus import unit as steps
 from e5.corpus.errors import CorpusError
 from e5.corpus.identity import identify
 from e5.corpus.parts import Folder, VectorType
-from e5.corpus.plan import Identity, Options, Plan
+from e5.corpus.plan import Identity, Options, Plan, UnitSize
 from e5.corpus.processes import Share, run_shares
 from e5.corpus.report import Progress, Status, duration, finish
 from e5.corpus.search import search
@@ -209,11 +209,11 @@ def _parse_shard(text: str | None) -> tuple[int, int]:
 def _settled(arguments: argparse.Namespace, settings: Settings) -> tuple[Plan, Folder]:
     folder = Folder(arguments.out)
     options = _options(arguments, identify(settings))
-    return plans.settle(folder, options, arguments.inputs, _unit_bytes(settings)), folder
+    return plans.settle(folder, options, arguments.inputs, _unit_size(settings)), folder
 
 
-def _unit_bytes(settings: Settings) -> int:
-    return plans.unit_bytes(settings.resolve(), choose_device(settings.device).type)
+def _unit_size(settings: Settings) -> UnitSize:
+    return plans.unit_size(settings.resolve(), choose_device(settings.device).type)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -222,7 +222,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     folder = Folder(arguments.out)
     plan = plans.load(folder)
     if plan is None:
-        plan = plans.make(options, arguments.inputs, _unit_bytes(settings), folder.full_url)
+        plan = plans.make(options, arguments.inputs, _unit_size(settings), folder.full_url)
     else:
         plans.check(plan, options, arguments.inputs, folder.full_url)
     embedder = Embedder.from_settings(settings)

@@ -144,8 +144,7 @@ def table_of(
     lengths: Sequence[int],
     truncated: Sequence[int],
     rows: Sequence[int],
-    spans: Sequence[tuple[int, int]] | None,
-    footer: Footer,
+    spans: Sequence[tuple[int, int]] | None = None,
 ) -> pa.Table:
     """The table of a part: id, vector, for int8 its scale, tokens before truncation, whether it was truncated, and row.
 
@@ -169,7 +168,7 @@ def table_of(
     if spans is not None:
         for place, name in enumerate(("start", "end")):
             columns[name] = pa.array([span[place] for span in spans], pa.int32())
-    return pa.table(columns).replace_schema_metadata(footer.to_metadata())
+    return pa.table(columns)
 
 
 def rejected_table(rows: Sequence[tuple[str, str]], footer: Footer) -> pa.Table:

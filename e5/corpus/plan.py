@@ -7,7 +7,7 @@ input's versions. Output files carry the id, so files of different plans never m
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from e5 import catalog
 from e5.corpus.errors import CorpusError
@@ -23,6 +23,8 @@ FLOPS = {"cpu": 1e11, "cuda": 5e14}
 MIN_UNIT_TOKENS, MAX_UNIT_TOKENS = 20_000, 3_000_000
 BYTES_PER_TOKEN = 4
 """Of English. Other languages have more tokens for their bytes, so their units take longer."""
+UNIT_VECTOR_BYTES = 2**28
+"""Of a unit's vectors in float32, three times in memory: short texts have more vectors than tokens suggest."""
 Side = Literal["document", "query"]
 LongTexts = Literal["truncate", "error", "average", "windows"]
 """As in the library; windows: a vector for each window of a long text, with the characters that it covers."""
@@ -100,17 +102,25 @@ class Plan:
         return plan
 
 
-def unit_bytes(model: catalog.Model, device: str) -> int:
-    """Bytes of text that take about a minute on one device: 2 FLOP a token and weight, 12 × D² weights a layer."""
-    weights = 12 * max(1, model.layers) * max(64, model.dimensions) ** 2
-    tokens = UNIT_SECONDS * FLOPS[device] / (2 * weights)
-    return int(BYTES_PER_TOKEN * min(max(tokens, MIN_UNIT_TOKENS), MAX_UNIT_TOKENS))
+class UnitSize(NamedTuple):
+    """About how many bytes of text a unit has, and at most how many records."""
+
+    bytes: int
+    records: int
 
 
-def make(options: Options, inputs: list[str], size: int, without: str | None = None) -> Plan:
-    """Plan the input in units of about `size` bytes of text, `without` files below a folder. Raises CorpusError."""
+def unit_size(model: catalog.Model, device: str) -> UnitSize:
+    """What takes about a minute on one device: 2 FLOP a token and weight, 12 × D² weights a layer."""
+    dimensions = max(64, model.dimensions)
+    weights = 12 * max(1, model.layers) * dimensions**2
+    tokens = min(max(UNIT_SECONDS * FLOPS[device] / (2 * weights), MIN_UNIT_TOKENS), MAX_UNIT_TOKENS)
+    return UnitSize(int(BYTES_PER_TOKEN * tokens), UNIT_VECTOR_BYTES // (4 * dimensions))
+
+
+def make(options: Options, inputs: list[str], size: UnitSize, without: str | None = None) -> Plan:
+    """Plan the input in units of this size, `without` files below a folder. Raises CorpusError."""
     files = find(inputs, without)
-    units = [unit for index, file in enumerate(files) for unit in cut(index, file, options.columns, size)]
+    units = [unit for index, file in enumerate(files) for unit in cut(index, file, options.columns, *size)]
     if not units:
         raise CorpusError("the input has no rows")
     plan = Plan(options, tuple(files), tuple(units))
@@ -123,7 +133,7 @@ def load(folder: Folder) -> Plan | None:
     return None if text is None else Plan.from_json(text)
 
 
-def settle(folder: Folder, options: Options, inputs: list[str], size: int) -> Plan:
+def settle(folder: Folder, options: Options, inputs: list[str], size: UnitSize) -> Plan:
     """The folder's plan, made and written if it has none. Raises CorpusError if it has another one.
 
     Of several processes that start at the same time, one writes the plan and all read it.

@@ -34,8 +34,9 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 BLOCK = 8 * 2**20
 BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
-PARQUET_ROWS = 8192
+PARQUET_ROWS = 1024
 """Rows in memory while a large row group is read."""
+MAX_RECORDS = 2**31
 UNREADABLE = (OSError, EOFError, ValueError, zlib.error, zstandard.ZstdError, pa.ArrowException)
 
 
@@ -160,37 +161,45 @@ def _short_names(urls: Sequence[str]) -> list[str]:
     return ["/".join(each[shared:]) for each in parts]
 
 
-def cut(index: int, file: SourceFile, columns: Columns, unit_bytes: int) -> list[Range]:
-    """Cut a file into ranges of about `unit_bytes` of text. `index`: its place in the plan. Raises CorpusError."""
+def cut(
+    index: int, file: SourceFile, columns: Columns, unit_bytes: int, unit_records: int = MAX_RECORDS
+) -> list[Range]:
+    """Cut a file into ranges of about `unit_bytes` of text, at most `unit_records` records. Raises CorpusError.
+
+    `index`: the file's place in the plan.
+    """
     try:
         if file.format == "parquet":
-            return list(_cut_parquet(index, file, columns, unit_bytes))
-        return list(_cut_text(index, file, columns, unit_bytes))
+            return list(_cut_parquet(index, file, columns, unit_bytes, unit_records))
+        return list(_cut_text(index, file, columns, unit_bytes, unit_records))
     except UNREADABLE as error:
         raise CorpusError(f"{file.url} cannot be read: {error}") from None
 
 
-def _cut_parquet(index: int, file: SourceFile, columns: Columns, unit_bytes: int) -> Iterator[Range]:
+def _cut_parquet(index: int, file: SourceFile, columns: Columns, unit_bytes: int, unit_records: int) -> Iterator[Range]:
+    """Large row groups are cut into equal parts, and small ones joined."""
     with fsspec.open(file.url, "rb") as handle:
         source = pq.ParquetFile(handle)
         metadata = source.metadata
         _check_columns(file, columns.names, source.schema_arrow.names)
-    first = 0
+    first = records = size = 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        used = [group.column(place) for place in range(group.num_columns)]
-        size = sum(
-            each.total_uncompressed_size for each in used if each.path_in_schema in (columns.text, columns.title)
-        )
-        count = min(max(1, -(-size // unit_bytes)), max(1, group.num_rows))
-        edges = np.linspace(0, group.num_rows, count + 1).astype(int).tolist()
-        for start, stop in pairwise(edges):
-            if stop > start:
-                yield Range(index, first + start, stop - start, 0, 0)
-        first += group.num_rows
+        chunks = [group.column(place) for place in range(group.num_columns)]
+        texts = [each for each in chunks if each.path_in_schema in (columns.text, columns.title)]
+        group_bytes = sum(each.total_uncompressed_size for each in texts)
+        parts = min(group.num_rows, max(1, -(-group_bytes // unit_bytes), -(-group.num_rows // unit_records)))
+        for start, stop in pairwise(np.linspace(0, group.num_rows, parts + 1).astype(int).tolist()):
+            part_bytes = group_bytes // parts
+            if records and (size + part_bytes > unit_bytes or records + stop - start > unit_records):
+                yield Range(index, first, records, 0, 0)
+                first, records, size = first + records, 0, 0
+            records, size = records + stop - start, size + part_bytes
+    if records:
+        yield Range(index, first, records, 0, 0)
 
 
-def _cut_text(index: int, file: SourceFile, columns: Columns, unit_bytes: int) -> Iterator[Range]:
+def _cut_text(index: int, file: SourceFile, columns: Columns, unit_bytes: int, unit_records: int) -> Iterator[Range]:
     if file.format in ("csv", "tsv"):
         _check_columns(file, columns.names, _header(file)[0])
     start = first = position = number = 0
@@ -198,7 +207,7 @@ def _cut_text(index: int, file: SourceFile, columns: Columns, unit_bytes: int) -
         if handle.read(2) in UTF16:
             raise CorpusError(f"{file.url} is UTF-16: convert it to UTF-8")
     for number, position in enumerate(_ends(file), 1):
-        if position - start >= unit_bytes:
+        if position - start >= unit_bytes or number - first >= unit_records:
             yield Range(index, first, number - first, start, position - start)
             start, first = position, number
     if position > start:

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from e5 import prompts
 from e5.corpus import parts
 from e5.corpus.parts import Folder, Footer
-from e5.corpus.plan import Plan
+from e5.corpus.plan import Options, Plan
 from e5.corpus.sources import check_unchanged, read
 from e5.embedder import Embedder, normalize
 from e5.errors import InputError
@@ -41,10 +43,10 @@ class Receipt:
     tokens: int
 
 
-def prepare(plan: Plan, unit: int, embedder: Embedder) -> Prepared:
+def prepare(plan: Plan, unit: int, embedder: Embedder, max_characters: int | None = None) -> Prepared:
     """Read and tokenize a unit. Rows without a text that can be embedded are rejected. Thread-safe.
 
-    Raises CorpusError if the input has changed.
+    `max_characters`: of a text. Raises CorpusError if the input has changed.
     """
     part, options = plan.units[unit], plan.options
     check_unchanged(plan.files[part.file])
@@ -56,7 +58,7 @@ def prepare(plan: Plan, unit: int, embedder: Embedder) -> Prepared:
         try:
             if row.problem is not None:
                 raise InputError(row.problem)
-            texts.append(check_text(options.columns.text, row.text))
+            texts.append(check_text(options.columns.text, row.text, max_characters))
             ids.append(row.id)
             rows.append(row.number)
         except InputError as error:
@@ -94,6 +96,24 @@ def compute(prepared: Prepared, plan: Plan, embedder: Embedder) -> Vectors:
     return normalize(vectors) if plan.options.normalize else vectors
 
 
+def table(prepared: Prepared, vectors: Vectors, options: Options) -> pa.Table:
+    """The rows of a unit: `parts.table_of` says which columns they have."""
+    owners: Sequence[int] = range(len(prepared.ids))
+    spans = None
+    if prepared.spans is not None:
+        owners = [index for index, windows in enumerate(prepared.spans) for _ in windows]
+        spans = [span for windows in prepared.spans for span in windows]
+    return parts.table_of(
+        [prepared.ids[index] for index in owners],
+        vectors,
+        options.vectors,
+        [prepared.tokens.lengths[index] for index in owners],
+        prepared.tokens.truncated,
+        [prepared.rows[index] for index in owners],
+        spans,
+    )
+
+
 def write(prepared: Prepared, vectors: Vectors, plan: Plan, folder: Folder) -> Receipt:
     """Write the unit's files. The part comes last, because with it the unit is done. Raises CorpusError."""
     texts, rejected = len(prepared.ids), len(prepared.rejected)
@@ -101,22 +121,8 @@ def write(prepared: Prepared, vectors: Vectors, plan: Plan, folder: Folder) -> R
     footer = Footer(plan.id, prepared.unit, records, texts, len(vectors), rejected)
     if rejected:
         folder.write(parts.rejected_name(plan.id, prepared.unit), parts.rejected_table(prepared.rejected, footer))
-    owners: Sequence[int] = range(texts)
-    spans = None
-    if prepared.spans is not None:
-        owners = [index for index, windows in enumerate(prepared.spans) for _ in windows]
-        spans = [span for windows in prepared.spans for span in windows]
-    table = parts.table_of(
-        [prepared.ids[index] for index in owners],
-        vectors,
-        plan.options.vectors,
-        [prepared.tokens.lengths[index] for index in owners],
-        prepared.tokens.truncated,
-        [prepared.rows[index] for index in owners],
-        spans,
-        footer,
-    )
-    folder.write(parts.part_name(plan.id, prepared.unit), table)
+    rows = table(prepared, vectors, plan.options).replace_schema_metadata(footer.to_metadata())
+    folder.write(parts.part_name(plan.id, prepared.unit), rows)
     return Receipt(prepared.unit, texts, rejected, prepared.tokens.total)
 
 

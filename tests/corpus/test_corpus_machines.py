@@ -22,13 +22,14 @@ from e5.corpus.errors import CorpusError
 from e5.corpus.identity import identify
 from e5.corpus.on_ray import run_on_ray
 from e5.corpus.parts import Folder, part_name, read_part, to_vectors
-from e5.corpus.plan import Options
+from e5.corpus.plan import Options, UnitSize
 from e5.corpus.sources import Columns
 from e5.corpus.unit import Receipt
 from e5_cog.server import free_port
 from tests.corpus.test_corpus_runs import command, contents, environment, planned, settings, text_of
 
 BUCKET = "s3://corpora"
+SIZE = UnitSize(2_000, 10**6)
 
 
 @pytest.fixture
@@ -135,7 +136,7 @@ def bucket(variables: None, monkeypatch: pytest.MonkeyPatch, source: Path) -> It
 
 def test_bucket_to_bucket_and_killed_in_between(bucket: str, options: Options, library: Embedder) -> None:
     folder = Folder(f"{BUCKET}/out")
-    plan = plans.settle(folder, options, [bucket], 2_000)
+    plan = plans.settle(folder, options, [bucket], SIZE)
     program = command(Path("x"), Path("y"))[:3]
     arguments = [*program, bucket, "--out", f"{BUCKET}/out"]
     process = subprocess.Popen(arguments, env=os.environ)
@@ -163,8 +164,8 @@ def test_first_plan_in_a_bucket_wins(bucket: str, options: Options) -> None:
 
 def test_changed_object_is_refused(bucket: str, options: Options) -> None:
     folder = Folder(f"{BUCKET}/out")
-    plans.settle(folder, options, [bucket], 2_000)
+    plans.settle(folder, options, [bucket], SIZE)
     folder.filesystem.pipe_file("corpora/in/texts.txt", b"other texts")
     folder.filesystem.invalidate_cache()
     with pytest.raises(CorpusError, match=r"texts.txt has changed since the run was planned"):
-        plans.settle(folder, options, [bucket], 2_000)
+        plans.settle(folder, options, [bucket], SIZE)

@@ -26,7 +26,7 @@ from e5.corpus import plan as plans
 from e5.corpus.errors import CorpusError
 from e5.corpus.identity import identify
 from e5.corpus.parts import Folder, part_name, read_part, rejected_name, to_vectors
-from e5.corpus.plan import Options, Plan
+from e5.corpus.plan import Options, Plan, UnitSize
 from e5.corpus.processes import Share
 from e5.corpus.sources import Columns
 from e5.corpus.unit import Receipt
@@ -71,7 +71,7 @@ def settings() -> Settings:
 def planned(folder: Path, options: Options, source: Path, size: int = 2_000) -> tuple[Plan, Folder]:
     """A plan of small units, which the program then goes on with."""
     output = Folder(str(folder))
-    return plans.settle(output, options, [str(source)], size), output
+    return plans.settle(output, options, [str(source)], UnitSize(size, 10**6)), output
 
 
 def everything(plan: Plan, folder: Folder, embedder: Embedder) -> dict[int, str]:
@@ -541,6 +541,12 @@ def test_lance_table_has_the_rows_their_texts_and_the_same_order(
 def test_units_take_about_a_minute() -> None:
     flagship, tiny = catalog.get("e5-mistral-7b-instruct"), catalog.get("e5-mistral-tiny")
     # 48,500 tokens/s are predicted for an H200 (docs/performance-notes.md); 60 s of them are 2.9 M tokens.
-    assert 1.5e6 < plans.unit_bytes(flagship, "cuda") / plans.BYTES_PER_TOKEN < 3.0e6
-    assert plans.unit_bytes(flagship, "cpu") == plans.BYTES_PER_TOKEN * plans.MIN_UNIT_TOKENS
-    assert plans.unit_bytes(tiny, "cpu") / plans.BYTES_PER_TOKEN > 5e5
+    assert 1.5e6 < plans.unit_size(flagship, "cuda").bytes / plans.BYTES_PER_TOKEN < 3.0e6
+    assert plans.unit_size(flagship, "cpu").bytes == plans.BYTES_PER_TOKEN * plans.MIN_UNIT_TOKENS
+    assert plans.unit_size(tiny, "cpu").bytes / plans.BYTES_PER_TOKEN > 5e5
+
+
+def test_vectors_of_a_unit_have_a_quarter_of_a_gigabyte_at_most() -> None:
+    for name in catalog.names():
+        model = catalog.get(name)
+        assert plans.unit_size(model, "cuda").records * model.dimensions * 4 <= 2**28

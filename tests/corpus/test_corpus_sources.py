@@ -79,9 +79,12 @@ def test_every_row_is_read_exactly_once(tmp_path: Path, name: str, count: int) -
     for unit_bytes in (1, 10, 333, 4096, 10**9):
         assert rows_of(file, unit_bytes) == expected
     assert len(cut(0, file, COLUMNS, 1)) >= count
-    assert len(cut(0, file, COLUMNS, 10**9)) == (
-        1 if name != "a.parquet" else pq.ParquetFile(tmp_path / name).num_row_groups
-    )
+    assert len(cut(0, file, COLUMNS, 10**9)) == 1
+    for unit_records in (1, 7, 49):
+        units = cut(0, file, COLUMNS, 10**9, unit_records)
+        assert max(unit.records for unit in units) <= unit_records
+        assert sum(unit.records for unit in units) == count + first
+        assert len(units) <= 2 * -(-(count + first) // unit_records)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
@@ -243,6 +246,16 @@ def test_hidden_files_the_output_and_odd_names(tmp_path: Path) -> None:
     found = find([str(tmp_path)], without=f"file://{tmp_path}/out")
     assert [file.name for file in found] == ["a[1].txt", "b.txt"]
     assert [file.name for file in find([str(tmp_path / "a[1].txt")])] == ["a[1].txt"]
+
+
+def test_small_row_groups_are_joined_and_large_ones_cut(tmp_path: Path) -> None:
+    table = pa.table({"text": pa.array(["x" * 100] * 6000)})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=10, use_dictionary=False, compression="none")
+    pq.write_table(table, tmp_path / "b.parquet", row_group_size=6000, use_dictionary=False, compression="none")
+    for file in find([str(tmp_path)]):
+        sizes = [unit.records for unit in cut(0, file, Columns(), 104 * 1000)]
+        assert sum(sizes) == 6000 and 6 <= len(sizes) <= 8
+        assert max(sizes) <= 1001
 
 
 def test_file_that_has_become_shorter_is_refused(tmp_path: Path) -> None:
