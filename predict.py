@@ -8,9 +8,9 @@ import asyncio
 import os
 
 import cog
-from cog import BaseModel, BasePredictor, Input
+from cog import BaseModel, BasePredictor, Input, Path
 
-from e5.serving.request import EmbedRequest
+from e5.serving.request import FileRequest, read_request
 from e5.serving.service import Service
 from e5.settings import Settings
 from e5_cog.housekeeping import clean_periodically, keep_private
@@ -23,6 +23,7 @@ NORMALIZE_HELP = "Scale each returned vector to length 1, so that a dot product 
 QUERIES_HELP = "More queries, as a list: their vectors follow the single query's."
 DOCUMENTS_HELP = "More documents, as a list: their vectors follow the single document's."
 FORMAT_HELP = "float: lists. base64: float32 bytes. float16, int8, ubinary: fewer bytes. tokens: token ids, no vectors."
+FILE_HELP = "Many texts: JSONL, CSV or Parquet with a column text (or query, id, title), or txt. Gives back Parquet."
 LONG_TEXTS_HELP = "Texts that are too long for the model. truncate: cut. error: refuse. average: the mean over windows."
 
 
@@ -38,6 +39,7 @@ class Output(BaseModel):  # type: ignore[misc]  # mypy skips cog
     truncated: list[int]
     token_ids: list[list[int]] | None
     pieces: list[list[str]] | None
+    file: Path | None
 
 
 class Predictor(BasePredictor):  # type: ignore[misc]
@@ -72,14 +74,19 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         long_texts: str = Input(
             description=LONG_TEXTS_HELP, default="truncate", choices=["truncate", "error", "average"]
         ),
+        file: Path | None = Input(description=FILE_HELP, default=None),
     ) -> Output:
         """Embed the texts. Raises InputError, whose message names the input, the cause and the cure."""
-        request = EmbedRequest.from_inputs(
-            self.service.limits, task, query, document, normalize, queries, documents, encoding_format, long_texts
+        request = read_request(
+            self.service.limits, task, query, document, normalize, queries, documents, encoding_format, long_texts, file
         )
-        result = await self.service.embed(request)
+        if isinstance(request, FileRequest):
+            result = await self.service.embed_file(request, report=print)
+        else:
+            result = await self.service.embed(request)
         for warning in result.warnings:
             print(f"Warning: {warning}")
         for name, value in result.metrics.items():
             self.record_metric(name, value)
-        return Output(**vars(result.output))
+        output = result.output
+        return Output(**vars(output) | {"file": Path(output.file) if output.file else None})

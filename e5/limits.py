@@ -23,7 +23,8 @@ For an encoder's 512 tokens that is 128,000. One million characters can keep XLM
 class Limits:
     """The values of E5_MAX_TEXTS and so on (`e5.settings.LIMITS`).
 
-    `characters`: None means no limit here; `Settings` replaces it by the model's default.
+    `characters`: None means no limit here; `Settings` replaces it by the model's default. `file_seconds`: for the input
+    `file`; Replicate ends a prediction after 30 minutes. `file_bytes`: of the vectors of a file.
     """
 
     texts: int = 2_048
@@ -31,6 +32,8 @@ class Limits:
     request_tokens: int = 1_000_000
     queued_tokens: int = 4_000_000
     answer_numbers: int = 2_000_000
+    file_seconds: int = 1_500
+    file_bytes: int = 2**28
 
     def check_texts(self, texts: Sequence[str], repeated: int = 0) -> None:
         """Raise InputError for too many texts, or too many characters in total.

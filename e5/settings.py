@@ -1,4 +1,4 @@
-"""Configuration: eleven environment variables, read once and validated at startup. Five of them are limits.
+"""Configuration: thirteen environment variables, read once and validated at startup. Seven of them are limits.
 
 Checks that depend on the model or the machine (does the model have this source? is there a GPU?) are in
 `e5.weights.locate` and `e5.network.device`.

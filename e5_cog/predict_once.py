@@ -6,12 +6,16 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
+
+import cog
 
 import predict
 from e5.errors import InputError, ModelError, SettingsError, WeightsError
-from e5.serving.request import EmbedRequest
+from e5.serving.request import read_request
 from e5.settings import Settings
 from e5_cog import static_schema
 from e5_cog.openapi import write_atomically
@@ -25,27 +29,39 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     try:
         inputs = read_inputs(arguments.input, arguments.json, static_schema.read(ROOT / "predict.py"))
-        EmbedRequest.from_inputs(Settings.from_environment().limits, **inputs)
+        read_request(Settings.from_environment().limits, **inputs)
         check_writable(arguments.output)
         with contextlib.redirect_stdout(sys.stderr):
-            text = asyncio.run(answer(inputs))
+            output = asyncio.run(answer(inputs))
+            move_file(output, arguments.output)
     except (InputError, SettingsError) as error:
         return complain(parser.prog, error, 2)
     except (WeightsError, ModelError, FloatingPointError) as error:
         return complain(parser.prog, error, 1)
     except KeyboardInterrupt:
         return 130
+    text = json.dumps(output, default=lambda rows: rows.tolist(), allow_nan=False)
     return deliver(text + "\n", arguments.output)
 
 
-async def answer(inputs: Json) -> str:
-    """Run setup() and predict(); return the output as JSON."""
+async def answer(inputs: Json) -> Json:
+    """Run setup() and predict(); return the output."""
     predictor = predict.Predictor()
     umask = os.umask(0o077)
     await predictor.setup()
-    os.umask(umask)  # setup() changes it, but the output file is the user's
-    output = await predictor.predict(**inputs)
-    return json.dumps(dataclasses.asdict(output), default=lambda rows: rows.tolist(), allow_nan=False)
+    os.umask(umask)  # setup() changes both, but the output file is the user's, and no server cleans up here
+    tempfile.tempdir = None
+    return dataclasses.asdict(await predictor.predict(**inputs))
+
+
+def move_file(output: Json, beside: Path | None) -> None:
+    """Move a returned file into the current folder, or beside the output; its name takes the place of its path."""
+    if output["file"] is not None:
+        source = Path(output["file"])
+        target = beside.with_suffix(source.suffix) if beside else Path(source.name)
+        shutil.move(source, target)
+        source.parent.rmdir()
+        output["file"] = str(target)
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -56,7 +72,7 @@ def argument_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an input: plain text, true or false; repeat it for each item of a list",
+        help="an input: plain text, true or false, or @FILE for a file; repeat it for each item of a list",
     )
     parser.add_argument("--json", metavar="JSON|@FILE|@-", help="all inputs as one JSON object; @- reads stdin")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the output to FILE instead of stdout")
@@ -70,6 +86,7 @@ def read_inputs(pairs: list[str], text: str | None, signature: Signature) -> Jso
     given = from_pairs(pairs, signature) if text is None else from_json(text)
     for name, value in given.items():
         check_value(name, value, signature)
+    given |= {name: read_file(name, given[name]) for name in given if is_file(name, signature) and given[name]}
     missing = [name for name in signature.required if name not in given]
     if missing:
         raise InputError(f"`{missing[0]}` is missing")
@@ -113,6 +130,20 @@ def known_input(name: str, signature: Signature) -> Json:
     if name not in signature.inputs:
         raise InputError(f"there is no input `{name}`: the inputs are {', '.join(signature.inputs)}")
     return {**signature.inputs[name], **signature.enums.get(name, {})}
+
+
+def is_file(name: str, signature: Signature) -> bool:
+    return bool(known_input(name, signature).get("format") == "uri")
+
+
+def read_file(name: str, value: str) -> cog.Path:
+    """The file of @FILE. Raises InputError."""
+    if not value.startswith("@"):
+        raise InputError(f"`{name}` is {shown(value)}: pass @ and the name of a file")
+    path = cog.Path(value[1:])
+    if not path.is_file():
+        raise InputError(f"`{name}`: there is no file {path}")
+    return path
 
 
 def check_value(name: str, value: object, signature: Signature) -> None:

@@ -3,7 +3,7 @@
 Cog's parser silently drops or mangles code that it does not understand: a computed default makes its input required,
 adjacent strings keep their quotes in the description. This reader returns Cog's result for the subset of Python that
 both understand, and rejects the rest with its line. It covers the needs of an embedding model (str, int, float, bool
-and lists of them), not files, secrets, dicts, numeric bounds or streaming outputs.
+and lists of them, and files), not secrets, dicts, numeric bounds or streaming outputs.
 """
 
 import ast
@@ -91,7 +91,7 @@ class _Reader:
         kind, nullable = self._type(parameter.annotation, parameter, nested=False)
         entry: Json = {"title": _title(name), **kind}
         if "choices" in arguments:
-            if kind["type"] not in ("string", "integer") or not isinstance(arguments["choices"], list):
+            if kind not in ({"type": "string"}, {"type": "integer"}) or not isinstance(arguments["choices"], list):
                 raise self._error(call, f"`{name}`: choices are a list of str or int, like the input")
             enums[name] = {"description": "An enumeration.", "enum": arguments["choices"], "title": name, **kind}
             entry = {"allOf": [{"$ref": f"#/components/schemas/{name}"}]}
@@ -157,6 +157,9 @@ class _Reader:
         """An annotation's schema, and whether it is nullable. `nested` allows lists of lists, for outputs."""
         if isinstance(node, ast.Name) and node.id in PRIMITIVES:
             return {"type": PRIMITIVES[node.id]}, False
+        if isinstance(node, ast.Name) and node.id == "Path":
+            self._need_import(node, "Path")
+            return {"type": "string", "format": "uri"}, False
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
             if isinstance(node.right, ast.Constant) and node.right.value is None:
                 return self._type(node.left, at, nested=nested)[0], True

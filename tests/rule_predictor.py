@@ -9,7 +9,7 @@ A text's vector is (characters, words, 0, 1). Some words in a text change the pr
 | break | raises RuntimeError |
 | die | ends the worker process |
 
-It reads eight words of a text; its tokens are the words.
+It reads eight words of a text; its tokens are the words. It returns a file as it came, with its lines as texts.
 """
 
 import asyncio
@@ -18,10 +18,12 @@ import math
 import operator
 import os
 import re
+import shutil
 import struct
+import tempfile
 
 import cog
-from cog import BaseModel, BasePredictor, Input
+from cog import BaseModel, BasePredictor, Input, Path
 
 from e5.errors import InputError
 from e5_cog.repository import ROOT
@@ -44,6 +46,7 @@ class Output(BaseModel):  # type: ignore[misc]
     truncated: list[int]
     token_ids: list[list[int]] | None
     pieces: list[list[str]] | None
+    file: Path | None
 
 
 def vector(text: str) -> list[float]:
@@ -81,9 +84,11 @@ class Predictor(BasePredictor):  # type: ignore[misc]
             default="float", choices=["float", "base64", "float16", "int8", "ubinary", "tokens"]
         ),
         long_texts: str = Input(default="truncate", choices=["truncate", "error", "average"]),
+        file: Path | None = Input(default=None),
     ) -> Output:
         """Compute the vectors, or the effect of a word in the texts."""
-        optional = [query, *(queries or []), document, *(documents or [])]
+        lines = file.read_text().splitlines() if file else []
+        optional = [query, *(queries or []), document, *(documents or []), *lines]
         texts = [text for text in optional if text is not None]
         for text in texts:
             if pause := re.search(r"sleep ([\d.]+)", text):
@@ -118,4 +123,5 @@ class Predictor(BasePredictor):  # type: ignore[misc]
             truncated=long if long_texts == "truncate" else [],
             token_ids=[[len(word) for word in each] for each in words] if encoding_format == "tokens" else None,
             pieces=words if encoding_format == "tokens" else None,
+            file=file and Path(shutil.copy(file, f"{tempfile.mkdtemp()}/copy.txt")),
         )

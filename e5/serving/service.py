@@ -4,9 +4,13 @@ Importing this module does not load torch; `Service.start` does.
 """
 
 import asyncio
+import shutil
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -17,7 +21,7 @@ from e5.limits import Limits
 from e5.network import openmp
 from e5.prompts import DEFAULT_TASK
 from e5.serving import serialize
-from e5.serving.request import EmbedRequest
+from e5.serving.request import EmbedRequest, FileRequest
 from e5.serving.tokenizing import TokenizerPool
 from e5.settings import Settings
 from e5.tokens import Tokens
@@ -32,6 +36,9 @@ INLINE_CHARACTERS, INLINE_FLOATS = 4_096, 65_536
 """The event loop itself tokenizes and encodes up to these sizes, which takes milliseconds. Larger requests use worker
 threads, so that health checks and cancellations don't wait."""
 
+JOB = "e5-file-"
+"""Beginning of the name of a file job's temporary folder."""
+
 
 @dataclass(frozen=True)
 class EncodedOutput:
@@ -39,7 +46,8 @@ class EncodedOutput:
 
     `scales`: for int8, vector ≈ scale × int8. `score` needs exactly one query and one document, `scores`
     [queries, documents] at least one of each. `tokens`: tokens of each text before truncation, with prompt and special
-    tokens; `truncated`: indices of the texts that were cut. `token_ids` and `pieces`: for the format `tokens`.
+    tokens; `truncated`: indices of the texts that were cut. `token_ids` and `pieces`: for the format `tokens`. `file`:
+    Parquet, for a file of texts.
     """
 
     tokens: serialize.JsonArray
@@ -51,6 +59,7 @@ class EncodedOutput:
     scores: serialize.JsonArray | None = None
     token_ids: serialize.JsonArray | None = None
     pieces: serialize.JsonArray | None = None
+    file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -109,15 +118,8 @@ class Service:
         started = time.perf_counter()
         tokens, warnings = await self._tokenize(request)
         tokenized = time.perf_counter()
-        metrics: Metrics = {
-            "model": self.embedder.model.name,
-            "dtype": self.embedder.dtype,
-            "max_tokens": self.embedder.tokenizer.max_tokens,
-            "texts": len(tokens.lengths),
-            "input_tokens": tokens.total,
-            "truncated": len(tokens.truncated),
-            "tokenize_ms": _milliseconds(tokenized - started),
-        }
+        metrics = self._metrics(len(tokens.lengths), tokens.total, len(tokens.truncated))
+        metrics["tokenize_ms"] = _milliseconds(tokenized - started)
         if request.encoding_format == "tokens":
             self.limits.check_token_ids(tokens.total)
             return EmbedResult(self._list_tokens(tokens), metrics, warnings)
@@ -135,6 +137,42 @@ class Service:
         }
         return EmbedResult(output, metrics, warnings)
 
+    async def embed_file(self, request: FileRequest, report: Callable[[str], None]) -> EmbedResult:
+        """Embed a file of texts into a Parquet file in a folder of its own. `report` gets a line of progress at times.
+
+        Raises InputError for the file, a row that cannot be embedded, and one of more rows than fit into the limits.
+        """
+        try:
+            from e5.serving.files import FileJob
+        except ImportError as error:
+            raise InputError(
+                f"this server has no {error.name}, which `file` needs: pip install 'e5-cog[cog]'"
+            ) from None
+
+        folder = Path(tempfile.mkdtemp(prefix=JOB))
+        try:
+            result = await FileJob(self.batcher, self.limits, request, folder, report).run()
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        metrics = self._metrics(result.texts, result.tokens, result.truncated)
+        warnings = [self._cut(result.truncated, result.texts)] if result.truncated else []
+        empty = serialize.json_ints([])
+        return EmbedResult(EncodedOutput(empty, empty, file=result.path), metrics, warnings)
+
+    def _metrics(self, texts: int, tokens: int, truncated: int) -> Metrics:
+        return {
+            "model": self.embedder.model.name,
+            "dtype": self.embedder.dtype,
+            "max_tokens": self.embedder.tokenizer.max_tokens,
+            "texts": texts,
+            "input_tokens": tokens,
+            "truncated": truncated,
+        }
+
+    def _cut(self, truncated: int, texts: int) -> str:
+        return f"{truncated:,} of {texts:,} texts were cut to {self.embedder.tokenizer.max_tokens} tokens"
+
     async def _tokenize(self, request: EmbedRequest) -> tuple[Tokens, list[str]]:
         """The request's tokens, and warnings. Raises InputError."""
         embedder = self.embedder
@@ -149,7 +187,7 @@ class Service:
         if truncated := tokens.truncated:
             if request.long_texts == "error":
                 raise embedder.too_long(request.name(truncated[0]), tokens.lengths[truncated[0]])
-            warnings += [f"{len(truncated)} of {len(tokens)} texts were cut to {embedder.tokenizer.max_tokens} tokens"]
+            warnings.append(self._cut(len(truncated), len(tokens)))
         return tokens, warnings
 
     def _list_tokens(self, tokens: Tokens) -> EncodedOutput:

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import e5
 import predict
 from e5 import DEFAULT_TASK, Embedder
+from e5.corpus.parts import to_vectors
 from e5_cog import predict_once as cli
 from e5_cog.repository import ROOT
 
-NO_TEXT = "there is no text: pass at least one of `query`, `document`, `queries`, `documents`"
+NO_TEXT = "there is no text: pass at least one of `query`, `document`, `queries`, `documents`, `file`"
 
 
 @pytest.fixture(autouse=True)
@@ -193,3 +195,37 @@ def test_help_lists_the_flags_of_cog_predict(capsys: pytest.CaptureFixture[str])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert all(flag in text for flag in ("-i", "--input", "--json", "-o", "--output", "@-"))
+
+
+def test_file_becomes_vectors_beside_the_output(tmp_path: Path, library: Embedder) -> None:
+    texts = ["The tower is 300 m high.", "A recipe for soup."]
+    source = tmp_path / "texts.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    done = run("-i", f"file=@{source}", "-o", str(tmp_path / "answer.json"))
+    assert done.returncode == 0, done.stderr
+    answer = json.loads((tmp_path / "answer.json").read_text())
+    assert (answer["file"], answer["embeddings"]) == (str(tmp_path / "answer.parquet"), None)
+    vectors = to_vectors(pq.read_table(tmp_path / "answer.parquet"), "float32")
+    np.testing.assert_allclose(vectors, library.embed_documents(texts), atol=1e-4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answer.json", "answer.parquet", "texts.jsonl"]
+    in_json = run("--json", json.dumps({"file": f"@{source}"}), "-o", str(tmp_path / "again.json"))
+    assert in_json.returncode == 0
+    assert (tmp_path / "again.parquet").read_bytes() == (tmp_path / "answer.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-i", "file=texts.jsonl"), '`file` is "texts.jsonl": pass @ and the name of a file'),
+        (("-i", "file=@missing.jsonl"), "`file`: there is no file missing.jsonl"),
+        (("-i", "file=@README.md", "-i", "query=a"), "`file` goes alone"),
+        (("-i", "file=@README.md", "-i", "encoding_format=tokens"), "with `file` choose one of"),
+    ],
+)
+@pytest.mark.usefixtures("no_model")
+def test_bad_file_is_refused_before_the_model_is_loaded(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert cli.main([*arguments]) == 2
+    assert message in capsys.readouterr().err

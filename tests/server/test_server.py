@@ -176,7 +176,7 @@ def test_million_characters_are_truncated_to_the_model_s_limit(client: httpx.Cli
 
 # Invalid requests: the prediction fails, the server keeps running
 
-NO_TEXT = "there is no text: pass at least one of `query`, `document`, `queries`, `documents`"
+NO_TEXT = "there is no text: pass at least one of `query`, `document`, `queries`, `documents`, `file`"
 CURE = "pass the text to embed, or leave it out"
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from e5_cog import housekeeping
-from e5_cog.housekeeping import clean_periodically, keep_private, remove_leftovers
+from e5_cog.housekeeping import clean_periodically, keep_private, remove_files, remove_leftovers
 
 
 def make(folder: Path, *inner: str, age: float) -> Path:
@@ -62,6 +63,8 @@ def test_only_old_spilled_texts_of_this_user_are_removed(tmp_path: Path) -> None
 def cog_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folders = tmp_path / "coglet" / "predictions"
     monkeypatch.setattr(housekeeping, "COG_FOLDERS", folders)
+    monkeypatch.setattr(housekeeping, "FILES", folders.parent / "files")
+    monkeypatch.setattr(tempfile, "tempdir", None)
     umask = os.umask(0o022)
     yield folders
     os.umask(umask)
@@ -88,6 +91,30 @@ def test_another_user_s_folder_is_a_warning(cog_folders: Path, caplog: pytest.Lo
 
 def test_missing_folder_is_no_error(tmp_path: Path) -> None:
     assert remove_leftovers(tmp_path / "nowhere", time.time()) == 0
+    assert remove_files(tmp_path / "nowhere", time.time()) == 0
+
+
+def test_only_old_files_of_jobs_and_downloads_are_removed(tmp_path: Path) -> None:
+    def aged(name: str, age: float) -> Path:
+        path = tmp_path / name
+        if name.startswith("e5-file-"):
+            path.mkdir()
+            (path / "vectors.parquet").touch()
+        else:
+            path.touch()
+        os.utime(path, (time.time() - age,) * 2)
+        return path
+
+    old = [aged("e5-file-a", 700), aged("tmpx.jsonl", 700)]
+    kept = [aged("e5-file-b", 10), aged("tmpy.jsonl", 10), aged("other", 700)]
+    assert remove_files(tmp_path, time.time() - 600) == 2
+    assert not any(path.exists() for path in old) and all(path.exists() for path in kept)
+
+
+def test_temporary_files_of_the_server_are_private(cog_folders: Path) -> None:
+    keep_private()
+    assert Path(tempfile.gettempdir()) == housekeeping.FILES and housekeeping.FILES.is_relative_to(cog_folders.parent)
+    assert stat.S_IMODE(housekeeping.FILES.parent.stat().st_mode) == 0o700
 
 
 def test_task_cleans_again_after_each_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

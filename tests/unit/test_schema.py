@@ -19,6 +19,7 @@ from e5_cog.repository import ROOT
 from e5_gateway.settings import GatewaySettings
 
 TEXT = {"type": "string"}
+FILE = {"type": "string", "format": "uri"}
 TEXTS = {"type": "array", "items": TEXT}
 INTEGERS = {"type": "array", "items": {"type": "integer"}}
 NUMBERS = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
@@ -86,6 +87,14 @@ INPUT = {
             "description": predict.LONG_TEXTS_HELP,
             "x-order": 7,
         },
+        "file": {
+            "title": "File",
+            "default": None,
+            "nullable": True,
+            "description": predict.FILE_HELP,
+            "x-order": 8,
+            **FILE,
+        },
     },
 }
 OUTPUT = {
@@ -101,6 +110,7 @@ OUTPUT = {
         "truncated": {"title": "Truncated", **INTEGERS},
         "token_ids": {"title": "Token Ids", "nullable": True, "type": "array", "items": INTEGERS},
         "pieces": {"title": "Pieces", "nullable": True, "type": "array", "items": TEXTS},
+        "file": {"title": "File", "nullable": True, **FILE},
     },
     "required": ["tokens", "truncated"],
 }
@@ -190,6 +200,29 @@ def test_inputs_get_cog_s_schema(tmp_path: Path, annotation: str, arguments: str
     assert read(tmp_path, source).inputs["text"] == {"title": "Text", "x-order": 0, **entry}
 
 
+def test_files_get_cog_s_schema(tmp_path: Path) -> None:
+    """As Cog 0.23's own parser writes it."""
+    source = PREDICTOR.replace("BasePredictor, Input", "BasePredictor, Input, Path")
+    source = source.replace("    score: float | None", "    file: Path\n    files: list[Path] | None")
+    signature = read(
+        tmp_path, source.replace('text: str = Input(description="A text.", default="x")', "text: Path = Input()")
+    )
+    assert signature.inputs["text"] == {"title": "Text", "x-order": 0, **FILE}
+    assert signature.required == ("text",)
+    assert signature.output["properties"]["file"] == {"title": "File", **FILE}
+    assert signature.output["properties"]["files"] == {
+        "title": "Files",
+        "nullable": True,
+        "type": "array",
+        "items": FILE,
+    }
+    with_choices = source.replace('default="x"', 'default=None, choices=["a"]').replace(
+        "text: str", "text: Path | None"
+    )
+    with pytest.raises(static_schema.SignatureError, match="choices are a list"):
+        read(tmp_path, with_choices)
+
+
 def test_choices_from_a_constant(tmp_path: Path) -> None:
     source = PREDICTOR.replace("class Output", 'KINDS = ["a", "b"]\n\nclass Output', 1)
     signature = read(tmp_path, source.replace('default="x"', 'default="a", choices=KINDS'))
@@ -225,7 +258,8 @@ CALL = 'Input(description="A text.", default="x")'
         ("text: str", "text", r"no such type here: \(none given\)"),
         ("text: str", "text: list[list[str]]", r"no such type here: list\[list\[str\]\]"),
         ("text: str", "text: list[str | None]", "no such type here"),
-        ("text: str", "text: Path", "no such type here: Path"),
+        ("text: str", "text: Path", "Path is not imported from cog"),
+        ("text: str", "text: list[list[Path]]", "Path is not imported from cog"),
         ("text: str", "Output: str", "overwrites the schema's component"),
         ("self, text", "self, *, text", "only plain arguments"),
         (") -> Output", ") -> Output | None", "must return a BaseModel"),
@@ -280,7 +314,9 @@ def test_cog_yaml_has_only_keys_that_cog_knows() -> None:
 
 def test_image_pins_versions_from_the_library_s_ranges() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    ranges = {requirement.name: requirement.specifier for requirement in map(Requirement, project["dependencies"])}
+    needed = [*project["dependencies"], *project["optional-dependencies"]["cog"]]
+    ranges = {requirement.name: requirement.specifier for requirement in map(Requirement, needed)}
+    del ranges["cog"]  # its build installs itself
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
     assert {pin.name for pin in pins} == set(ranges)

@@ -28,9 +28,11 @@ def test_all_variables_are_read(tmp_path: Path) -> None:
         "E5_MAX_REQUEST_TOKENS": "3",
         "E5_MAX_QUEUED_TOKENS": "4",
         "E5_MAX_ANSWER_NUMBERS": "5",
+        "E5_MAX_FILE_SECONDS": "6",
+        "E5_MAX_FILE_BYTES": "7",
         "PATH": "/bin",
     }
-    limits = Limits(texts=1, characters=2, request_tokens=3, queued_tokens=4, answer_numbers=5)
+    limits = Limits(1, 2, request_tokens=3, queued_tokens=4, answer_numbers=5, file_seconds=6, file_bytes=7)
     want = Settings("e5-small", tmp_path, "merged", "cuda:1", "float16", 2048, limits)
     assert Settings.from_environment(environ) == want
 
