@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from e5.errors import SettingsError
-from e5_gateway import cog_api, cohere_api, documentation, openai_api, replicate_api, tei_api, web_page
+from e5_gateway import cog_api, cohere_api, documentation, files_api, openai_api, replicate_api, tei_api, web_page
 from e5_gateway.access import Access
 from e5_gateway.destinations import Destinations
 from e5_gateway.errors import GatewayError
@@ -22,6 +22,7 @@ from e5_gateway.requests import BodyBudget
 from e5_gateway.settings import GatewaySettings
 from e5_gateway.store import Prediction, Store
 from e5_gateway.targets import Targets
+from e5_gateway.uploads import Uploads
 from e5_gateway.webhooks import Webhooks
 
 ERROR_FORMATS = (openai_api.ERRORS, cohere_api.ERRORS, replicate_api.ERRORS, tei_api.ERRORS, cog_api.ERRORS)
@@ -39,7 +40,8 @@ def create(settings: GatewaySettings) -> FastAPI:
         return replicate_api.render(prediction, settings.public_url or prediction.base)
 
     webhooks = Webhooks(store, metrics, destinations, webhook_body)
-    predictions = Predictions(targets, store, webhooks, metrics, settings)
+    uploads = Uploads(store, destinations)
+    predictions = Predictions(targets, store, uploads, webhooks, metrics, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -59,8 +61,9 @@ def create(settings: GatewaySettings) -> FastAPI:
     )
     app.include_router(cohere_api.router(targets, settings, metrics))
     app.include_router(replicate_api.router(targets, predictions, settings))
+    app.include_router(files_api.router(uploads, settings))
     app.include_router(tei_api.router(targets, settings, metrics))
-    app.include_router(cog_api.router(targets, settings))
+    app.include_router(cog_api.router(targets, uploads, settings))
     app.include_router(documentation.router(targets, settings))
 
     @app.api_route("/metrics", methods=["GET", "HEAD"])

@@ -19,6 +19,7 @@ from e5_gateway.requests import cancel_on_disconnect, read_json
 from e5_gateway.settings import GatewaySettings
 from e5_gateway.target import OWN_ID, Target, TargetResponse, new_id
 from e5_gateway.targets import Targets
+from e5_gateway.uploads import Uploads
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 WEBHOOK = "`webhook` goes with POST /v1/predictions: on this path the server itself would send it, to any address"
@@ -38,7 +39,7 @@ class BadResponse(GatewayError):
         self.response = response
 
 
-def router(targets: Targets, settings: GatewaySettings) -> APIRouter:
+def router(targets: Targets, uploads: Uploads, settings: GatewaySettings) -> APIRouter:
     routes = APIRouter()
     tickets: dict[str, Ticket[Target]] = {}  # by prediction id
 
@@ -47,6 +48,8 @@ def router(targets: Targets, settings: GatewaySettings) -> APIRouter:
         name = _check_new_id(body.get("id") if prediction_id is None else prediction_id)
         if body.get("webhook") is not None:
             raise GatewayError(422, WEBHOOK)
+        if isinstance(inputs := body.get("input"), dict):
+            body["input"] = await uploads.with_data(inputs, await targets.require_identity())
         path = f"/predictions/{name}" if method == "PUT" else "/predictions"
         headers = {"prefer": request.headers["prefer"]} if "prefer" in request.headers else {}
         content = orjson.dumps(body | ({"id": name} if method == "POST" or "id" in body else {}))

@@ -1,6 +1,6 @@
-"""Where webhooks may go: public addresses, and the inner hosts and networks that the operator names.
+"""Where webhooks may go and input files come from: public addresses, and inner ones that the operator names.
 
-A client of the gateway chooses the URL of its webhook. Without a limit it could make the gateway send requests to
+A client of the gateway chooses these URLs. Without a limit it could make the gateway send requests to
 services that only the gateway can reach: the Cog server (POST /shutdown ends it), a database, a cloud's metadata.
 """
 
@@ -28,12 +28,12 @@ NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are 
 
 
 class Refused(OSError):
-    """A webhook's address is not allowed."""
+    """The address is not allowed."""
 
 
 @dataclass(frozen=True)
 class Inner:
-    """The inner hosts and networks that webhooks may reach, of the option --webhooks-to."""
+    """The inner hosts and networks of the option --webhooks-to."""
 
     hosts: frozenset[str] = frozenset()
     networks: tuple[Network, ...] = ()
@@ -79,10 +79,19 @@ def literal(host: str) -> Address | None:
         return None
 
 
+def is_web_address(url: str) -> bool:
+    """Whether it is http(s)://HOST…"""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a bad port or IPv6 address
+        return False
+
+
 class Destinations:
     """Decides about each address at the moment of connecting to it, so it does not matter what DNS answered before.
 
-    `targets`: returns the Cog servers' URLs. No webhook reaches their addresses, or their ports on any inner address.
+    `targets`: returns the Cog servers' URLs. No request reaches their addresses, or their ports on any inner address.
     """
 
     def __init__(self, targets: Callable[[], Iterable[str]], inner: Inner) -> None:
@@ -95,7 +104,7 @@ class Destinations:
         parts = urlsplit(url)
         host = str(parts.hostname)
         if parts.username is not None or parts.password is not None:
-            return "must not have a user and password: receivers check the signature (webhook-signature)"
+            return "must not have a user and password"
         address = literal(host)
         name_may_be_public = address is None and host != "localhost"
         if name_may_be_public or host in self.inner.hosts or (address is not None and self._is_allowed(address)):

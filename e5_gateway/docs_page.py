@@ -9,7 +9,7 @@ import orjson
 
 from e5_gateway.errors import Json
 
-METHODS = ("get", "post", "put")
+METHODS = ("get", "post", "put", "delete")
 STYLE = resources.files("e5_gateway").joinpath("docs.css").read_text("utf-8")
 _HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 PAGE_POLICY = f"default-src 'none'; style-src 'sha256-{_HASH}'; frame-ancestors 'none'; base-uri 'none'"
@@ -47,7 +47,7 @@ def _operation(path: str, method: str, operation: Json, whole: Json) -> str:
     rows = [
         _row(each["name"], each["schema"], each.get("required"), whole, each.get("description")) for each in parameters
     ]
-    content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+    content = next(iter(operation.get("requestBody", {}).get("content", {}).values()), None)
     if content:
         schema = _resolved(content["schema"], whole)
         required = schema.get("required", ())
@@ -60,7 +60,7 @@ def _operation(path: str, method: str, operation: Json, whole: Json) -> str:
         command = f"curl -s localhost:8000{path} -H 'content-type: application/json' -d '{body}'"
         parts.append(f"<pre>{escape(command)}</pre>")
     success = next(_resolved(value, whole) for status, value in operation["responses"].items() if status != "default")
-    answer = _resolved(next(iter(success["content"].values()))["schema"], whole)
+    answer = _resolved(next(iter(success.get("content", {}).values()), {"schema": {}})["schema"], whole)
     fields = ", ".join(f"<code>{escape(name)}</code>" for name in answer.get("properties", {}))
     parts.append(f"<p>Answer: {_text(success['description'])}{f' Fields: {fields}.' if fields else ''}</p>")
     return f'<article id="{escape(operation["operationId"])}">{"".join(parts)}</article>'
@@ -85,7 +85,7 @@ def _type(schema: Json, whole: Json) -> str:
         return " or ".join(_type(_resolved(option, whole), whole) for option in schema["oneOf"])
     if schema.get("type") == "array":
         return f"list of {_type(_resolved(schema['items'], whole), whole)}"
-    return escape(schema.get("type", "any"))
+    return "file" if schema.get("format") == "binary" else escape(schema.get("type", "any"))
 
 
 def _resolved(schema: Json, whole: Json) -> Json:

@@ -8,10 +8,8 @@ waits until one is back) or if this process ends (it continues at the next start
 """
 
 import asyncio
-import base64
 import contextlib
 import itertools
-import secrets
 import sqlite3
 import time
 from dataclasses import dataclass, field, replace
@@ -25,15 +23,15 @@ from e5_gateway.logs import log
 from e5_gateway.metrics import Metrics
 from e5_gateway.queue import Ticket
 from e5_gateway.settings import GatewaySettings
-from e5_gateway.store import Prediction, PredictionSummary, Store
+from e5_gateway.store import Prediction, PredictionSummary, Store, new_public_id
 from e5_gateway.target import Target, new_id
 from e5_gateway.targets import MAX_ATTEMPTS, Targets
+from e5_gateway.uploads import Inputs, Uploads
 from e5_gateway.webhooks import END, START, Webhook, Webhooks
 
 PAUSES = (0.5, 1.0, 4.0, 10.0)
 """Seconds between attempts; the last one repeats."""
 PRUNE_SECONDS, STORE_SECONDS = 10.0, 2.0
-CROCKFORD = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", "0123456789abcdefghjkmnpqrstvwxyz")
 
 
 @dataclass(eq=False)
@@ -54,9 +52,15 @@ class Predictions:
     """`async with Predictions(…)`: continues unfinished predictions of an earlier process and deletes old ones."""
 
     def __init__(
-        self, targets: Targets, store: Store, webhooks: Webhooks, metrics: Metrics, settings: GatewaySettings
+        self,
+        targets: Targets,
+        store: Store,
+        uploads: Uploads,
+        webhooks: Webhooks,
+        metrics: Metrics,
+        settings: GatewaySettings,
     ) -> None:
-        self.targets, self.store, self.webhooks = targets, store, webhooks
+        self.targets, self.store, self.uploads, self.webhooks = targets, store, uploads, webhooks
         self.metrics, self.settings = metrics, settings
         self._active: dict[str, ActivePrediction] = {}
         self._closing = False
@@ -80,7 +84,7 @@ class Predictions:
         self,
         model: str,
         version: str,
-        inputs: bytes,
+        inputs: Inputs,
         base: str,
         webhook: Webhook | None,
         wait: float | None,
@@ -88,7 +92,7 @@ class Predictions:
     ) -> Prediction:
         """Accept a prediction. Return it once it is on disk, or with `wait`, at its end or after so many seconds.
 
-        `model`: owner/name. `inputs`: JSON. `base`: the gateway's address as the client knows it. `lifetime`: seconds
+        `model`: owner/name. `base`: the gateway's address as the client knows it. `lifetime`: seconds
         from now to its deadline. Raises Unavailable, QueueFull and GatewayError 503, and then has accepted nothing.
         """
         await self.targets.require_ready()
@@ -98,18 +102,18 @@ class Predictions:
             running = sum(not active.prediction.final for active in self._active.values())
             if running >= queue.capacity:
                 raise QueueFull(f"{queue.capacity:,} predictions", queue.retry_after())
-        ticket = queue.enter(len(inputs))
+        ticket = queue.enter(inputs.size)
         now = time.time()
         prediction = Prediction(
-            id=new_prediction_id(),
+            id=new_public_id(),
             model=model,
             version=version,
             status="starting",
             created_at=now,
             deadline=None if lifetime is None else now + lifetime,
             base=base,
-            input=inputs,
-            size=len(inputs),
+            input=inputs.content,
+            size=inputs.size,
             webhook=webhook.url if webhook else None,
             webhook_events=webhook.events if webhook else (),
             webhook_due=webhook is not None and END in webhook.events,
@@ -209,7 +213,9 @@ class Predictions:
                 if START in active.prediction.webhook_events and not active.start_sent:
                     active.start_sent = True
                     self.webhooks.send_start(active.prediction.id, started_at)
-                body = orjson.dumps({"id": new_id(), "input": orjson.Fragment(active.prediction.input)})
+                inputs = await self.uploads.inline(active.prediction.input, identity)
+                body = orjson.dumps({"id": new_id(), "input": orjson.Fragment(inputs)})
+                del inputs
                 result = await target.predict(body, model)
                 if result["status"] == "succeeded":
                     ticket.succeeded()
@@ -278,8 +284,3 @@ class Predictions:
             except sqlite3.Error as error:
                 log.error("not pruned", extra={"fields": {"error": str(error)}})
             await asyncio.sleep(PRUNE_SECONDS)
-
-
-def new_prediction_id() -> str:
-    """128 random bits in Crockford's base 32: 26 characters, as in Replicate's ids."""
-    return base64.b32encode(secrets.token_bytes(16)).decode().rstrip("=").translate(CROCKFORD)

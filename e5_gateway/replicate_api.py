@@ -6,12 +6,11 @@ clients read them.
 """
 
 import base64
-import contextlib
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, TypeGuard
-from urllib.parse import urlencode, urlsplit
+from typing import Any
+from urllib.parse import urlencode
 
 import jsonschema_rs
 import orjson
@@ -19,7 +18,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from e5_gateway.destinations import Destinations
+from e5_gateway.destinations import Destinations, is_web_address
 from e5_gateway.errors import MAX_QUOTE, ErrorFormat, GatewayError, Json, shorten
 from e5_gateway.predictions import Predictions
 from e5_gateway.requests import read_json
@@ -61,10 +60,6 @@ _schemas: dict[str, tuple[Json, jsonschema_rs.Validator]] = {}  # by version
 def router(targets: Targets, predictions: Predictions, settings: GatewaySettings) -> APIRouter:
     routes = APIRouter()
 
-    def own_address(request: Request) -> str:
-        """The gateway's address in a response: the public one, or that of the request, never that of another client."""
-        return settings.public_url or str(request.base_url).rstrip("/")
-
     async def create(request: Request, owner: str | None, name: str | None) -> Response:
         identity = await targets.require_identity()
         body = await read_json(request, settings.max_body_bytes)
@@ -76,12 +71,13 @@ def router(targets: Targets, predictions: Predictions, settings: GatewaySettings
         if owner is None:
             owner, name = _owner_and_name(body.get("version"), identity)
         _check_model(owner, str(name), identity)
-        inputs = orjson.dumps(check_inputs(body.get("input", {}), identity))
+        given = check_inputs(body.get("input", {}), identity)
         webhook = _webhook(body, predictions.webhooks.destinations)
         wait = _wait_seconds(request.headers.get("prefer", ""))
         lifetime = parse_cancel_after(request.headers.get("cancel-after"))
-        base, model = own_address(request), f"{owner}/{identity.model}"
-        del body  # free the parsed texts while it waits: as Python objects they take ten times their bytes
+        base, model = own_address(request, settings), f"{owner}/{identity.model}"
+        inputs = await predictions.uploads.check(given, identity, base)
+        del body, given  # free the parsed texts while it waits: as Python objects they take ten times their bytes
         prediction = await predictions.create(model, identity.version, inputs, base, webhook, wait, lifetime)
         if wait is None or prediction.final:
             return _json(render(prediction, base), 201)
@@ -98,17 +94,17 @@ def router(targets: Targets, predictions: Predictions, settings: GatewaySettings
 
     @routes.get("/v1/predictions/{prediction_id}")
     async def get(request: Request, prediction_id: str) -> Response:
-        return _json(render(_existing(await predictions.get(prediction_id)), own_address(request)))
+        return _json(render(_existing(await predictions.get(prediction_id)), own_address(request, settings)))
 
     @routes.post("/v1/predictions/{prediction_id}/cancel")
     async def cancel(request: Request, prediction_id: str) -> Response:
-        return _json(render(_existing(await predictions.cancel(prediction_id)), own_address(request)))
+        return _json(render(_existing(await predictions.cancel(prediction_id)), own_address(request, settings)))
 
     @routes.get("/v1/predictions")
     async def newest(request: Request) -> Response:
         """A page of predictions, newest first, without their inputs, outputs and logs."""
         page = await predictions.page(_parse_cursor(request.query_params.get("cursor")), PAGE_SIZE + 1)
-        base, next_url = own_address(request), None
+        base, next_url = own_address(request, settings), None
         if len(page) > PAGE_SIZE:
             page = page[:PAGE_SIZE]
             cursor = base64.urlsafe_b64encode(f"{page[-1].created_at!r} {page[-1].id}".encode()).decode()
@@ -141,6 +137,11 @@ def router(targets: Targets, predictions: Predictions, settings: GatewaySettings
         return _json(orjson.dumps({"key": predictions.webhooks.key}))
 
     return routes
+
+
+def own_address(request: Request, settings: GatewaySettings) -> str:
+    """The gateway's address in a response: the public one, or that of the request, never that of another client."""
+    return settings.public_url or str(request.base_url).rstrip("/")
 
 
 def error_body(error: GatewayError) -> Json:
@@ -270,22 +271,13 @@ def _webhook(body: Json, destinations: Destinations) -> Webhook | None:
     url = body.get(field)
     if url is None:
         return None
-    if not _is_web_address(url):
+    if not (isinstance(url, str) and _URL.fullmatch(url) and is_web_address(url)):
         raise _invalid(field, "must be the URL of a web server, https://… or http://…")
     if problem := destinations.problem(url):
         raise _invalid(field, problem)
     start = (START,) if START in events and not only_end else ()
     end = (END,) if only_end or set(events) - {START} else ()
     return Webhook(url, start + end)
-
-
-def _is_web_address(url: object) -> TypeGuard[str]:
-    if not isinstance(url, str) or not _URL.fullmatch(url):
-        return False
-    with contextlib.suppress(ValueError):  # of a bad port or IPv6 address
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    return False
 
 
 def _wait_seconds(prefer: str) -> float | None:

@@ -34,7 +34,7 @@ class GatewaySettings:
     `max_body_bytes`, `max_bodies_bytes`: one request body, and all bodies being read or answered.
     `max_answer_numbers`: JSON numbers in an answer of OpenAI's or Cohere's API, as E5_MAX_ANSWER_NUMBERS of the target.
     `timeout`: for one prediction.
-    `webhooks_to`: inner hosts and networks that webhooks may reach.
+    `webhooks_to`: inner hosts and networks that webhooks may reach, and input files come from.
     `public_url`: the gateway's address as its clients know it, without a slash at the end. None: as each request says.
     `keep_…`: age, number and bytes of finished predictions that GET /v1/predictions/{id} still finds.
     """
@@ -52,7 +52,7 @@ class GatewaySettings:
     max_body_bytes: int = 32 * 2**20
     max_bodies_bytes: int = 512 * 2**20
     max_answer_numbers: int = Limits.answer_numbers
-    timeout: float = 600.0
+    timeout: float = 1_800.0
     webhooks_to: Inner = field(default_factory=Inner)
     public_url: str | None = None
     keep_seconds: float = 3_600.0

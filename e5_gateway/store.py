@@ -1,4 +1,4 @@
-"""Predictions of the Replicate API on disk, in SQLite: accepted predictions survive the gateway.
+"""Predictions and files of the Replicate API on disk, in SQLite: accepted predictions survive the gateway.
 
 One thread writes. Writes that arrive while it is busy share the next commit, so the event loop never waits for the disk
 and a burst needs few commits. A committed write survives the end of the process, however it ends (WAL,
@@ -6,7 +6,9 @@ synchronous=NORMAL); a power cut may lose the last commits.
 """
 
 import asyncio
+import base64
 import os
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
@@ -27,9 +29,15 @@ CREATE TABLE IF NOT EXISTS predictions (
 );
 CREATE INDEX IF NOT EXISTS by_completion ON predictions (status, completed_at, id, size);
 CREATE INDEX IF NOT EXISTS by_creation ON predictions (created_at);
+CREATE TABLE IF NOT EXISTS files (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, content_type TEXT NOT NULL, size INTEGER NOT NULL, sha256 TEXT NOT NULL,
+    metadata BLOB NOT NULL, created_at REAL NOT NULL, expires_at REAL NOT NULL, content BLOB NOT NULL
+);
 CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 FINAL = ("succeeded", "failed", "canceled", "aborted")
+CROCKFORD = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", "0123456789abcdefghjkmnpqrstvwxyz")
+FILE_COLUMNS = "id, name, content_type, size, sha256, metadata, created_at, expires_at"
 Statement = tuple[str, tuple[Any, ...]]
 
 
@@ -73,6 +81,25 @@ class Prediction(PredictionSummary):
     webhook_due: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """The columns of a file except its content. Times are Unix times; `metadata` is JSON; `size` is in bytes."""
+
+    id: str
+    name: str
+    content_type: str
+    size: int
+    sha256: str
+    metadata: bytes
+    created_at: float
+    expires_at: float
+
+
+def new_public_id() -> str:
+    """128 random bits in Crockford's base 32: 26 characters, as in Replicate's ids."""
+    return base64.b32encode(secrets.token_bytes(16)).decode().rstrip("=").translate(CROCKFORD)
+
+
 class Store:
     """`async with Store(path) as store`. Raises SettingsError if the file is unusable or in use."""
 
@@ -94,9 +121,7 @@ class Store:
 
     async def insert(self, prediction: Prediction) -> None:
         row = {column.name: getattr(prediction, column.name) for column in fields(prediction)}
-        row["webhook_events"] = ",".join(prediction.webhook_events)
-        columns, marks = ", ".join(row), ", ".join("?" * len(row))
-        await self._write(f"INSERT INTO predictions ({columns}) VALUES ({marks})", *row.values())
+        await self._insert("predictions", row | {"webhook_events": ",".join(prediction.webhook_events)})
 
     async def update(self, prediction_id: str, **columns: Any) -> None:
         assignments = ", ".join(f"{column} = ?" for column in columns)
@@ -132,6 +157,39 @@ class Store:
         )  # fmt: skip
         return [PredictionSummary(**row) for row in rows]
 
+    async def insert_file(self, file: StoredFile, content: bytes) -> None:
+        await self._insert("files", vars(file) | {"content": content})
+
+    async def file(self, file_id: str) -> StoredFile | None:
+        rows = await self._select(f"SELECT {FILE_COLUMNS} FROM files WHERE id = ?", file_id)
+        return StoredFile(**rows[0]) if rows else None
+
+    async def file_content(self, file_id: str) -> bytes | None:
+        rows = await self._select("SELECT content FROM files WHERE id = ?", file_id)
+        return rows[0]["content"] if rows else None
+
+    async def files(self, count: int) -> list[StoredFile]:
+        """The newest `count` files."""
+        rows = await self._select(f"SELECT {FILE_COLUMNS} FROM files ORDER BY created_at DESC, id LIMIT ?", count)
+        return [StoredFile(**row) for row in rows]
+
+    async def file_bytes(self) -> int:
+        """Of all files together."""
+        return int((await self._select("SELECT coalesce(sum(size), 0) AS bytes FROM files"))[0]["bytes"])
+
+    async def delete_file(self, file_id: str) -> None:
+        await self._run(self._delete, "DELETE FROM files WHERE id = ?", file_id)
+
+    async def prune_files(self, now: float, before: float, max_bytes: int) -> None:
+        """Delete expired files, and the oldest of those made `before` that are beyond `max_bytes` in all."""
+        oldest = "SELECT id, sum(size) OVER (ORDER BY created_at DESC, id) AS bytes FROM files"
+        await self._run(
+            self._delete,
+            "DELETE FROM files WHERE expires_at < ? OR created_at < ?"
+            f" AND id IN (SELECT id FROM ({oldest}) WHERE bytes > ?)",
+            now, before, max_bytes,
+        )  # fmt: skip
+
     async def secret(self, name: str, create: Callable[[], str]) -> str:
         """This gateway's secret of that name, created on first use."""
         await self._write("INSERT OR IGNORE INTO secrets VALUES (?, ?)", name, create())
@@ -143,6 +201,10 @@ class Store:
         Their texts are then in neither the database nor its write-ahead log.
         """
         await self._run(self._prune, max_age, max_count, max_bytes)
+
+    async def _insert(self, table: str, row: dict[str, Any]) -> None:
+        columns, marks = ", ".join(row), ", ".join("?" * len(row))
+        await self._write(f"INSERT INTO {table} ({columns}) VALUES ({marks})", *row.values())
 
     async def _write(self, sql: str, *values: Any) -> None:
         """Return once committed. Statements are committed in the order of the calls."""
@@ -182,7 +244,17 @@ class Store:
                 (max_count, max_bytes),
             )
         if aged.rowcount or surplus.rowcount:
-            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log still has the deleted rows
+            self._empty_log()
+
+    def _delete(self, sql: str, *values: Any) -> None:
+        with self._database:
+            deleted = self._database.execute(sql, values)
+        if deleted.rowcount:
+            self._empty_log()
+
+    def _empty_log(self) -> None:
+        """The write-ahead log still has the deleted rows."""
+        self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     async def _select(self, sql: str, *values: Any) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = await self._run(lambda: [dict(row) for row in self._database.execute(sql, values)])

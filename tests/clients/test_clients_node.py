@@ -3,6 +3,8 @@
 The scripts tests/clients/node/*.mjs, also examples, each print one JSON object. Every vector must equal the library's.
 """
 
+import base64
+import io
 import json
 import os
 import re
@@ -13,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from e5 import DEFAULT_TASK, Embedder, scores, tasks
+from e5.corpus.parts import to_vectors
 from e5_cog.repository import ROOT
 from tests import npm
 from tests.clients.test_clients_python import (
@@ -153,3 +157,14 @@ def test_npm_packages_are_pinned_and_not_committed() -> None:
     package = json.loads((CLIENTS / "package.json").read_text())
     assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in package["dependencies"].values())
     assert {path.suffix for path in CLIENTS.iterdir() if path.name not in ("package.json", "node_modules")} == {".mjs"}
+
+
+def test_replicate_files_go_in_and_come_out(node: Node, library: Embedder) -> None:
+    content = "".join(json.dumps({"text": text}) + "\n" for text in MANY)
+    printed = node("replicate_files.mjs", model=f"e5/{MODEL}", content=content)
+    for name in ("upload", "blob"):
+        table = pq.read_table(io.BytesIO(base64.b64decode(printed[name])))
+        assert_equal(to_vectors(table, "float32"), library.embed_documents(MANY))
+    uploaded = printed["uploaded"]
+    assert (uploaded["name"], uploaded["size"], uploaded["metadata"]) == ("texts.jsonl", len(content), {"kind": "test"})
+    assert (printed["again"], printed["listed"], printed["deleted"]) == (uploaded, True, True)

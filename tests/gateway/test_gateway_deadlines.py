@@ -21,6 +21,7 @@ from e5_gateway.predictions import Predictions
 from e5_gateway.settings import GatewaySettings
 from e5_gateway.store import Prediction, Store
 from e5_gateway.targets import Targets
+from e5_gateway.uploads import Uploads
 from e5_gateway.webhooks import Webhooks
 from tests.gateways import Gateway, gateway, until
 from tests.rule_predictor import MODEL
@@ -173,7 +174,9 @@ def test_past_deadline_starts_nothing_on_a_ready_server(server: Server, tmp_path
             await stack.enter_async_context(hooks)
             identity = await cog.require_identity()
             await store.insert(accepted("past", identity.version, -50, hook))
-            predictions = await stack.enter_async_context(Predictions(cog, store, hooks, counters, settings))
+            predictions = await stack.enter_async_context(
+                Predictions(cog, store, Uploads(store, destinations), hooks, counters, settings)
+            )
             while (stored := await store.get("past")) is None or not stored.final:
                 await asyncio.sleep(0.02)
             assert (cog.queue.running, cog.queue.waiting, predictions.ended) == (0, 0, 1)

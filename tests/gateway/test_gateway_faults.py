@@ -30,6 +30,7 @@ from e5_gateway.predictions import ActivePrediction, Predictions
 from e5_gateway.settings import GatewaySettings
 from e5_gateway.store import Prediction, Store
 from e5_gateway.targets import Targets
+from e5_gateway.uploads import Inputs, Uploads
 from e5_gateway.webhooks import Webhooks
 from tests.gateways import Gateway, gateway, until
 from tests.rule_predictor import MODEL, RULE, vector
@@ -193,7 +194,9 @@ def test_only_attempts_that_reached_the_server_count(tmp_path: Path) -> None:
         settings = GatewaySettings(("http://127.0.0.1:9",), database=tmp_path / "store.sqlite3")
         metrics, store = Metrics(), Store(settings.database)
         hooks = webhooks(settings, metrics, store)
-        predictions = Predictions(Targets(settings), store, hooks, metrics, settings)
+        predictions = Predictions(
+            Targets(settings), store, Uploads(store, hooks.destinations), hooks, metrics, settings
+        )
         active = ActivePrediction(
             Prediction(
                 id="x", model="a/b", version="v", status="processing", created_at=0.0, base="", input=b"{}", size=2
@@ -346,11 +349,14 @@ def test_full_disk_loses_no_result_and_refuses_new_predictions(server: Server, t
             await stack.enter_async_context(store)
             cog = await stack.enter_async_context(Targets(settings))
             await stack.enter_async_context(hooks)
-            predictions = await stack.enter_async_context(Predictions(cog, store, hooks, metrics, settings))
+            predictions = await stack.enter_async_context(
+                Predictions(cog, store, Uploads(store, hooks.destinations), hooks, metrics, settings)
+            )
             identity = await cog.require_identity()
 
             async def new(*texts: str) -> Prediction:
-                inputs = json.dumps({"documents": texts}).encode()
+                content = json.dumps({"documents": texts}).encode()
+                inputs = Inputs(content, len(content))
                 model = f"e5/{identity.model}"
                 return await predictions.create(model, identity.version, inputs, "http://x", None, None)
 
