@@ -77,6 +77,7 @@ def argument_parser() -> argparse.ArgumentParser:
             command.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster; `local` starts one here")
             command.add_argument("--shard", metavar="I/N", help="do every Nth unit only, from the Ith (0 to N-1) on")
             command.add_argument("--json", action="store_true", help="write progress as JSON lines to stdout")
+            command.add_argument("--killed", type=int, default=0, help=argparse.SUPPRESS)  # of run_shares()
     for name, action, words in (
         ("status", _status, "say how far a run is, from its files"),
         ("finish", _finish, "check every file of a run and write manifest.json"),
@@ -135,6 +136,9 @@ def _run(arguments: argparse.Namespace) -> int:
         raise CorpusError(f"--workers {arguments.workers}: pass 1 or more")
     plan, folder = _settled(arguments, settings)
     units = runs.pending(plan, folder, shard, shards)
+    if units and arguments.killed:
+        start = arguments.killed % len(units)
+        units = units[start:] + units[:start]
     total = len(range(shard, len(plan.units), shards))
     progress = Progress(total, total - len(units))
 
@@ -158,7 +162,7 @@ def _run(arguments: argparse.Namespace) -> int:
         else:
             embedder = Embedder.from_settings(settings)
             embedder.tokenize(["a"] if arguments.side == "query" else [], [], arguments.task)  # is the task too long?
-            failures = runs.run(plan, folder, embedder, units, report)
+            failures = runs.run(plan, folder, embedder, units, report, one_by_one=arguments.killed > 0)
         for unit, reason in failures.items():
             print(f"unit {unit} of {plan.files[plan.units[unit].file].name}: {reason}", file=sys.stderr)
         if failures:

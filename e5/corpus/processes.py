@@ -72,7 +72,7 @@ class _Worker(threading.Thread):
     def _supervise(self) -> None:
         deaths, left = 0, self.share.undone()
         while left and not self._interrupted:
-            code = self._run_once()
+            code = self._run_once(deaths)
             if code >= 0:  # it has said itself what is wrong
                 self.status = code
                 return
@@ -84,9 +84,10 @@ class _Worker(threading.Thread):
                 return
         self.status = int(left > 0)
 
-    def _run_once(self) -> int:
+    def _run_once(self, deaths: int) -> int:
+        """After a death the process begins with another unit and does one by one: only the deadly one is left."""
         environment = {**os.environ, **self.share.environment}
-        command = [sys.executable, *self.share.arguments]
+        command = [sys.executable, *self.share.arguments, *(["--killed", str(deaths)] if deaths else [])]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
             self._process = process
             assert process.stdout is not None

@@ -31,14 +31,25 @@ def pending(plan: Plan, folder: Folder, shard: int = 0, shards: int = 1) -> list
 
 
 def run(
-    plan: Plan, folder: Folder, embedder: Embedder, units: Sequence[int], report: Callable[[Receipt], None]
+    plan: Plan,
+    folder: Folder,
+    embedder: Embedder,
+    units: Sequence[int],
+    report: Callable[[Receipt], None],
+    *,
+    one_by_one: bool = False,
 ) -> dict[int, str]:
     """Do these units, and return the last error of each that failed TRIES times; `report` is called after the others.
 
-    A unit that fails is tried again at the end. Raises CorpusError for what concerns the whole run, such as a full disk
-    or an input that is gone.
+    A unit that fails is tried again at the end. `one_by_one`: finish a unit before the next is read. Raises CorpusError
+    for what concerns the whole run, such as a full disk or an input that is gone.
     """
-    return with_tries(units, lambda queue: pipeline(plan, folder, embedder, queue), report)
+
+    def attempt(queue: Sequence[int]) -> Results:
+        for part in [[unit] for unit in queue] if one_by_one else [queue]:
+            yield from pipeline(plan, folder, embedder, part)
+
+    return with_tries(units, attempt, report)
 
 
 Results = Iterator[tuple[int, Receipt | Exception]]

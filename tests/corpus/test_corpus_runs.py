@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from e5 import DEFAULT_TASK, Embedder, catalog
 from e5.corpus import lance_table, processes, report, run, search, unit
@@ -536,6 +539,60 @@ def test_lance_table_has_the_rows_their_texts_and_the_same_order(
         lance_table.write_table(replace(plan, options=replace(options, vectors="int8")), folder, url)
     with pytest.raises(CorpusError, match="is not a Lance table"):
         lance_table.nearest(plan, str(tmp_path / "none.lance"), query, 10)
+
+
+KILLER = """
+import os, signal, sys
+from e5.corpus import unit
+from e5.corpus.main import main
+
+prepare = unit.prepare
+
+def deadly(plan, number, embedder):
+    if number == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return prepare(plan, number, embedder)
+
+unit.prepare = deadly
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_unit_that_kills_its_process_does_not_hold_up_the_others(
+    tmp_path: Path, options: Options, source: Path
+) -> None:
+    plan, folder = planned(tmp_path / "out", options, source)
+    assert len(plan.units) > 5
+    program = tmp_path / "killer.py"
+    program.write_text(KILLER)
+    arguments = ["run", str(source), "--out", str(tmp_path / "out"), "--id-column", "id"]
+    share = Share(
+        [str(program), *arguments, "--shard", "0/1", "--json"],
+        {**SETTINGS, "PYTHONPATH": str(ROOT)},
+        lambda: len(run.pending(plan, folder)),
+    )
+    assert processes.run_shares([share], lambda _: None) == 1
+    assert run.pending(plan, folder) == [0]
+
+
+def test_scripts_of_the_documentation_are_valid() -> None:
+    blocks = re.findall(r"^```(bash|yaml)\n(.*?)^```$", (ROOT / "docs" / "corpora.md").read_text(), re.M | re.S)
+    commands = []
+    for kind, block in blocks:
+        if kind == "bash":
+            subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+            line = block.replace("\\\n", " ").split("scripts/corpus.py ")[1].splitlines()[0]
+            commands.append(
+                shlex.split(line.replace("$SLURM_ARRAY_TASK_ID", "3").replace("$SLURM_ARRAY_TASK_COUNT", "16"))
+            )
+        else:
+            (container,) = yaml.safe_load(block)["spec"]["template"]["spec"]["containers"]
+            words = [*container["command"], *container["args"]]
+            commands.append([word.replace("$(JOB_COMPLETION_INDEX)", "3") for word in words[2:]])
+    assert len(commands) == 3
+    parsed = [program.argument_parser().parse_args(command) for command in commands]
+    assert [each.shard for each in parsed] == ["3/16", "3/16", None] and parsed[2].ray == "auto"
+    assert all(each.vectors == "float16" and each.id_column == "id" for each in parsed)
 
 
 def test_units_take_about_a_minute() -> None:
