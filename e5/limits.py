@@ -33,7 +33,7 @@ class Limits:
     queued_tokens: int = 4_000_000
     answer_numbers: int = 2_000_000
     file_seconds: int = 1_500
-    file_bytes: int = 2**28
+    file_bytes: int = 2**26
 
     def check_texts(self, texts: Sequence[str], repeated: int = 0) -> None:
         """Raise InputError for too many texts, or too many characters in total.

@@ -34,8 +34,8 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 BLOCK = 8 * 2**20
 BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
-PARQUET_ROWS = 1024
-"""Rows in memory while a large row group is read."""
+PARQUET_ROWS = 64
+"""Rows in memory while a row group is read: a file of a kilobyte may repeat one long text a million times."""
 MAX_RECORDS = 2**31
 UNREADABLE = (OSError, EOFError, ValueError, zlib.error, zstandard.ZstdError, pa.ArrowException)
 
@@ -365,7 +365,8 @@ def _decoded(value: object) -> object:
 
 
 def _default_id(file: SourceFile, number: int) -> str:
-    return f"{file.name.encode('utf-8', 'replace').decode()}:{number + 1}"
+    name = file.name.encode("utf-8", "replace").decode()
+    return f"{name}:{number + 1}" if name else str(number + 1)
 
 
 def _check_columns(file: SourceFile, wanted: Iterable[str], names: Sequence[str]) -> None:

@@ -43,10 +43,10 @@ class Receipt:
     tokens: int
 
 
-def prepare(plan: Plan, unit: int, embedder: Embedder, max_characters: int | None = None) -> Prepared:
+def prepare(plan: Plan, unit: int, embedder: Embedder) -> Prepared:
     """Read and tokenize a unit. Rows without a text that can be embedded are rejected. Thread-safe.
 
-    `max_characters`: of a text. Raises CorpusError if the input has changed.
+    Raises CorpusError if the input has changed.
     """
     part, options = plan.units[unit], plan.options
     check_unchanged(plan.files[part.file])
@@ -58,7 +58,7 @@ def prepare(plan: Plan, unit: int, embedder: Embedder, max_characters: int | Non
         try:
             if row.problem is not None:
                 raise InputError(row.problem)
-            texts.append(check_text(options.columns.text, row.text, max_characters))
+            texts.append(check_text(options.columns.text, row.text))
             ids.append(row.id)
             rows.append(row.number)
         except InputError as error:

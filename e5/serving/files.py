@@ -8,10 +8,10 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,23 +19,27 @@ import pyarrow.parquet as pq
 from e5.corpus import plan as plans
 from e5.corpus import unit as steps
 from e5.corpus.errors import CorpusError
-from e5.corpus.plan import Identity, Options, Plan
-from e5.corpus.recognize import recognize
-from e5.corpus.report import Progress
-from e5.corpus.sources import read
+from e5.corpus.plan import Identity, Options, Plan, UnitSize
+from e5.corpus.report import Progress, duration
+from e5.corpus.sources import UNREADABLE, Range, read
 from e5.corpus.unit import Prepared
 from e5.embedder import normalize
-from e5.errors import InputError, OverloadError
+from e5.errors import InputError, ModelError, OverloadError
 from e5.inputs import check_text
 from e5.limits import Limits
+from e5.serving.recognize import recognize
 from e5.serving.request import FILE_VECTORS, FileRequest
+from e5.serving.serialize import to_float16
 from e5.tokens import TokenIds, Tokens
-from e5.vectors import Vectors, check_finite
+from e5.vectors import Vectors
 
 if TYPE_CHECKING:
     from e5.serving.batcher import Batcher
 
-NAME = "vectors.parquet"
+T = TypeVar("T")
+RESULT = "vectors.parquet"
+MAX_ID = 1_000
+"""Characters."""
 BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "ubinary": 1 / 8}
 PIECE_BATCHES, PIECES_QUEUED = 16, 2
 """A job has two pieces in the queue, each of tokens for 16 batches: enough for a busy device, and room for others."""
@@ -73,77 +77,122 @@ class FileJob:
             raise InputError(re.sub(rf"\S*{re.escape(str(self.folder))}\S*", "`file`", str(error))) from None
 
     async def _run(self) -> FileResult:
-        plan, characters = await asyncio.to_thread(self._check)
+        plan, characters = await _in_thread(self._check)
         total, done, texts, tokens, truncated = sum(characters), 0, 0, 0, 0
         started = time.perf_counter()
         progress = Progress(len(plan.units), 0)
-        path = self.folder / NAME
+        path = self.folder / RESULT
         writer: pq.ParquetWriter | None = None
-        try:
-            async for unit, prepared in self._prepared(plan):
-                rows = await self._embed(prepared)
-                table = await asyncio.to_thread(steps.table, prepared, rows, plan.options)
-                writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd", use_dictionary=False)
-                await asyncio.to_thread(writer.write_table, table)
-                done += characters[unit]
-                texts, tokens = texts + len(prepared.ids), tokens + prepared.tokens.total
-                truncated += len(prepared.tokens.truncated)
-                os.utime(self.folder)  # so that it does not look left over
-                if unit == 0 and done:
-                    self._check_time((time.perf_counter() - started) * total / done, plan.records)
-                progress.add(len(prepared.ids), prepared.tokens.total)
-                if progress.is_due:
-                    self.report(str(progress))
-        finally:
-            if writer is not None:
-                await asyncio.to_thread(writer.close)
+        async for unit, prepared in self._prepared(plan):
+            rows = await self._embed(prepared)
+            table = await _in_thread(steps.table, prepared, rows, plan.options)
+            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd", use_dictionary=False)
+            await _in_thread(writer.write_table, table)
+            done += characters[unit]
+            texts, tokens = texts + len(prepared.ids), tokens + prepared.tokens.total
+            truncated += len(prepared.tokens.truncated)
+            if 0 < done < total:
+                self._check_time(time.perf_counter() - started, done / total, plan.records)
+            progress.add(len(prepared.ids), prepared.tokens.total)
+            if progress.is_due:
+                self.report(str(progress))
+        assert writer is not None
+        await _in_thread(writer.close)
         self.link.unlink()
         return FileResult(path, texts, tokens, truncated)
 
     def _check(self) -> tuple[Plan, list[int]]:
         """The plan, and the characters of each unit. Raises InputError for a row that cannot be embedded."""
         request, model = self.request, self.embedder.model
-        found = recognize(request.path)
-        self.link = self.folder / f"file.{found.format}"  # its ending says the format
+        layout = recognize(request.path)
+        self.link = self.folder / f"file.{layout.format}"  # its ending says the format
         try:
             self.link.hardlink_to(request.path)
         except OSError:  # another file system
             self.link.symlink_to(request.path.absolute())
         identity = Identity(
-            model.name, "", model.prompt, model.pooling, model.special_tokens, self.embedder.dtype,
-            self.embedder.dimensions, self.embedder.tokenizer.max_tokens,
-        )  # fmt: skip
-        kind = FILE_VECTORS[request.encoding_format]
-        options = Options(
-            identity, found.side, request.task, request.long_texts, kind, request.normalize, found.columns
+            model=model.name,
+            weights="",
+            prompt=model.prompt,
+            pooling=model.pooling,
+            special_tokens=model.special_tokens,
+            dtype=self.embedder.dtype,
+            dimensions=self.embedder.dimensions,
+            max_tokens=self.embedder.tokenizer.max_tokens,
         )
-        size = plans.unit_size(model, "cuda" if self.embedder.device != "cpu" else "cpu")
-        plan = plans.make(options, [str(self.link)], size)
-        each = BYTES[kind] * identity.dimensions
-        if plan.records * each > self.limits.file_bytes:
-            raise InputError(
-                f"`file` has about {plan.records:,} rows, whose {kind} vectors would take "
-                f"{plan.records * each / 1e6:,.0f} MB, more than E5_MAX_FILE_BYTES={self.limits.file_bytes:,}: "
-                f"{int(self.limits.file_bytes / each):,} rows fit; pass several files"
-                + ("" if kind == "ubinary" else ", or encoding_format=float16, int8 or ubinary")
-            )
-        if found.side == "query":
+        options = Options(
+            identity,
+            layout.side,
+            request.task,
+            request.long_texts,
+            FILE_VECTORS[request.encoding_format],
+            request.normalize,
+            layout.columns,
+        )
+        if layout.side == "query":
             self.embedder.tokenize(["a"], [], request.task)  # is the task too long?
-        characters = [self._check_unit(plan, unit) for unit in range(len(plan.units))]
-        if not any(characters):
+        size = plans.unit_size(model, "cpu" if self.embedder.device == "cpu" else "cuda")
+        plan = plans.make(options, [str(self.link)], size)
+        plan = replace(plan, files=(replace(plan.files[0], name=""),))  # an id is then the row's number alone
+        units, characters, rows = self._read_all(plan, size)
+        if not rows:
             raise InputError("`file` has no rows")
+        self._check_bytes(rows, options)
+        plan = replace(plan, units=tuple(units))
+        if request.long_texts == "error":
+            for unit in range(len(units)):
+                for row, reason in steps.prepare(plan, unit, self.embedder).rejected:
+                    raise InputError(f"`file`, row {row}: {reason}")
         return plan, characters
 
-    def _check_unit(self, plan: Plan, unit: int) -> int:
-        characters, columns = 0, plan.options.columns
-        for row in read(plan.files[0], plan.units[unit], columns):
-            try:
-                if row.problem is not None:
-                    raise InputError(row.problem)
-                characters += len(check_text(columns.text, row.text, self.limits.characters))
-            except InputError as error:
-                raise InputError(f"`file`, row {row.number + 1}: {error}") from None
-        return characters
+    def _read_all(self, plan: Plan, size: UnitSize) -> tuple[list[Range], list[int], int]:
+        """Units, the characters of each, and the number of rows. Raises InputError for a bad row.
+
+        Parquet is cut again by the texts themselves: it may store a text once that a million rows have.
+        """
+        units: list[Range] = []
+        characters: list[int] = []
+        rows = 0
+        for part in plan.units:
+            first, stop, count = part.first, part.first + part.records, 0
+            for number, length in self._checked_rows(plan, part):
+                rows, count = rows + 1, count + length
+                if plan.files[0].format == "parquet" and count >= size.bytes:
+                    units.append(replace(part, first=first, records=number + 1 - first))
+                    characters.append(count)
+                    first, count = number + 1, 0
+            if first < stop:
+                units.append(replace(part, first=first, records=stop - first))
+                characters.append(count)
+        return units, characters, rows
+
+    def _checked_rows(self, plan: Plan, part: Range) -> Iterator[tuple[int, int]]:
+        """Number and characters of each row. Raises InputError for one that cannot be embedded."""
+        columns = plan.options.columns
+        try:
+            for row in read(plan.files[0], part, columns):
+                try:
+                    if row.problem is not None:
+                        raise InputError(row.problem)
+                    if len(row.id) > MAX_ID:
+                        raise InputError(f"`id` has {len(row.id):,} characters: pass at most {MAX_ID:,}")
+                    yield row.number, len(check_text(columns.text, row.text, self.limits.characters))
+                except InputError as error:
+                    raise InputError(f"`file`, row {row.number + 1}: {error}") from None
+        except UNREADABLE as error:
+            if isinstance(error, InputError):  # which is a ValueError
+                raise
+            raise InputError(f"`file` is damaged ({error}): write it again") from None
+
+    def _check_bytes(self, rows: int, options: Options) -> None:
+        each = BYTES[options.vectors] * options.identity.dimensions
+        if rows * each > self.limits.file_bytes:
+            raise InputError(
+                f"`file` has {rows:,} rows, whose {options.vectors} vectors would take {rows * each / 1e6:,.1f} MB, "
+                f"more than E5_MAX_FILE_BYTES={self.limits.file_bytes:,}: {int(self.limits.file_bytes / each):,} rows "
+                "fit; pass several files"
+                + ("" if options.vectors == "ubinary" else ", or encoding_format=float16, int8 or ubinary")
+            )
 
     async def _prepared(self, plan: Plan) -> AsyncIterator[tuple[int, Prepared]]:
         """The units in order; the next is read and tokenized while one is computed."""
@@ -157,8 +206,6 @@ class FileJob:
                 prepared = await following
                 if unit + 1 < len(plan.units):
                     following = start(unit + 1)
-                for name, reason in prepared.rejected:  # with long_texts=error: too long
-                    raise InputError(f"`file`, {name}: {reason}")
                 yield unit, prepared
         finally:
             following.cancel()
@@ -177,14 +224,20 @@ class FileJob:
         tasks = [asyncio.create_task(embed(piece)) for piece in pieces]
         try:
             await asyncio.gather(*tasks)
+        except (FloatingPointError, ModelError) as error:  # it counts in the piece
+            place = f"one of the rows {prepared.rows[0] + 1:,} to {prepared.rows[-1] + 1:,} of `file`"
+            raise type(error)(re.sub(r"text \d+ of \d+", place, str(error))) from None
         finally:  # the others, after an error
             for task in tasks:
                 task.cancel()
         rows = prepared.tokens.average(vectors)
-        check_finite(rows)
-        return normalize(rows) if self.request.normalize else rows
+        rows = normalize(rows) if self.request.normalize else rows
+        if self.request.encoding_format == "float16":
+            to_float16(rows)
+        return rows
 
     async def _embed_piece(self, ids: list[TokenIds]) -> Vectors:
+        os.utime(self.folder)  # so that it does not look left over
         tokens = Tokens(ids, [len(each) for each in ids])
         while True:
             try:
@@ -192,15 +245,25 @@ class FileJob:
             except OverloadError:
                 await asyncio.sleep(RETRY_SECONDS)
 
-    def _check_time(self, seconds: float, rows: int) -> None:
-        """Is there time for all units? `seconds`: by the rate of the first one."""
-        limit = self.limits.file_seconds
-        if seconds > limit:
+    def _check_time(self, seconds: float, share: float, rows: int) -> None:
+        """Refuse the file if the rate so far predicts more than the limit. `share`: of the file, in `seconds`."""
+        limit, expected = self.limits.file_seconds, seconds / share
+        if expected > limit:
             raise InputError(
-                f"`file` would take about {seconds / 60:,.0f} minutes, more than E5_MAX_FILE_SECONDS={limit:,} allows: "
-                f"about {int(rows * limit / seconds):,} of its {rows:,} rows fit; pass several files, or use "
+                f"`file` would take about {duration(expected)}, more than E5_MAX_FILE_SECONDS={limit:,} allows: "
+                f"about {int(rows * limit / expected):,} of its {rows:,} rows fit; pass several files, or use "
                 "scripts/corpus.py"
             )
+
+
+async def _in_thread(function: Callable[..., T], *arguments: object) -> T:
+    """Like asyncio.to_thread(), but a cancellation waits for the thread, which may be writing a file."""
+    task = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def _pieces(ids: list[TokenIds], max_tokens: int) -> list[list[int]]:

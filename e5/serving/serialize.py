@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from e5.errors import InputError
 from e5.vectors import Vectors, check_finite
 
 _POWERS = np.array([10.0**power for power in range(23)])
@@ -52,6 +53,15 @@ def json_lists(rows: Sequence[list[Any]]) -> JsonArray:
     for index, row in enumerate(rows):
         array[index] = row
     return array.view(JsonArray)
+
+
+def to_float16(vectors: Vectors) -> NDArray[np.float16]:
+    """Raises InputError for a number that float16 does not have."""
+    with np.errstate(over="ignore"):
+        narrow = vectors.astype(np.float16)
+    if not np.isfinite(narrow).all():
+        raise InputError("`encoding_format` float16 ends at ±65,504: pass normalize=true, or ask for base64")
+    return narrow
 
 
 def base64_rows(rows: NDArray[Any]) -> list[str]:

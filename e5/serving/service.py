@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
-
 import e5
 from e5.errors import InputError
 from e5.limits import Limits
@@ -36,6 +34,8 @@ INLINE_CHARACTERS, INLINE_FLOATS = 4_096, 65_536
 """The event loop itself tokenizes and encodes up to these sizes, which takes milliseconds. Larger requests use worker
 threads, so that health checks and cancellations don't wait."""
 
+FILE_JOBS = 2
+"""At a time: while one reads, checks and writes, the device computes for the other. A third one waits."""
 JOB = "e5-file-"
 """Beginning of the name of a file job's temporary folder."""
 
@@ -80,6 +80,7 @@ class Service:
         self.limits = limits
         self.tokenizers = TokenizerPool(self.embedder.tokenize)
         self.phases: dict[str, float] = {}
+        self._file_jobs = asyncio.Semaphore(FILE_JOBS)
 
     @classmethod
     async def start(cls, settings: Settings) -> Self:
@@ -149,12 +150,13 @@ class Service:
                 f"this server has no {error.name}, which `file` needs: pip install 'e5-cog[cog]'"
             ) from None
 
-        folder = Path(tempfile.mkdtemp(prefix=JOB))
-        try:
-            result = await FileJob(self.batcher, self.limits, request, folder, report).run()
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        async with self._file_jobs:
+            folder = Path(tempfile.mkdtemp(prefix=JOB))
+            try:
+                result = await FileJob(self.batcher, self.limits, request, folder, report).run()
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
         metrics = self._metrics(result.texts, result.tokens, result.truncated)
         warnings = [self._cut(result.truncated, result.texts)] if result.truncated else []
         empty = serialize.json_ints([])
@@ -212,11 +214,7 @@ def encode(sequences: Vectors, tokens: Tokens, request: EmbedRequest) -> Encoded
         case "float":
             embeddings = serialize.json_numbers(returned)
         case "float16":
-            with np.errstate(over="ignore"):
-                narrow = returned.astype(np.float16)
-            if not np.isfinite(narrow).all():
-                raise InputError("`encoding_format` float16 ends at ±65,504: pass normalize=true, or ask for base64")
-            encoded = serialize.base64_rows(narrow)
+            encoded = serialize.base64_rows(serialize.to_float16(returned))
         case "int8":
             rows, row_scales = to_int8(returned)
             encoded, scales = serialize.base64_rows(rows), serialize.json_numbers(row_scales)

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from e5.corpus.recognize import Layout, recognize
 from e5.corpus.sources import Columns
 from e5.errors import InputError
+from e5.serving.recognize import Layout, recognize
 
 ALL = Columns("text", "title", "id")
 
@@ -22,6 +22,8 @@ ALL = Columns("text", "title", "id")
         ('\ufeff\n\n{"id": 1, "title": "t", "text": "a"}\n', Layout("jsonl", ALL, "document")),
         ('{"query": "a", "other": 1}\n', Layout("jsonl", Columns("query"), "query")),
         ('{"text": "a\u2028b"}\n', Layout("jsonl", Columns("text"), "document")),
+        ('{"text": "a"}\n{"text": "b", "id": 1, "title": "t"}\n', Layout("jsonl", ALL, "document")),
+        (json.dumps({"text": "漢" * 500_000}, ensure_ascii=False), Layout("jsonl", Columns("text"), "document")),
         ("text\na\n", Layout("csv", Columns("text"), "document")),
         ("id,text,title\n1,a,b\n", Layout("csv", ALL, "document")),
         ('\n"id","query"\n1,a\n', Layout("csv", Columns("query", id="id"), "query")),
@@ -46,7 +48,7 @@ def test_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a", b"", "has no text in its first MiB"),
+        ("a", b"", "has no text in its first 8 MiB"),
         ("a", b" \n\t\n", "has no text"),
         ("a", gzip.compress(b"a", mtime=0), "is compressed: unpack it"),
         ("a", b"PK\x03\x04xx", "is compressed"),
@@ -64,6 +66,8 @@ def test_parquet(tmp_path: Path) -> None:
         ),
         ("a", b'{"id": 1}\n', "its columns are id"),
         ("a", b"text,query\na,b\n", "has both columns"),
+        ("a", b"id;text\n1;a\n", "looks like a table with the columns id, text: separate them by commas or tabs"),
+        ("a", b"Id,Text\n1,a\n", "and call the one with the texts `text`"),
         ("a", json.dumps({f"c{index}": 1 for index in range(50)}).encode(), r"c19, …; rename"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a file of texts is, from its content: a file that came as a data URL has no name.
+"""What the input `file` is, from its content: a file that came as a data URL has no name.
 
 Its columns have fixed names: `text` for documents or `query` for queries, and if they are there, `id` and `title`.
 """
@@ -16,10 +16,13 @@ from e5.corpus.plan import Side
 from e5.corpus.sources import BOM, UTF16, Columns
 from e5.errors import InputError
 
-FIRST_BYTES = 1 << 20
+FIRST_BYTES = 8 * 2**20
+"""What is looked at: more than the longest text may have."""
+FIRST_LINES = 1000
+"""Lines of JSONL whose keys count as columns."""
 SIDES: dict[str, Side] = {"text": "document", "query": "query"}
 """Column of the texts → what they are."""
-ASIDE = ("id", "title")
+OPTIONAL = ("id", "title")
 COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04", b"BZh", b"\xfd7zXZ\x00")  # gzip, zstd, zip, bzip2, xz
 
 
@@ -46,7 +49,7 @@ def recognize(path: Path) -> Layout:
     if len(found) != 1:
         state = "both columns" if found else "neither of the columns"
         raise InputError(f"`file` has {state} `text`, for documents, and `query`, for queries: {_listed(names)}")
-    optional = {name: name for name in ASIDE if name in names}
+    optional = {name: name for name in OPTIONAL if name in names}
     return Layout(kind, Columns(found[0], **optional), SIDES[found[0]])
 
 
@@ -62,26 +65,37 @@ def _text(suffix: str, start: bytes) -> tuple[str, list[str]]:
     text = start.removeprefix(BOM).decode("utf-8", "replace")
     first = next((line for line in text.split("\n") if line.strip()), "").strip()
     if not first:
-        raise InputError("`file` has no text in its first MiB: pass JSONL, CSV, txt or Parquet")
+        raise InputError("`file` has no text in its first 8 MiB: pass JSONL, CSV, txt or Parquet")
     if suffix in (".jsonl", ".ndjson", ".json") or first.startswith(("{", "[{")) or first == "[":
-        return "jsonl", _keys(first)
+        return "jsonl", _keys(text, first)
     for kind, delimiter in (("csv", ","), ("tsv", "\t")):
         header = _header(text, delimiter)
         if suffix == f".{kind}" or any(cell in SIDES for cell in header):
             return kind, header
+    for delimiter in (",", "\t", ";"):
+        cells = [cell.strip() for cell in _header(text, delimiter)]
+        if len(cells) > 1 and any(cell.lower() in SIDES for cell in cells):
+            raise InputError(
+                f"`file` looks like a table with the columns {', '.join(cells)[:200]}: separate them by commas or "
+                "tabs, and call the one with the texts `text`, or `query`"
+            )
     return "txt", []
 
 
-def _keys(line: str) -> list[str]:
+def _keys(text: str, first: str) -> list[str]:
     try:
-        record = json.loads(line)
+        record = json.loads(first)
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"`file` looks like JSON, but its first line is no JSON object ({error}): pass JSONL"
-        ) from None
+        raise InputError(f"`file` is JSON, but its first line is no JSON object ({error}): pass JSONL") from None
     if not isinstance(record, dict):
         raise InputError("`file` is JSON, but not JSONL: write one object a line")
-    return list(record)
+    keys = dict.fromkeys(record)
+    for line in text.split("\n")[1:FIRST_LINES]:
+        try:
+            keys |= dict.fromkeys(json.loads(line))
+        except (ValueError, RecursionError, TypeError):  # the last line may be cut, and bad ones are named later
+            continue
+    return list(keys)
 
 
 def _header(text: str, delimiter: str) -> list[str]:
