@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 COG_FOLDERS, FILES = Path("/tmp/coglet/predictions"), Path("/tmp/coglet/files")
 """Cog's folders of predictions; temporary files of this process."""
 INTERVAL_SECONDS, MAX_AGE_SECONDS = 60, 900
-"""Folders and files of this age are left over: they are read within seconds, and a job keeps its own young. The age is
-what protects other servers of this user, which share the folders."""
+"""Folders and files of this age are left over: they are read within seconds, and a running job touches its folder. The
+age is what protects other servers of this user, which share the folders."""
 OWN_NAMES = ("tmp", JOB)
 """Beginnings of names in FILES: of files that Cog downloads, and of folders of jobs."""
 
@@ -90,10 +90,10 @@ def remove_files(parent: Path, before: float) -> int:
         with suppress(OSError):
             status = entry.stat(follow_symlinks=False)
             if entry.name.startswith(OWN_NAMES) and status.st_uid == os.geteuid() and status.st_mtime < before:
-                if entry.is_dir(follow_symlinks=False):
+                if entry.name.startswith(JOB):
                     shutil.rmtree(entry.path)
                 else:
-                    Path(entry.path).unlink()
+                    Path(entry.path).unlink()  # not a folder: it may be another library's
                 removed += 1
     return removed
 

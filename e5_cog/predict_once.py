@@ -31,9 +31,10 @@ def main(argv: list[str]) -> int:
         inputs = read_inputs(arguments.input, arguments.json, static_schema.read(ROOT / "predict.py"))
         read_request(Settings.from_environment().limits, **inputs)
         check_writable(arguments.output)
+        vectors = vectors_path(arguments.output, inputs)
         with contextlib.redirect_stdout(sys.stderr):
             output = asyncio.run(answer(inputs))
-            move_file(output, arguments.output)
+            move_file(output, vectors)
     except (InputError, SettingsError) as error:
         return complain(parser.prog, error, 2)
     except (WeightsError, ModelError, FloatingPointError) as error:
@@ -54,14 +55,25 @@ async def answer(inputs: Json) -> Json:
     return dataclasses.asdict(await predictor.predict(**inputs))
 
 
-def move_file(output: Json, beside: Path | None) -> None:
-    """Move a returned file into the current folder, or beside the output; its name takes the place of its path."""
+def vectors_path(output: Path | None, inputs: Json) -> Path:
+    """Where a returned file goes: beside the output, else into the current folder. Raises InputError."""
+    is_file = output is not None and (output.is_file() or not output.exists())
+    path = output.with_suffix(".parquet") if output is not None and is_file else Path("vectors.parquet")
+    if inputs["file"] is not None:
+        for name, other in (("the input", Path(inputs["file"])), ("--output", output)):
+            if other is not None and path.resolve() == other.resolve():
+                raise InputError(f"the vectors would be written over {name}, {path}: pass another --output")
+        check_writable(path)
+    return path
+
+
+def move_file(output: Json, path: Path) -> None:
+    """Move a returned file to `path`, which takes its place in the output."""
     if output["file"] is not None:
         source = Path(output["file"])
-        target = beside.with_suffix(source.suffix) if beside else Path(source.name)
-        shutil.move(source, target)
+        shutil.move(source, path)
         source.parent.rmdir()
-        output["file"] = str(target)
+        output["file"] = str(path)
 
 
 def argument_parser() -> argparse.ArgumentParser:

@@ -40,7 +40,7 @@ def create(settings: GatewaySettings) -> FastAPI:
         return replicate_api.render(prediction, settings.public_url or prediction.base)
 
     webhooks = Webhooks(store, metrics, destinations, webhook_body)
-    uploads = Uploads(store, destinations)
+    uploads = Uploads(store, Destinations(lambda: targets.urls, settings.files_from, "--files-from"))
     predictions = Predictions(targets, store, uploads, webhooks, metrics, settings)
 
     @asynccontextmanager

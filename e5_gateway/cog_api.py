@@ -5,6 +5,7 @@ the server for everyone. Webhooks are refused, because coglet sends them to any 
 """
 
 import asyncio
+import contextlib
 import re
 
 import aiohttp
@@ -48,13 +49,22 @@ def router(targets: Targets, uploads: Uploads, settings: GatewaySettings) -> API
         name = _check_new_id(body.get("id") if prediction_id is None else prediction_id)
         if body.get("webhook") is not None:
             raise GatewayError(422, WEBHOOK)
-        if isinstance(inputs := body.get("input"), dict):
-            body["input"] = await uploads.with_data(inputs, await targets.require_identity())
         path = f"/predictions/{name}" if method == "PUT" else "/predictions"
         headers = {"prefer": request.headers["prefer"]} if "prefer" in request.headers else {}
+        identity = await targets.require_identity()
+        inputs = body.get("input")
+        with_files = isinstance(inputs, dict) and uploads.has_files(inputs, identity)
         content = orjson.dumps(body | ({"id": name} if method == "POST" or "id" in body else {}))
-        del body  # free the parsed texts while it waits: as Python objects they take ten times their bytes
-        await targets.require_ready()
+        del body, inputs  # free the parsed texts while it waits: as Python objects they take ten times their bytes
+
+        async def send(server: Target) -> TargetResponse:
+            filled = content
+            if with_files:
+                sent = orjson.loads(content)
+                sent["input"] = await uploads.inlined(sent["input"], identity)
+                filled = await asyncio.to_thread(orjson.dumps, sent)
+                del sent
+            return await server.compute(filled, method, path, **headers)
 
         async def follow(first: Ticket[Target]) -> TargetResponse | None:
             """The answer of the server that runs the same PUT. None: that one was canceled before its turn."""
@@ -64,16 +74,15 @@ def router(targets: Targets, uploads: Uploads, settings: GatewaySettings) -> API
                 if (task := asyncio.current_task()) and task.cancelling():
                     raise  # the client has disconnected
                 return None
-            return await server.compute(content, method, path, **headers)
+            return await send(server)
 
         while (first := tickets.get(name)) is not None:
             if followed := await cancel_on_disconnect(request, follow(first)):
                 return _json(_without_long_quotes(followed), followed.status)
             await asyncio.sleep(0)
-        ticket = tickets[name] = targets.queue.enter(len(content))
 
         async def compute(server: Target) -> TargetResponse:
-            response = await server.compute(content, method, path, **headers)
+            response = await send(server)
             if response.status >= 500:
                 raise BadResponse(response)
             if len(response.content) < MAX_FAILURE and b'"failed"' in response.content:
@@ -95,11 +104,13 @@ def router(targets: Targets, uploads: Uploads, settings: GatewaySettings) -> API
                     raise  # the client has disconnected
                 return TargetResponse(200, orjson.dumps({"id": name, "status": "canceled"}))
 
-        try:
-            response = await cancel_on_disconnect(request, work())
-        finally:
-            ticket.leave()
-            del tickets[name]
+        async with uploads.turn(wait=False) if with_files else contextlib.nullcontext():
+            ticket = tickets[name] = targets.queue.enter(len(content))
+            try:
+                response = await cancel_on_disconnect(request, work())
+            finally:
+                ticket.leave()
+                del tickets[name]
         return _json(_without_long_quotes(response), response.status)
 
     @routes.post("/predictions")

@@ -33,14 +33,14 @@ class Refused(OSError):
 
 @dataclass(frozen=True)
 class Inner:
-    """The inner hosts and networks of the option --webhooks-to."""
+    """The inner hosts and networks of the option --webhooks-to or --files-from."""
 
     hosts: frozenset[str] = frozenset()
     networks: tuple[Network, ...] = ()
 
     @classmethod
-    def parse(cls, values: Iterable[str]) -> Self:
-        """Host names, addresses and networks such as 10.0.0.0/8. Raises SettingsError."""
+    def parse(cls, option: str, values: Iterable[str]) -> Self:
+        """Host names, addresses and networks such as 10.0.0.0/8 of an option. Raises SettingsError."""
         hosts, networks = set(), []
         for value in values:
             try:
@@ -48,7 +48,7 @@ class Inner:
             except ValueError:
                 if "/" in value or ":" in value or not value:
                     raise SettingsError(
-                        f"--webhooks-to {value}: pass a host name, an address, or a network such as 10.0.0.0/8"
+                        f"{option} {value}: pass a host name, an address, or a network such as 10.0.0.0/8"
                     ) from None
                 hosts.add(value.lower())
         return cls(frozenset(hosts), tuple(networks))
@@ -94,8 +94,9 @@ class Destinations:
     `targets`: returns the Cog servers' URLs. No request reaches their addresses, or their ports on any inner address.
     """
 
-    def __init__(self, targets: Callable[[], Iterable[str]], inner: Inner) -> None:
-        self.inner = inner
+    def __init__(self, targets: Callable[[], Iterable[str]], inner: Inner, option: str = "--webhooks-to") -> None:
+        """`option`: of the gateway, that names the inner ones."""
+        self.inner, self.option = inner, option
         self._targets = targets
         self._addresses: dict[tuple[str, int], set[Address]] = {}  # of targets, by host and port
 
@@ -104,12 +105,12 @@ class Destinations:
         parts = urlsplit(url)
         host = str(parts.hostname)
         if parts.username is not None or parts.password is not None:
-            return "must not have a user and password"
+            return "must not have a user and password: put a token into the path or query"
         address = literal(host)
         name_may_be_public = address is None and host != "localhost"
         if name_may_be_public or host in self.inner.hosts or (address is not None and self._is_allowed(address)):
             return None
-        return f"{shorten(host)} is not a public address: the gateway's option --webhooks-to allows inner ones"
+        return f"{shorten(host)} is not a public address: the gateway's option {self.option} allows inner ones"
 
     @contextlib.asynccontextmanager
     async def sessions(self, timeout: float) -> AsyncIterator[Callable[[str], aiohttp.ClientSession]]:

@@ -1,5 +1,6 @@
 """Replicate's /v1/files: uploads that predictions take as inputs. Everybody with the key sees all files."""
 
+import time
 from collections.abc import AsyncGenerator
 
 import orjson
@@ -17,7 +18,7 @@ from e5_gateway.uploads import ANY_TYPE, MAX_FILE_BYTES, Uploads, read_limited
 
 MAX_FILES_LISTED = 100
 MAX_NAME, MAX_METADATA = 200, 10_000
-"""Characters."""
+"""Characters and bytes."""
 OVERHEAD_BYTES = 64 * 2**10
 """Of a form around the file's content."""
 
@@ -28,11 +29,17 @@ def router(uploads: Uploads, settings: GatewaySettings) -> APIRouter:
     @routes.post("/v1/files")
     async def create(request: Request) -> Response:
         """A form with the file as `content`, as Replicate's clients send it, and `metadata`, a JSON object."""
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        content_type = request.headers.get("content-type", "").lower()
+        if not content_type.startswith("multipart/form-data"):
             raise GatewayError(400, "send a form (multipart/form-data) with the file as `content`")
+        if "charset" in content_type:  # it would choose any codec of Python for the names, slow ones included
+            raise GatewayError(400, "send the form without `charset`: its names are UTF-8")
         try:
             # The Node client sends the metadata as a file, too.
-            form = await MultiPartParser(request.headers, _limited(request), max_files=2, max_fields=1).parse()
+            body = _limited(request)
+            form = await MultiPartParser(
+                request.headers, body, max_files=2, max_fields=1, max_part_size=MAX_METADATA
+            ).parse()
         except (MultiPartException, KeyError) as error:  # KeyError: a form without a boundary
             raise GatewayError(400, f"the form cannot be read: {error}") from None
         try:
@@ -52,7 +59,7 @@ def router(uploads: Uploads, settings: GatewaySettings) -> APIRouter:
     @routes.get("/v1/files")
     async def newest(request: Request) -> Response:
         base = own_address(request, settings)
-        results = [file_object(file, base) for file in await uploads.store.files(MAX_FILES_LISTED)]
+        results = [file_object(file, base) for file in await uploads.store.files(MAX_FILES_LISTED, time.time())]
         return _json({"previous": None, "next": None, "results": results})
 
     @routes.get("/v1/files/{file_id}")
@@ -66,9 +73,9 @@ def router(uploads: Uploads, settings: GatewaySettings) -> APIRouter:
         return Response(status_code=204)
 
     async def _existing(file_id: str) -> StoredFile:
-        file = await uploads.store.file(file_id)
+        file = await uploads.store.file(file_id, time.time())
         if file is None:
-            raise GatewayError(404, "no such file: it never was, has been deleted, or has expired")
+            raise GatewayError(404, "no such file: it does not exist, has been deleted, or has expired")
         return file
 
     return routes
@@ -115,7 +122,7 @@ async def _metadata(field: UploadFile | str | None) -> Json:
             return found
     except ValueError:
         pass
-    raise GatewayError(400, f"`metadata` must be a JSON object of at most {MAX_METADATA:,} characters")
+    raise GatewayError(400, f"`metadata` must be a JSON object of at most {MAX_METADATA:,} bytes")
 
 
 def _json(body: Json, status: int = 200) -> Response:

@@ -84,6 +84,13 @@ def argument_parser(program: str | None) -> argparse.ArgumentParser:
         metavar="HOST",
         help="inner host or network that webhooks may reach",
     )
+    parser.add_argument(
+        "--files-from",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="inner host or network that the URL of an input file may name",
+    )
     parser.add_argument("--public-url", help="the gateway's address for its clients, if a proxy is in front")
     parser.add_argument("--open", action="store_true", help="open the web page in a browser when the model is ready")
     parser.add_argument("--log-level", choices=["INFO", "WARNING", "ERROR"], default="INFO", help="INFO: each request")
@@ -118,7 +125,8 @@ def read_settings(arguments: argparse.Namespace, fleet: Fleet | None) -> Gateway
         concurrency=arguments.concurrency,
         max_waiting=arguments.queue,
         max_answer_numbers=limits.answer_numbers,
-        webhooks_to=Inner.parse(arguments.webhooks_to),
+        webhooks_to=Inner.parse("--webhooks-to", arguments.webhooks_to),
+        files_from=Inner.parse("--files-from", arguments.files_from),
         public_url=arguments.public_url and arguments.public_url.rstrip("/"),
     )
 

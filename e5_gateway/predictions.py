@@ -24,9 +24,9 @@ from e5_gateway.metrics import Metrics
 from e5_gateway.queue import Ticket
 from e5_gateway.settings import GatewaySettings
 from e5_gateway.store import Prediction, PredictionSummary, Store, new_public_id
-from e5_gateway.target import Target, new_id
+from e5_gateway.target import Identity, Target, new_id
 from e5_gateway.targets import MAX_ATTEMPTS, Targets
-from e5_gateway.uploads import Inputs, Uploads
+from e5_gateway.uploads import Uploads
 from e5_gateway.webhooks import END, START, Webhook, Webhooks
 
 PAUSES = (0.5, 1.0, 4.0, 10.0)
@@ -84,15 +84,17 @@ class Predictions:
         self,
         model: str,
         version: str,
-        inputs: Inputs,
+        inputs: bytes,
         base: str,
         webhook: Webhook | None,
         wait: float | None,
         lifetime: float | None = None,
+        *,
+        with_files: bool = False,
     ) -> Prediction:
         """Accept a prediction. Return it once it is on disk, or with `wait`, at its end or after so many seconds.
 
-        `model`: owner/name. `base`: the gateway's address as the client knows it. `lifetime`: seconds
+        `model`: owner/name. `inputs`: JSON. `base`: the gateway's address as the client knows it. `lifetime`: seconds
         from now to its deadline. Raises Unavailable, QueueFull and GatewayError 503, and then has accepted nothing.
         """
         await self.targets.require_ready()
@@ -102,7 +104,8 @@ class Predictions:
             running = sum(not active.prediction.final for active in self._active.values())
             if running >= queue.capacity:
                 raise QueueFull(f"{queue.capacity:,} predictions", queue.retry_after())
-        ticket = queue.enter(inputs.size)
+        # A prediction with files waits for a turn of Uploads before it enters the queue, where it would block a slot.
+        ticket = None if with_files else queue.enter(len(inputs))
         now = time.time()
         prediction = Prediction(
             id=new_public_id(),
@@ -112,19 +115,19 @@ class Predictions:
             created_at=now,
             deadline=None if lifetime is None else now + lifetime,
             base=base,
-            input=inputs.content,
-            size=inputs.size,
+            input=inputs,
+            size=len(inputs),
             webhook=webhook.url if webhook else None,
             webhook_events=webhook.events if webhook else (),
             webhook_due=webhook is not None and END in webhook.events,
         )
         try:
             await self.store.insert(prediction)
-        except sqlite3.Error as error:
-            ticket.leave()
-            raise GatewayError(503, f"the prediction could not be stored: {error}", retry_after=10) from None
-        except BaseException:
-            ticket.leave()
+        except BaseException as error:
+            if ticket is not None:
+                ticket.leave()
+            if isinstance(error, sqlite3.Error):
+                raise GatewayError(503, f"the prediction could not be stored: {error}", retry_after=10) from None
             raise
         active = self._start(prediction, ticket)
         if wait is None:
@@ -169,20 +172,15 @@ class Predictions:
             active.task.cancel()
 
     async def _run(self, active: ActivePrediction, ticket: Ticket[Target] | None) -> None:
-        pauses, moves = iter(PAUSES), 0
         try:
-            while True:
-                if ticket is None:
-                    await self.targets.wait_until_ready()
-                    ticket = self.targets.queue.enter(active.prediction.size, accepted=True)
-                if await self._attempt(active, ticket):
-                    return
-                if moves < MAX_ATTEMPTS - 1 and ticket.server and self.targets.others_ready(ticket.server):
-                    ticket.again()
-                    moves += 1
-                else:
-                    ticket, moves = None, 0
-                    await asyncio.sleep(next(pauses, PAUSES[-1]))
+            if ticket is None:
+                await self.targets.wait_until_ready()
+            identity = self.targets.identity
+            inputs = orjson.loads(active.prediction.input) if ticket is None else {}
+            with_files = identity is not None and self.uploads.has_files(inputs, identity)
+            del inputs
+            async with self.uploads.turn(wait=True) if with_files else contextlib.nullcontext():
+                await self._attempts(active, ticket)
         except asyncio.CancelledError:
             if self._closing:
                 raise
@@ -191,6 +189,22 @@ class Predictions:
         except Exception as error:
             log.error("bug", extra={"fields": {"prediction": active.prediction.id, "error": type(error).__name__}})
             await self._fail(active, "Prediction failed: the gateway has a bug")
+
+    async def _attempts(self, active: ActivePrediction, ticket: Ticket[Target] | None) -> None:
+        """Until one has ended the prediction."""
+        pauses, moves = iter(PAUSES), 0
+        while True:
+            if ticket is None:
+                await self.targets.wait_until_ready()
+                ticket = self.targets.queue.enter(active.prediction.size, accepted=True)
+            if await self._attempt(active, ticket):
+                return
+            if moves < MAX_ATTEMPTS - 1 and ticket.server and self.targets.others_ready(ticket.server):
+                ticket.again()
+                moves += 1
+            else:
+                ticket, moves = None, 0
+                await asyncio.sleep(next(pauses, PAUSES[-1]))
 
     async def _attempt(self, active: ActivePrediction, ticket: Ticket[Target]) -> bool:
         """Run the prediction on a server. True: it has ended. False: the server went away, so try again."""
@@ -213,9 +227,7 @@ class Predictions:
                 if START in active.prediction.webhook_events and not active.start_sent:
                     active.start_sent = True
                     self.webhooks.send_start(active.prediction.id, started_at)
-                inputs = await self.uploads.inline(active.prediction.input, identity)
-                body = orjson.dumps({"id": new_id(), "input": orjson.Fragment(inputs)})
-                del inputs
+                body = await self._body(active.prediction.input, identity)
                 result = await target.predict(body, model)
                 if result["status"] == "succeeded":
                     ticket.succeeded()
@@ -228,6 +240,14 @@ class Predictions:
             return True
         await self._end(active, result)
         return True
+
+    async def _body(self, inputs: bytes, identity: Identity) -> bytes:
+        """The request for the server, with the content of the inputs' files."""
+        given = orjson.loads(inputs)
+        if not self.uploads.has_files(given, identity):
+            return orjson.dumps({"id": new_id(), "input": orjson.Fragment(inputs)})
+        filled = await self.uploads.inlined(given, identity)
+        return await asyncio.to_thread(orjson.dumps, {"id": new_id(), "input": filled})
 
     async def _retry(self, active: ActivePrediction, reason: str, *, reached: bool) -> bool:
         """False: try again. True: it has failed for good. Only attempts that `reached` the target count."""
@@ -281,6 +301,7 @@ class Predictions:
         while True:
             try:
                 await self.store.prune(settings.keep_seconds, settings.keep_predictions, settings.keep_bytes)
+                await self.store.delete_expired_files(time.time())
             except sqlite3.Error as error:
                 log.error("not pruned", extra={"fields": {"error": str(error)}})
             await asyncio.sleep(PRUNE_SECONDS)

@@ -76,9 +76,12 @@ def router(targets: Targets, predictions: Predictions, settings: GatewaySettings
         wait = _wait_seconds(request.headers.get("prefer", ""))
         lifetime = parse_cancel_after(request.headers.get("cancel-after"))
         base, model = own_address(request, settings), f"{owner}/{identity.model}"
-        inputs = await predictions.uploads.check(given, identity, base)
+        given = await predictions.uploads.check(given, identity, base)
+        inputs, with_files = orjson.dumps(given), predictions.uploads.has_files(given, identity)
         del body, given  # free the parsed texts while it waits: as Python objects they take ten times their bytes
-        prediction = await predictions.create(model, identity.version, inputs, base, webhook, wait, lifetime)
+        prediction = await predictions.create(
+            model, identity.version, inputs, base, webhook, wait, lifetime, with_files=with_files
+        )
         if wait is None or prediction.final:
             return _json(render(prediction, base), 201)
         # Both official clients (Python 1.0.7, npm 1.4.0) take any status but `starting` for the end of a wait.

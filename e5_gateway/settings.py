@@ -1,8 +1,8 @@
 """The gateway's configuration, validated once.
 
 The key comes from the environment (GATEWAY_API_KEY), so that the process list does not show it. main.py has command
-line options for `targets`, `database`, `host`, `port`, `model`, `concurrency`, `max_waiting`, `webhooks_to` and
-`public_url`.
+line options for `targets`, `database`, `host`, `port`, `model`, `concurrency`, `max_waiting`, `webhooks_to`,
+`files_from` and `public_url`.
 """
 
 import ipaddress
@@ -34,7 +34,7 @@ class GatewaySettings:
     `max_body_bytes`, `max_bodies_bytes`: one request body, and all bodies being read or answered.
     `max_answer_numbers`: JSON numbers in an answer of OpenAI's or Cohere's API, as E5_MAX_ANSWER_NUMBERS of the target.
     `timeout`: for one prediction.
-    `webhooks_to`: inner hosts and networks that webhooks may reach, and input files come from.
+    `webhooks_to`, `files_from`: inner hosts and networks that webhooks may reach, and that input files may come from.
     `public_url`: the gateway's address as its clients know it, without a slash at the end. None: as each request says.
     `keep_…`: age, number and bytes of finished predictions that GET /v1/predictions/{id} still finds.
     """
@@ -54,6 +54,7 @@ class GatewaySettings:
     max_answer_numbers: int = Limits.answer_numbers
     timeout: float = 1_800.0
     webhooks_to: Inner = field(default_factory=Inner)
+    files_from: Inner = field(default_factory=Inner)
     public_url: str | None = None
     keep_seconds: float = 3_600.0
     keep_predictions: int = 10_000

@@ -38,6 +38,11 @@ CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 FINAL = ("succeeded", "failed", "canceled", "aborted")
 CROCKFORD = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", "0123456789abcdefghjkmnpqrstvwxyz")
 FILE_COLUMNS = "id, name, content_type, size, sha256, metadata, created_at, expires_at"
+UNUSED = (
+    f"NOT EXISTS (SELECT 1 FROM predictions WHERE status NOT IN {FINAL}"
+    " AND instr(CAST(predictions.input AS TEXT), files.id))"
+)
+"""No prediction waits for the file."""
 Statement = tuple[str, tuple[Any, ...]]
 
 
@@ -121,7 +126,9 @@ class Store:
 
     async def insert(self, prediction: Prediction) -> None:
         row = {column.name: getattr(prediction, column.name) for column in fields(prediction)}
-        await self._insert("predictions", row | {"webhook_events": ",".join(prediction.webhook_events)})
+        row["webhook_events"] = ",".join(prediction.webhook_events)
+        columns, marks = ", ".join(row), ", ".join("?" * len(row))
+        await self._write(f"INSERT INTO predictions ({columns}) VALUES ({marks})", *row.values())
 
     async def update(self, prediction_id: str, **columns: Any) -> None:
         assignments = ", ".join(f"{column} = ?" for column in columns)
@@ -157,38 +164,34 @@ class Store:
         )  # fmt: skip
         return [PredictionSummary(**row) for row in rows]
 
-    async def insert_file(self, file: StoredFile, content: bytes) -> None:
-        await self._insert("files", vars(file) | {"content": content})
+    async def add_file(self, file: StoredFile, content: bytes, before: float, max_bytes: int) -> bool:
+        """Store a file. If all would have more than `max_bytes`, the oldest of those made `before` are deleted.
 
-    async def file(self, file_id: str) -> StoredFile | None:
-        rows = await self._select(f"SELECT {FILE_COLUMNS} FROM files WHERE id = ?", file_id)
+        False: that is not enough.
+        """
+        added: bool = await self._run(self._add_file, vars(file) | {"content": content}, before, max_bytes)
+        return added
+
+    async def file(self, file_id: str, now: float) -> StoredFile | None:
+        rows = await self._select(f"SELECT {FILE_COLUMNS} FROM files WHERE id = ? AND expires_at > ?", file_id, now)
         return StoredFile(**rows[0]) if rows else None
 
     async def file_content(self, file_id: str) -> bytes | None:
         rows = await self._select("SELECT content FROM files WHERE id = ?", file_id)
         return rows[0]["content"] if rows else None
 
-    async def files(self, count: int) -> list[StoredFile]:
+    async def files(self, count: int, now: float) -> list[StoredFile]:
         """The newest `count` files."""
-        rows = await self._select(f"SELECT {FILE_COLUMNS} FROM files ORDER BY created_at DESC, id LIMIT ?", count)
+        rows = await self._select(
+            f"SELECT {FILE_COLUMNS} FROM files WHERE expires_at > ? ORDER BY created_at DESC, id LIMIT ?", now, count
+        )
         return [StoredFile(**row) for row in rows]
-
-    async def file_bytes(self) -> int:
-        """Of all files together."""
-        return int((await self._select("SELECT coalesce(sum(size), 0) AS bytes FROM files"))[0]["bytes"])
 
     async def delete_file(self, file_id: str) -> None:
         await self._run(self._delete, "DELETE FROM files WHERE id = ?", file_id)
 
-    async def prune_files(self, now: float, before: float, max_bytes: int) -> None:
-        """Delete expired files, and the oldest of those made `before` that are beyond `max_bytes` in all."""
-        oldest = "SELECT id, sum(size) OVER (ORDER BY created_at DESC, id) AS bytes FROM files"
-        await self._run(
-            self._delete,
-            "DELETE FROM files WHERE expires_at < ? OR created_at < ?"
-            f" AND id IN (SELECT id FROM ({oldest}) WHERE bytes > ?)",
-            now, before, max_bytes,
-        )  # fmt: skip
+    async def delete_expired_files(self, now: float) -> None:
+        await self._run(self._delete, f"DELETE FROM files WHERE expires_at <= ? AND {UNUSED}", now)
 
     async def secret(self, name: str, create: Callable[[], str]) -> str:
         """This gateway's secret of that name, created on first use."""
@@ -201,10 +204,6 @@ class Store:
         Their texts are then in neither the database nor its write-ahead log.
         """
         await self._run(self._prune, max_age, max_count, max_bytes)
-
-    async def _insert(self, table: str, row: dict[str, Any]) -> None:
-        columns, marks = ", ".join(row), ", ".join("?" * len(row))
-        await self._write(f"INSERT INTO {table} ({columns}) VALUES ({marks})", *row.values())
 
     async def _write(self, sql: str, *values: Any) -> None:
         """Return once committed. Statements are committed in the order of the calls."""
@@ -245,6 +244,24 @@ class Store:
             )
         if aged.rowcount or surplus.rowcount:
             self._empty_log()
+
+    def _add_file(self, row: dict[str, Any], before: float, max_bytes: int) -> bool:
+        deleted = False
+        with self._database:
+            (used,) = self._database.execute("SELECT coalesce(sum(size), 0) FROM files").fetchone()
+            old = f"SELECT id, size FROM files WHERE created_at < ? AND {UNUSED} ORDER BY created_at"
+            for file_id, size in self._database.execute(old, (before,)).fetchall():
+                if used + row["size"] <= max_bytes:
+                    break
+                self._database.execute("DELETE FROM files WHERE id = ?", (file_id,))
+                used, deleted = used - size, True
+            fits: bool = used + row["size"] <= max_bytes
+            if fits:
+                columns, marks = ", ".join(row), ", ".join("?" * len(row))
+                self._database.execute(f"INSERT INTO files ({columns}) VALUES ({marks})", (*row.values(),))
+        if deleted:
+            self._empty_log()
+        return fits
 
     def _delete(self, sql: str, *values: Any) -> None:
         with self._database:

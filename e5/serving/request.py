@@ -131,8 +131,10 @@ def read_request(
         return EmbedRequest.from_inputs(
             limits, task, query, document, normalize, queries, documents, encoding_format, long_texts
         )
-    if any(texts is not None for texts in (query, document, queries, documents)):
-        raise InputError("`file` goes alone: leave out `query`, `document`, `queries` and `documents`")
+    if any(given is not None for given in (query, document, queries, documents)):
+        raise InputError(
+            "`file` cannot be combined with texts: leave out `query`, `document`, `queries` and `documents`"
+        )
     return FileRequest.from_inputs(limits, file, task, normalize, encoding_format, long_texts)
 
 

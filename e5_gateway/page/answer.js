@@ -1,13 +1,26 @@
 /** A response → texts, vectors and scores that belong together, in whichever format they came. Throws FormError. */
 
-import { FormError, sides } from "./request.js";
+import { isDataUrl } from "./dataurl.js";
+import { FormError, hasTextsFile, sides } from "./request.js";
+import { TEXTS_FILE } from "./schema.js";
 
 const WARNING = "Warning: "; // how predict.py marks the lines of its log that are for the caller
+const NOTHING = {
+  vectors: null,
+  scores: null,
+  ranking: null,
+  tokens: null,
+  pieces: null,
+  tokenIds: null,
+  truncated: new Set(),
+  file: null,
+};
 const WIDTHS = { base64: 4, float16: 2, int8: 1, ubinary: 1 };
 
 /**
  * The answer to a request of requestOf(). `vectors`: Float32Array of each text, or null; `scores`: a row for each
- * query, or null; `ranking`: the results of a rerank, or null; `tokens`, `pieces`, `tokenIds`: of each text, or null.
+ * query, or null; `ranking`: the results of a rerank, or null; `tokens`, `pieces`, `tokenIds`: of each text, or null;
+ * `file`: the data URL with the vectors of a file of texts, or null.
  */
 export function answerOf(request, response) {
   return request.path === "predictions" ? prediction(request.body.input, response) : reranked(request.body, response);
@@ -17,6 +30,8 @@ function prediction(input, response) {
   const [queries, documents] = sides(input);
   const { output, metrics, logs } = response;
   if (!output || typeof output !== "object") throw new FormError("", "The answer has no output.");
+  const counts = { metrics: metrics ?? {}, warnings: warningsOf(logs ?? "") };
+  if (hasTextsFile(input)) return ofFile(output[TEXTS_FILE], counts);
   const count = queries.length + documents.length;
   const vectors = vectorsOf(output, input.encoding_format ?? "float");
   if (vectors && vectors.length !== count) {
@@ -35,16 +50,20 @@ function prediction(input, response) {
     throw new FormError("", "The answer has scores that are no numbers.");
   return {
     ...texts(queries, documents),
+    ...NOTHING,
     vectors,
     scores,
-    ranking: null,
     tokens: output.tokens ?? null,
     pieces: output.pieces ?? null,
     tokenIds: output.token_ids ?? null,
     truncated: new Set(output.truncated ?? []),
-    metrics: metrics ?? {},
-    warnings: warningsOf(logs ?? ""),
+    ...counts,
   };
+}
+
+function ofFile(file, counts) {
+  if (typeof file !== "string" || !isDataUrl(file)) throw new FormError("", "The answer has no file of vectors.");
+  return { ...texts([], []), ...NOTHING, file, ...counts };
 }
 
 function reranked(body, response) {
@@ -56,12 +75,8 @@ function reranked(body, response) {
   }
   return {
     ...texts([body.query], documents),
-    vectors: null,
-    scores: null,
+    ...NOTHING,
     ranking: results.map(({ index, relevance_score: score }) => ({ index, score })),
-    tokens: null,
-    pieces: null,
-    tokenIds: null,
     truncated: new Set([...(isQueryCut ? [0] : []), ...truncated.map((index) => index + 1)]),
     metrics: { input_tokens: usage.total_tokens },
     warnings: [],

@@ -9,21 +9,22 @@ const SECONDS = 300; // a million tokens take minutes on a CPU
 const MAX_MESSAGE = 1000;
 
 /**
- * The gateway's JSON, with its text and the round trip in milliseconds. Throws FormError for everything else, and
- * AbortError if `signal` was aborted.
+ * The gateway's JSON, with its text and the round trip in milliseconds. Throws FormError for everything else, also after
+ * `seconds`, and AbortError if `signal` was aborted.
  */
-export async function send(path, { body, key = "", signal } = {}) {
+export async function send(path, { body, key = "", signal, seconds = SECONDS } = {}) {
   if (!/^[\x21-\x7e]*$/.test(key)) throw new FormError(KEY, "The API key has characters that no key can have.");
   const started = performance.now();
   const control = new AbortController();
-  const timer = setTimeout(() => control.abort(), SECONDS * 1000);
+  const timer = setTimeout(() => control.abort(), seconds * 1000);
+  if (signal?.aborted) control.abort();
   signal?.addEventListener("abort", () => control.abort());
   let response, text;
   try {
     response = await fetch(new URL(path, document.baseURI), {
       method: body ? "POST" : "GET",
       headers: { ...(body && { "Content-Type": "application/json" }), ...(key && { Authorization: `Bearer ${key}` }) },
-      body: body && JSON.stringify(body),
+      body: body && new Blob([JSON.stringify(body)]), // a string of 30 MB would block the page for half a second
       signal: control.signal,
       cache: "no-store",
     });
@@ -32,7 +33,7 @@ export async function send(path, { body, key = "", signal } = {}) {
     if (signal?.aborted) throw error;
     throw new FormError(
       "",
-      control.signal.aborted ? `The server did not answer within ${SECONDS} seconds.` : UNREACHABLE,
+      control.signal.aborted ? `The server did not answer within ${seconds} seconds.` : UNREACHABLE,
     );
   } finally {
     clearTimeout(timer);
@@ -65,7 +66,10 @@ export function read(status, headers, text) {
     throw new FormError("", `Too many requests are waiting: try again ${when(headers.get("Retry-After"))}.`);
   if (status === 409) throw new FormError("", "The model is busy: try again in a moment.");
   if (status === 413)
-    throw new FormError("", "The request is larger than the server accepts: send fewer or shorter texts.");
+    throw new FormError(
+      "",
+      "The request is larger than the server accepts: send fewer or shorter texts, or a smaller file.",
+    );
   if (status === 503 && /STARTING/.test(`${answer.status} ${reason}`)) {
     throw new FormError("", "The model is still starting: try again in a moment.");
   }

@@ -2,8 +2,10 @@
 
 import { answerOf } from "./answer.js";
 import { send } from "./api.js";
+import { fileNames, withData } from "./dataurl.js";
 import { element, sentence, tabs } from "./dom.js";
-import { createForm, hasFile } from "./form.js";
+import { hasFile } from "./filebox.js";
+import { createForm } from "./form.js";
 import { fromFragment, toFragment } from "./link.js";
 import { copyButton, download, listing } from "./listing.js";
 import { FormError, requestOf } from "./request.js";
@@ -12,6 +14,7 @@ import { fieldsOf, modelOf, modesOf } from "./schema.js";
 import { FILE, fileOf, isLong, snippets } from "./snippets.js";
 
 const RETRY_MILLISECONDS = 2000; // while the model is starting
+const FILE_SECONDS = 1_800; // how long the gateway waits for a prediction
 const CODE_MILLISECONDS = 150; // the code follows the form after a pause in typing
 
 const part = (id) => document.getElementById(id);
@@ -112,7 +115,9 @@ async function run() {
     const stop = element("button", { type: "button", onclick: () => control.abort() }, "Stop");
     part("status").replaceChildren(element("p", {}, "Running … ", stop));
     showStatus();
-    const response = await send(current.path, { body: current.body, key: form.key(), signal: control.signal });
+    const body = await withData(current.body);
+    const seconds = fileNames(current.body.input).length ? FILE_SECONDS : undefined;
+    const response = await send(current.path, { body, key: form.key(), signal: control.signal, seconds });
     if (running !== control) return; // an example has replaced this run
     const answer = answerOf(current, response.json);
     part("answer").replaceChildren(results(answer, response, model));

@@ -97,6 +97,13 @@ export const shorten = (text, length) => (text.length <= length ? text : `${begi
 /** The first `length` code units of a text, without half of a character at the end. */
 export const beginning = (text, length) => text.slice(0, length).replace(/[\ud800-\udbff]$/, "");
 
+/** A number of bytes, in words. */
+export function bytes(count) {
+  if (count < 1024) return plural(count, "byte", "bytes");
+  const [size, unit] = count < 2 ** 20 ? [count / 1024, "KiB"] : [count / 2 ** 20, "MiB"];
+  return `${number(Number(size.toFixed(size < 10 ? 1 : 0)))} ${unit}`;
+}
+
 /** The key of an event; "" with Alt, Ctrl or ⌘, which are the browser's. */
 export const plainKey = (event) => (event.altKey || event.ctrlKey || event.metaKey ? "" : event.key);
 

@@ -2,8 +2,10 @@
 
 import { KEY } from "./api.js";
 import { element, plural } from "./dom.js";
+import { acceptDrops, addClear, fileBox } from "./filebox.js";
 import { ACCEPT, FileError, columnsOf } from "./files.js";
 import { FormError, boxOf, parseTexts } from "./request.js";
+import { SIDES, TEXTS_FILE } from "./schema.js";
 
 const HELP_OF_TEXTS = "One text a line, or a JSON list of strings.";
 const CUSTOM = ""; // the preset of a task that is none of the trained ones
@@ -21,36 +23,40 @@ const MODE = {
  */
 export function createForm(container, { fields, modes, tasks, keyRequired, onChange }) {
   const all = modes.length > 1 ? [...fields, { ...MODE, choices: modes, default: modes[0], modes }] : fields;
-  const controls = new Map(all.map((field) => [field.name, control(field, onChange)]));
+  const changed = () => {
+    show();
+    onChange();
+  };
+  const judge = (name, message) => (message ? fail(name, message) : pardon(controls.get(name)));
+  const controls = new Map(all.map((field) => [field.name, control(field, { changed, judge })]));
   const wide = all.filter((field) => isWide(field)).map((field) => controls.get(field.name).block);
   const narrow = all.filter((field) => !isWide(field)).map((field) => controls.get(field.name).block);
   const keyControl = keyRequired ? keyField() : null;
   const follow = controls.has("task") ? addPresets(controls.get("task"), tasks) : () => {};
+  const boxes = SIDES.flat().flatMap((name) => controls.get(name) ?? []);
+  const hasTextsFile = fields.some(({ name, kind }) => name === TEXTS_FILE && kind === "file");
+  const offerToClear = hasTextsFile ? addClear(controls.get(TEXTS_FILE), boxes) : () => {};
   container.append(...(keyControl ? [keyControl.block] : []), ...wide, element("div", { class: "options" }, narrow));
 
   const values = () => Object.fromEntries([...controls].map(([name, { read }]) => [name, read()]));
   const mode = () => controls.get(MODE.name)?.read() ?? modes[0];
   const show = () => {
     for (const field of all) controls.get(field.name).block.hidden = !field.modes.includes(mode());
+    offerToClear();
   };
   const errors = new Map([...controls, ...(keyControl ? [[KEY, keyControl]] : [])]);
-  const clear = () => {
-    for (const { error, input } of errors.values()) {
-      error.hidden = true;
-      input.removeAttribute("aria-invalid");
-    }
+  const pardon = ({ error, input }) => {
+    error.hidden = true;
+    input.removeAttribute("aria-invalid");
   };
+  const clear = () => errors.forEach(pardon);
   const fill = (given) => {
     clear();
     for (const [name, { write }] of controls) if (name in given) write(given[name]);
     follow();
-    show();
-    onChange();
+    changed();
   };
-  container.addEventListener("input", () => {
-    show();
-    onChange();
-  });
+  container.addEventListener("input", changed);
   /** Show an error at its field and move the focus there; false if the form does not show the field. */
   const fail = (name, message) => {
     const found = errors.get(name);
@@ -59,18 +65,20 @@ export function createForm(container, { fields, modes, tasks, keyRequired, onCha
     found.error.hidden = false;
     found.input.setAttribute("aria-invalid", "true");
     found.input.focus();
+    found.error.scrollIntoView({ block: "nearest" }); // the buttons at the bottom would hide it on a phone
     return true;
   };
   show();
   return { values, mode, fill, fail, clear, key: () => keyControl?.input.value.trim() ?? "" };
 }
 
-const isWide = ({ kind }) => ["texts", "text", "json"].includes(kind);
+const isWide = ({ kind }) => ["texts", "text", "json", "file"].includes(kind);
 
 /** A field's block, with { input, error, read, write }. */
-function control(field, onChange) {
-  const make = { texts: textsBox, text: box, json: box, flag: checkbox, choice: select, number: numberBox }[field.kind];
-  const { input, read, write, extra } = make(field, onChange);
+function control(field, hooks) {
+  const makers = { texts: textsBox, text: box, json: box, flag: checkbox, choice: select, number: numberBox };
+  const make = { ...makers, file: fileBox }[field.kind];
+  const { input, read, write, extra } = make(field, hooks);
   const help = [field.help, field.kind === "texts" ? HELP_OF_TEXTS : ""].filter(Boolean).join(" ");
   return labelled(field.name, field.label, help, input, { read, write, extra });
 }
@@ -102,7 +110,7 @@ function box(field) {
   return { input, read: () => input.value, write };
 }
 
-function textsBox(field, onChange) {
+function textsBox(field, { changed }) {
   const input = element("textarea", { rows: field.name === "documents" ? 8 : 4, spellcheck: "false" });
   input.value = (field.default ?? []).length ? boxOf(field.default) : "";
   const notice = element("p", { class: "note", role: "status" });
@@ -110,7 +118,7 @@ function textsBox(field, onChange) {
   const put = (texts) => {
     input.value = boxOf(texts);
     recount();
-    onChange();
+    changed();
   };
   const open = fileOpener(notice, put);
   picker.addEventListener("change", () => {
@@ -152,24 +160,6 @@ function countOf(name, value) {
     if (!(error instanceof FormError)) throw error;
     return "";
   }
-}
-
-/** Whether something that is dragged is a file; a dragged text is the browser's to insert. */
-export const hasFile = (event) => [...event.dataTransfer.types].includes("Files");
-
-function acceptDrops(target, open) {
-  target.addEventListener("dragover", (event) => {
-    if (!hasFile(event)) return;
-    event.preventDefault();
-    target.classList.add("dropping");
-  });
-  target.addEventListener("dragleave", () => target.classList.remove("dropping"));
-  target.addEventListener("drop", (event) => {
-    target.classList.remove("dropping");
-    if (!hasFile(event)) return;
-    event.preventDefault();
-    open([...event.dataTransfer.files]);
-  });
 }
 
 /** A function that puts a file's texts into the box. With several columns the notice has a choice among them. */

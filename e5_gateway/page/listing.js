@@ -1,5 +1,6 @@
 /** Code and JSON to read, copy and download. */
 
+import { isDataUrl } from "./dataurl.js";
 import { beginning, element, number } from "./dom.js";
 
 const MAX_WHOLE = 12_000; // characters of JSON that a page shows without becoming slow to scroll
@@ -48,9 +49,10 @@ async function copy(text) {
   }
 }
 
-/** Save a text as a file. */
-export function download(name, text) {
-  const url = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+/** Save a text or a Blob as a file. */
+export function download(name, content) {
+  const blob = content instanceof Blob ? content : new Blob([content], { type: "application/json" });
+  const url = URL.createObjectURL(blob);
   element("a", { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
@@ -66,14 +68,20 @@ function highlighted(text) {
   return [...parts, text.slice(end)];
 }
 
-/** JSON as the page shows it: whole if it is small, else shortened with counts of what is left out. */
+/**
+ * JSON as the page shows it: whole if it is small, else shortened with counts of what is left out. Of files the beginning
+ * is enough.
+ */
 export function readable(value, length) {
-  if (length <= MAX_WHOLE) {
+  const files = Object.values(value.output ?? {}).filter(isLongFile);
+  if (files.reduce((left, file) => left - file.length, length) <= MAX_WHOLE) {
     const whole = write(value, 0, false);
-    if (whole.length <= MAX_WHOLE) return { text: whole, isWhole: true };
+    if (whole.length <= MAX_WHOLE) return { text: whole, isWhole: !files.length };
   }
   return { text: write(value, 0, true), isWhole: false };
 }
+
+const isLongFile = (value) => typeof value === "string" && value.length > MAX_CHARACTERS && isDataUrl(value);
 
 /** JSON with each list of numbers on one line. */
 function write(value, depth, isShort) {
@@ -92,7 +100,7 @@ function write(value, depth, isShort) {
     );
     return `{\n${entries.map((entry) => inner + entry).join(",\n")}\n${outer}}`;
   }
-  if (isShort && typeof value === "string" && value.length > MAX_CHARACTERS) {
+  if (isLongFile(value) || (isShort && typeof value === "string" && value.length > MAX_CHARACTERS)) {
     return JSON.stringify(beginning(value, MAX_CHARACTERS) + left(value, MAX_CHARACTERS)[0]);
   }
   return JSON.stringify(value);

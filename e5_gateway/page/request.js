@@ -1,6 +1,8 @@
 /** What a person typed → the request. The model checks its inputs itself: here is only what cannot be sent. */
 
-import { SIDES } from "./schema.js";
+import { SIDES, TEXTS_FILE } from "./schema.js";
+
+const MAX_FILE_BYTES = 23 * 2 ** 20; // in base64 a third more, and the gateway takes 32 MiB
 
 /** The form cannot be sent: the reason, and the field to mend ("" for the whole form). */
 export class FormError extends Error {
@@ -60,14 +62,28 @@ function checkCharacters(field, subject, text) {
     throw new FormError(field, `${subject} has half of a character at position ${position}: remove it.`);
 }
 
+/** Refuse a file that cannot be sent. Throws FormError. */
+export function checkFile(field, file) {
+  if (!file.size) throw new FormError(field, `${file.name} is empty.`);
+  if (file.size > MAX_FILE_BYTES) {
+    throw new FormError(
+      field,
+      `${file.name} is larger than ${MAX_FILE_BYTES / 2 ** 20} MiB: upload it with Replicate’s client ` +
+        "(POST /v1/files), or run scripts/corpus.py on it.",
+    );
+  }
+}
+
 /**
- * The form's values → { path, body }. `values` has a string for each box and choice, and a boolean for each flag.
+ * The form's values → { path, body }. `values` has a string for each box and choice, a boolean for each flag, and a File
+ * or null for each file. Files are in the body as they are: withData() encodes them.
  *
- * Defaults and empty fields are left out; the task goes along where there is a query. Throws FormError.
+ * Defaults and empty fields are left out; the task goes along where there is a query or a file. Throws FormError.
  */
 export function requestOf(mode, fields, values, model) {
   const input = {};
-  for (const field of fields.filter((each) => each.modes.includes(mode))) {
+  const shown = fields.filter((each) => each.modes.includes(mode));
+  for (const field of shown) {
     const value = parse(field, values[field.name]);
     const isDefault = value === null || JSON.stringify(value) === JSON.stringify(field.default);
     if (value === null && field.required) throw new FormError(field.name, `${field.label} is needed.`);
@@ -75,13 +91,22 @@ export function requestOf(mode, fields, values, model) {
     else if (!isDefault || field.name === "task") input[field.name] = value;
   }
   const [queries, documents] = sides(input);
-  const names = fields.map((field) => field.name);
-  if ("task" in input && !queries.length && names.includes("queries")) delete input.task;
-  if (names.includes("queries") && !queries.length && !documents.length) {
-    throw new FormError("", "There is no text yet: write at least one query or one document.");
+  const names = shown.map((field) => field.name);
+  const hasTexts = queries.length > 0 || documents.length > 0;
+  const hasFile = hasTextsFile(input); // its texts may be queries
+  if (hasFile && hasTexts) {
+    throw new FormError(TEXTS_FILE, "A file cannot be combined with texts: clear the queries and documents, or remove the file.");
+  }
+  if ("task" in input && !queries.length && !hasFile && names.includes("queries")) delete input.task;
+  if (names.includes("queries") && !hasTexts && !hasFile) {
+    const cure = `write at least one query or one document${names.includes(TEXTS_FILE) ? ", or choose a file" : ""}`;
+    throw new FormError("", `There is no text yet: ${cure}.`);
   }
   return mode === "rerank" ? rerank(input, queries, documents, model) : { path: "predictions", body: { input } };
 }
+
+/** Whether a prediction is about a file of texts. */
+export const hasTextsFile = (input) => input[TEXTS_FILE] instanceof File;
 
 /** A prediction's queries and documents, in the order of the answer's vectors. */
 export function sides(input) {
@@ -101,6 +126,10 @@ function parse(field, value) {
     return texts.length || field.default !== null ? texts : null;
   }
   if (field.kind === "flag" || field.kind === "choice") return value;
+  if (field.kind === "file") {
+    if (value) checkFile(field.name, value);
+    return value;
+  }
   if (field.kind === "text") {
     checkCharacters(field.name, field.label, value);
     return value === "" && field.default === null ? null : value;

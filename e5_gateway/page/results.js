@@ -2,6 +2,7 @@
 
 import { length, nameOf, similarities } from "./answer.js";
 import { duration, element, inParts, number, plural, sentence, shorten, tabs } from "./dom.js";
+import { fileView } from "./fileview.js";
 import { heatMap, scaleOf } from "./heatmap.js";
 import { download, listing, readable } from "./listing.js";
 import { map } from "./map.js";
@@ -17,15 +18,18 @@ export function summary(answer, milliseconds) {
   const sides = [
     answer.queries.length ? plural(answer.queries.length, "query", "queries") : "",
     answer.documents.length ? plural(answer.documents.length, "document", "documents") : "",
+    answer.file ? countOf(answer.metrics) : "",
   ];
   const tokens = answer.metrics.input_tokens;
   const read = tokens === undefined ? "" : `, ${plural(tokens, "token", "tokens")}`;
   return `Done: ${sides.filter(Boolean).join(" × ")}${read}, in ${duration(milliseconds)}.`;
 }
 
+const countOf = ({ texts }) => (texts === undefined ? "one file" : plural(texts, "text", "texts"));
+
 /** Everything about an answer, in tabs whose contents are made when they are first shown. */
 export function results(answer, response, model) {
-  const panels = [["Scores", () => scores(answer, model)]];
+  const panels = answer.file ? [["File", () => fileView(answer, model)]] : [["Scores", () => scores(answer, model)]];
   if (answer.vectors?.length > 1) panels.push(["Map", () => map(answer)]);
   if (answer.vectors) panels.push(["Vectors", () => vectors(answer)]);
   if (answer.pieces) panels.unshift(["Tokens", () => tokens(answer)]);

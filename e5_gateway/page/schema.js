@@ -5,6 +5,8 @@ export const SIDES = [
   ["query", "queries"],
   ["document", "documents"],
 ];
+/** An input for a file of texts, which goes without other texts. The answer is a file, too. */
+export const TEXTS_FILE = "file";
 const RERANK = "/v2/rerank";
 const RERANK_FIELDS = ["top_n"]; // besides those of a prediction that it has, too
 
@@ -22,8 +24,8 @@ export function resolve(schema, whole) {
 }
 
 /**
- * The fields of the form. `kind` is texts, text, flag, choice, number or json; `modes` are those of the requests that
- * take the field; `one` is the input's name for a single text. Inputs that the model ignores are left out.
+ * The fields of the form. `kind` is texts, text, file, flag, choice, number or json; `modes` are those of the requests
+ * that take the field; `one` is the input's name for a single text. Inputs that the model ignores are left out.
  */
 export function fieldsOf(whole) {
   const { Input } = whole.components.schemas;
@@ -89,6 +91,7 @@ function describe(name, one, parent, whole) {
 
 function kindOf(schema) {
   if (schema.type === "array" && schema.items?.type === "string") return "texts";
+  if (schema.type === "string" && schema.format === "uri") return "file";
   const kinds = { string: "text", boolean: "flag", integer: "number", number: "number" };
   return kinds[schema.type] ?? "json";
 }

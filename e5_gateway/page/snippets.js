@@ -2,11 +2,12 @@
  * The request as code that runs when it is pasted: cURL and the official clients. Pure functions.
  *
  * The key is never in the code, which reads it from the environment. Texts that are too long to print are read from
- * request.json, which the page offers for download.
+ * request.json, which the page offers for download. Files are opened by their names.
  */
 
-import { sides } from "./request.js";
-import { SIDES } from "./schema.js";
+import { VECTORS, fileNames, typeOf } from "./dataurl.js";
+import { hasTextsFile, sides } from "./request.js";
+import { SIDES, TEXTS_FILE } from "./schema.js";
 
 export const FILE = "request.json";
 const MAX_PRINTED = 20_000; // characters; Linux takes no argument above 131,072 bytes, and no person reads that much
@@ -17,6 +18,10 @@ const OPENAI_INPUTS = [...SIDES.flat(), "task", "long_texts", "normalize", "enco
 
 /** The tabs of code for a request: [label, code]. `target`: { base, model, keyRequired }. */
 export function snippets(target, request) {
+  if (fileNames(request.body.input).length) {
+    // Long texts are in request.json, which cannot hold a file: then there is no code. A file of texts goes without texts.
+    return isLong(request) ? [] : WITH_FILES.map(([label, write]) => [label, write(target, request)]);
+  }
   const writers = request.path === "predictions" ? PREDICTION : RERANK;
   return writers.map(([label, write]) => [label, write(target, request)]);
 }
@@ -27,14 +32,40 @@ export const isLong = (request) => JSON.stringify(request.body).length > MAX_PRI
 /** The content of request.json: the request's body. */
 export const fileOf = (request) => literal(request.body, 0, JAVASCRIPT);
 
-function curl({ base, keyRequired }, request) {
-  const body = isLong(request) ? `@${FILE}` : quote(fileOf(request));
+function curl(target, request) {
+  return curlCommand(target, request, isLong(request) ? `@${FILE}` : quote(fileOf(request)));
+}
+
+function curlCommand({ base, keyRequired }, request, data) {
   return `${[
     `curl -sS ${quote(`${base}/${request.path}`)}`,
     "-H 'Content-Type: application/json'",
     ...(keyRequired ? [`-H "Authorization: Bearer $${KEY}"`] : []),
-    `--data-binary ${body}`,
+    `--data-binary ${data}`,
   ].join(" \\\n  ")}\n`;
+}
+
+/**
+ * The shell encodes the files where it expands $(…) in the body, which takes any length there. `base64 -w0` would do
+ * without `tr`, but not on macOS.
+ */
+function curlWithFiles(target, request) {
+  const files = [];
+  const marked = literal(request.body, 0, {
+    ...JAVASCRIPT,
+    file: (file) => {
+      files.push(file);
+      return '"\0"'; // a string literal has no such character
+    },
+  });
+  const [first, ...others] = marked.split("\0").map((part) => part.replace(/[\\$`]/g, "\\$&"));
+  const body = others.reduce((before, part, index) => {
+    const file = files[index];
+    return `${before}data:${typeOf(file)};base64,$(base64 < ${quote(file.name)} | tr -d '\\n')${part}`;
+  }, first);
+  const save = `jq -r '.output.${TEXTS_FILE} // error(tostring)' | cut -d, -f2 | base64 -d > ${VECTORS}`;
+  const data = hasTextsFile(request.body.input) ? `@- <<END | ${save}` : "@- <<END";
+  return `${curlCommand(target, request, data)}${body}\nEND\n`;
 }
 
 /** Replicate's Python client adds /v1 to the address itself (replicate 1.0, models.predictions.create). */
@@ -42,6 +73,8 @@ function replicatePython(target, request) {
   const { input } = request.body;
   const value = isLong(request) ? `${pythonFile()}["input"]` : literal(input, 1, PYTHON);
   const printed = hasScores(input) ? "scores" : firstOutput(input);
+  const end = [`print(output[${python(printed)}])`];
+  const save = [`with open(${python(VECTORS)}, "wb") as file:`, `    file.write(output["${TEXTS_FILE}"].read())`];
   return lines(
     ...pythonImports(target, request),
     "import replicate  # pip install replicate",
@@ -51,7 +84,7 @@ function replicatePython(target, request) {
     `    ${python(`${OWNER}/${target.model}`)},`,
     `    input=${value},`,
     ")",
-    `print(output[${python(printed)}])`,
+    ...(hasTextsFile(input) ? save : end),
   );
 }
 
@@ -100,16 +133,19 @@ function replicateNode(target, request) {
   const long = isLong(request);
   const key = target.keyRequired ? `process.env.${KEY}` : string(NO_KEY);
   const value = long ? `JSON.parse(await readFile("${FILE}", "utf8")).input` : literal(input, 1, JAVASCRIPT);
+  const isOfFile = hasTextsFile(input);
+  const used = [...(long || fileNames(input).length ? ["readFile"] : []), ...(isOfFile ? ["writeFile"] : [])];
+  const printed = `console.log(output${hasScores(input) ? ".scores" : ""});`;
   return lines(
     "// npm install replicate, then: node request.mjs",
-    ...(long ? ['import { readFile } from "node:fs/promises";'] : []),
+    ...(used.length ? [`import { ${used.join(", ")} } from "node:fs/promises";`] : []),
     'import Replicate from "replicate";',
     "",
     `const replicate = new Replicate({ auth: ${key}, baseUrl: ${string(`${target.base}/v1`)} });`,
     `const output = await replicate.run(${string(`${OWNER}/${target.model}`)}, {`,
     `  input: ${value},`,
     "});",
-    `console.log(output${hasScores(input) ? ".scores" : ""});`,
+    isOfFile ? `await writeFile("${VECTORS}", output.${TEXTS_FILE});` : printed,
   );
 }
 
@@ -140,6 +176,12 @@ const PREDICTION = [
   ["cURL", curl],
   ["Replicate", replicatePython],
   ["OpenAI", openaiPython],
+  ["Node.js", replicateNode],
+];
+// OpenAI's API has no files of texts.
+const WITH_FILES = [
+  ["cURL", curlWithFiles],
+  ["Replicate", replicatePython],
   ["Node.js", replicateNode],
 ];
 const RERANK = [
@@ -175,15 +217,26 @@ const pythonSide = (input, many) =>
   many in input ? `request["${many}"]` : `[request["${many === "queries" ? "query" : "document"}"]]`;
 const lines = (...code) => `${code.join("\n")}\n`;
 
-const PYTHON = { indent: "    ", trailing: ",", words: { true: "True", false: "False", null: "None" } };
-const JAVASCRIPT = { indent: "  ", trailing: "", words: { true: "true", false: "false", null: "null" } };
+const PYTHON = {
+  indent: "    ",
+  trailing: ",",
+  words: { true: "True", false: "False", null: "None" },
+  file: ({ name }) => `open(${string(name)}, "rb")`,
+};
+const JAVASCRIPT = {
+  indent: "  ",
+  trailing: "",
+  words: { true: "true", false: "false", null: "null" },
+  file: ({ name }) => `await readFile(${string(name)})`,
+};
 const python = (value) => literal(value, 0, PYTHON);
 
-/** A value as a literal of Python or JavaScript, one entry a line. */
+/** A value as a literal of Python or JavaScript, one entry a line. A File is opened there. */
 function literal(value, depth, language) {
   if (typeof value === "string") return string(value);
   if (value === null || typeof value === "boolean") return language.words[value];
   if (typeof value !== "object") return JSON.stringify(value);
+  if (value instanceof File) return language.file(value);
   const isList = Array.isArray(value);
   const [open, close] = isList ? "[]" : "{}";
   const entries = isList

@@ -30,7 +30,7 @@ from e5_gateway.predictions import ActivePrediction, Predictions
 from e5_gateway.settings import GatewaySettings
 from e5_gateway.store import Prediction, Store
 from e5_gateway.targets import Targets
-from e5_gateway.uploads import Inputs, Uploads
+from e5_gateway.uploads import Uploads
 from e5_gateway.webhooks import Webhooks
 from tests.gateways import Gateway, gateway, until
 from tests.rule_predictor import MODEL, RULE, vector
@@ -355,8 +355,7 @@ def test_full_disk_loses_no_result_and_refuses_new_predictions(server: Server, t
             identity = await cog.require_identity()
 
             async def new(*texts: str) -> Prediction:
-                content = json.dumps({"documents": texts}).encode()
-                inputs = Inputs(content, len(content))
+                inputs = json.dumps({"documents": texts}).encode()
                 model = f"e5/{identity.model}"
                 return await predictions.create(model, identity.version, inputs, "http://x", None, None)
 

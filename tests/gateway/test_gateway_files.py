@@ -6,8 +6,10 @@ import hashlib
 import http.server
 import io
 import json
+import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,15 @@ from e5.vectors import Vectors
 from e5_cog.server import Server
 from e5_gateway import uploads
 from e5_gateway.errors import GatewayError
-from e5_gateway.store import Store, StoredFile
-from tests.gateways import Gateway, gateway
+from e5_gateway.store import Prediction, Store, StoredFile
+from tests.gateways import Gateway, gateway, until
 from tests.reference import relative_l2
 from tests.rule_predictor import MODEL as RULE_MODEL
 
 MODEL = "e5-mistral-tiny"
+Answers = dict[str, tuple[int, dict[str, str], bytes]]
+"""Path → status, headers and content."""
+FORM = "multipart/form-data; boundary=x"
 TEXTS = [f"text {index} " + "word " * index for index in range(20)]
 JSONL = "".join(json.dumps({"id": f"r{index}", "text": text}) + "\n" for index, text in enumerate(TEXTS)).encode()
 
@@ -81,7 +86,7 @@ def test_official_client_s_files(official: Client, tmp_path: Path) -> None:
     official.files.delete(file.id)
     with pytest.raises(ReplicateError, match="404"):
         official.files.get(file.id)
-    with pytest.raises(ReplicateError, match="there is no such file here"):
+    with pytest.raises(ReplicateError, match="this file does not exist here"):
         official.run(f"you/{MODEL}", input={"file": file.urls["get"]})
 
 
@@ -112,7 +117,7 @@ def test_cog_s_api_takes_uploads_and_data_urls(client: httpx.Client, library: Em
         ("http://localhost/a.jsonl", "localhost is not a public address"),
         ("http://me:secret@example.com/a", "must not have a user and password"),
         ("http://[::1/a", "must be a URL"),
-        ("https://api.replicate.com/v1/files/0123456789abcdefghjkmnpqrs", "there is no such file here"),
+        ("https://api.replicate.com/v1/files/0123456789abcdefghjkmnpqrs", "this file does not exist here"),
     ],
 )
 @pytest.mark.parametrize("path", [f"/v1/models/e5/{MODEL}/predictions", "/predictions"])
@@ -122,14 +127,14 @@ def test_server_is_never_sent_elsewhere(client: httpx.Client, path: str, url: st
 
 
 def test_targets_cannot_be_reached_by_a_file(server: Server, tmp_path: Path) -> None:
-    with gateway(server.url, tmp_path, "--webhooks-to", "127.0.0.1") as front:
+    with gateway(server.url, tmp_path, "--files-from", "127.0.0.1") as front:
         address = f"{server.url}/health-check"
         response = httpx.post(f"{front.url}/predictions", json={"input": {"file": address}}, timeout=30)
     assert response.status_code == 422 and "is a Cog server" in response.text
 
 
 @contextmanager
-def web_server(answers: dict[str, tuple[int, dict[str, str], bytes]]) -> Iterator[str]:
+def web_server(answers: Answers) -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             status, headers, content = answers[self.path]
@@ -154,20 +159,23 @@ def test_urls_are_fetched_by_the_gateway(server: Server, tmp_path: Path) -> None
     answers = {
         "/a.txt": (200, {}, b"one two\nthree\n"),
         "/moved": (302, {"Location": "/a.txt"}, b""),
+        "/five": (301, {"Location": "/4"}, b""),
+        **{f"/{left}": (302, {"Location": f"/{left - 1}"}, b"") for left in (4, 3, 2)},
+        "/1": (308, {"Location": "/a.txt"}, b""),
         "/inner": (302, {"Location": "http://10.0.0.1/a.txt"}, b""),
         "/local": (302, {"Location": "file:///etc/passwd"}, b""),
         "/circle": (302, {"Location": "/circle"}, b""),
         "/missing": (404, {}, b"no"),
         "/large": (200, {}, b"x" * (uploads.MAX_FILE_BYTES + 1)),
     }
-    with web_server(answers) as address, gateway(server.url, tmp_path, "--webhooks-to", "127.0.0.1") as front:
+    with web_server(answers) as address, gateway(server.url, tmp_path, "--files-from", "127.0.0.1") as front:
 
         def predictions(path: str) -> Iterator[httpx.Response]:
             for route in ("/predictions", f"/v1/models/e5/{RULE_MODEL}/predictions"):
                 body = {"input": {"file": f"{address}{path}"}}
                 yield httpx.post(front.url + route, json=body, headers={"Prefer": "wait"}, timeout=60)
 
-        for path in ("/a.txt", "/moved"):
+        for path in ("/a.txt", "/moved", "/five"):
             for response in predictions(path):
                 prediction = response.json()
                 assert prediction["status"] == "succeeded", prediction
@@ -175,19 +183,79 @@ def test_urls_are_fetched_by_the_gateway(server: Server, tmp_path: Path) -> None
                 assert base64.b64decode(content) == b"one two\nthree\n"
                 assert prediction["metrics"]["texts"] == 2
         refused = {
-            "/inner": "10.0.0.1 is not a public address",
-            "/local": "must be a URL",
-            "/circle": "leads to more than 5 other URLs",
-            "/missing": "answers HTTP 404",
+            "/inner": (422, "10.0.0.1 is not a public address: the gateway's option --files-from"),
+            "/local": (422, "must be a URL"),
+            "/circle": (422, "is redirected more than 5 times"),
+            "/missing": (422, "answers HTTP 404"),
+            "/large": (413, "larger than 64 MiB"),
         }
-        for path, words in refused.items():
-            for response in predictions(path):
-                assert response.status_code == 422 and words in response.text, (path, response.text)
-        for response in predictions("/large"):
-            assert response.status_code == 413 and "larger than 64 MiB" in response.text
-        kept = httpx.get(f"{front.url}/v1/predictions").json()["results"][0]["id"]
-        url = httpx.get(f"{front.url}/v1/predictions/{kept}").json()["input"]["file"]
-        assert url.startswith(f"{front.url}/v1/files/")  # the answer does not repeat the content
+        for path, (status, words) in refused.items():
+            by_cog, by_replicate = predictions(path)
+            assert by_cog.status_code == status and words in by_cog.text, (path, by_cog.text)
+            prediction = by_replicate.json()
+            assert prediction["status"] == "failed" and words in prediction["error"], (path, prediction)
+
+
+@pytest.mark.parametrize("kind", ["application/octet-stream", "text/csv"])
+def test_name_of_a_table_reaches_the_server(client: httpx.Client, kind: str) -> None:
+    """Without a column of texts a CSV file must not be read as lines of text."""
+    content = {"content": ("table.csv", b"id,body\n1,a\n", kind)}
+    url = client.post("/v1/files", files=content).json()["urls"]["get"]
+    prediction = client.post("/predictions", json={"input": {"file": url}}).json()
+    assert "neither of the columns" in prediction["error"]
+
+
+def test_long_data_url_is_kept_as_a_file(client: httpx.Client) -> None:
+    """Otherwise each poll of the prediction would repeat it."""
+    content = b"a line of text\n" * 20_000
+    inputs = {"file": f"data:text/plain;base64,{base64.b64encode(content).decode()}"}
+    created = client.post(f"/v1/models/e5/{MODEL}/predictions", json={"input": inputs}).json()
+    assert re.fullmatch(r"http://127.0.0.1:\d+/v1/files/\w{26}", created["input"]["file"])
+    stored = client.get(created["input"]["file"]).json()
+    assert (stored["size"], stored["content_type"]) == (len(content), "text/plain")
+    client.post(f"/v1/predictions/{created['id']}/cancel")
+    broken = {"file": "data:text/plain;base64," + "?" * 300_000}
+    response = client.post(f"/v1/models/e5/{MODEL}/predictions", json={"input": broken})
+    assert response.status_code == 422 and "is no valid data URL" in response.text
+
+
+def test_waiting_files_block_no_slot_and_no_memory(server: Server, tmp_path: Path) -> None:
+    """Four predictions with files run; others with files wait or are refused, and those without pass."""
+    with gateway(server.url, tmp_path) as front, httpx.Client(base_url=front.url, timeout=60) as http:
+        content = {"content": ("a.txt", b"sleep 2\n" + b"x\n" * 1000)}
+        url = http.post("/v1/files", files=content).json()["urls"]["get"]
+        body = {"input": {"file": url}}
+        names = [http.post(f"/v1/models/e5/{RULE_MODEL}/predictions", json=body).json()["id"] for _ in range(6)]
+
+        def statuses() -> list[str]:
+            return [http.get(f"/v1/predictions/{name}").json()["status"] for name in names]
+
+        until(lambda: statuses().count("processing") == uploads.MAX_IN_MEMORY)
+        refused = http.post("/predictions", json=body)
+        assert refused.status_code == 429 and "predictions with files" in refused.text
+        assert http.post("/predictions", json={"input": {"document": "a"}}).json()["status"] == "succeeded"
+        assert "processing" in statuses()
+        until(lambda: statuses() == ["succeeded"] * 6)
+        assert http.post("/predictions", json=body).json()["status"] == "succeeded"
+
+
+def test_repeated_put_never_sends_the_url_on(server: Server, tmp_path: Path) -> None:
+    """The server would open it."""
+    answers: Answers = {"/a.txt": (200, {}, b"sleep 1\n")}
+    with web_server(answers) as address, gateway(server.url, tmp_path, "--files-from", "127.0.0.1") as front:
+        body = {"input": {"file": f"{address}/a.txt"}}
+
+        def put() -> dict[str, Any]:
+            answer: dict[str, Any] = httpx.put(f"{front.url}/predictions/twice", json=body, timeout=60).json()
+            return answer
+
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(put)
+            until(lambda: "twice" in server.log.read_text())
+            second = pool.submit(put)
+            assert first.result()["status"] == "succeeded"
+            assert second.result()["status"] in ("processing", "succeeded")
+    assert f"{address}/a.txt" not in server.log.read_text()
 
 
 def test_accepted_prediction_with_a_file_survives_the_gateway(server: Server, tmp_path: Path) -> None:
@@ -215,7 +283,12 @@ def test_accepted_prediction_with_a_file_survives_the_gateway(server: Server, tm
         ({"files": {"other": ("a", b"x")}}, 400, "no file called `content`"),
         ({"files": {"content": (None, "x")}}, 400, "no file called `content`"),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "cannot be read"),
-        ({"content": b"--x\r\nbad", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, 400, ""),
+        (
+            {"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=x; charset=punycode"}},
+            400,
+            "charset",
+        ),
+        ({"content": b"--x\r\nbad", "headers": {"Content-Type": FORM}}, 400, ""),
         ({"files": {"content": ("a", b"x")}, "data": {"metadata": "[1]"}}, 400, "`metadata` must be a JSON object"),
         ({"files": {"content": ("a", b"x")}, "data": {"name": "b"}}, 400, "more than one file as `content`"),
         ({"files": {"content": ("a", b"x")}, "data": {"metadata": "{"}}, 400, "`metadata` must be a JSON object"),
@@ -234,29 +307,66 @@ def test_files_need_the_key(shared_gateway: Gateway) -> None:
     assert httpx.get(f"{shared_gateway.url}/v1/files").status_code == 401
 
 
-def test_oldest_files_make_room_after_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "MAX_STORED_BYTES", 30)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1e9]
     monkeypatch.setattr("e5_gateway.uploads.time.time", lambda: now[0])
+    return now
+
+
+def without_network(store: Store) -> uploads.Uploads:
+    return uploads.Uploads(store, None)  # type: ignore[arg-type]
+
+
+def test_oldest_files_make_room_after_an_hour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    monkeypatch.setattr(uploads, "MAX_STORED_BYTES", 30)
 
     async def scenario() -> None:
         async with Store(tmp_path / "store") as store:
-            files = uploads.Uploads(store, None)  # type: ignore[arg-type]  # nothing is fetched
+            files = without_network(store)
 
             async def add() -> StoredFile:
-                now[0] += 1
+                clock[0] += 1
                 return await files.add(b"0123456789", "a", "text/plain")
 
-            first, second, third = [await add() for _ in range(3)]
-            with pytest.raises(GatewayError, match="delete some, or try again later"):
-                await add()
-            now[0] += 3599
-            fourth = await add()  # the first one is an hour old
-            assert [file.id for file in await store.files(9)] == [fourth.id, third.id, second.id]
-            assert await store.file_content(first.id) is None
-            now[0] += 24 * 3600
-            fifth = await add()
-            assert [file.id for file in await store.files(9)] == [fifth.id]
+            async def ids() -> list[str]:
+                return [file.id for file in await store.files(9, clock[0])]
+
+            added = await asyncio.gather(*(add() for _ in range(5)), return_exceptions=True)
+            kept = [file for file in added if isinstance(file, StoredFile)]
+            refused = [error for error in added if isinstance(error, GatewayError)]
+            assert len(kept) == 3 and all("delete some, or try again later" in str(error) for error in refused)
+            await store.insert(prediction_with(kept[0].id))
+            clock[0] += 3600
+            new = await add()  # kept[0] is an hour old, too, but a prediction waits for it
+            assert set(await ids()) == {new.id, kept[2].id, kept[0].id}
+            assert await store.file_content(kept[1].id) is None
+            clock[0] += 24 * 3600
+            assert await ids() == [] and await store.file(new.id, clock[0]) is None
+            await store.delete_expired_files(clock[0])
+            assert await store.file_content(new.id) is None and await store.file_content(kept[0].id) is not None
+
+    asyncio.run(scenario())
+
+
+def prediction_with(file_id: str) -> Prediction:
+    inputs = json.dumps({"file": f"http://x/v1/files/{file_id}"}).encode()
+    return Prediction(
+        id="p", model="a/b", version="v", status="starting", created_at=0.0, base="", input=inputs, size=len(inputs)
+    )
+
+
+def test_full_disk_refuses_a_file_and_loses_no_prediction(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Store(tmp_path / "store") as store:
+            await store._run(lambda: store._database.execute("PRAGMA max_page_count = 40").fetchall())
+            file = without_network(store).add(bytes(10**6), "a", "b")
+            stored, refused = await asyncio.gather(store.insert(prediction_with("x")), file, return_exceptions=True)
+            assert stored is None
+            assert isinstance(refused, GatewayError) and refused.status == 503 and "full" in refused.message
+            assert await store.get("p") is not None
 
     asyncio.run(scenario())
 
@@ -265,7 +375,7 @@ def test_deleted_file_is_in_no_file_of_the_database(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with Store(tmp_path / "store") as store:
             secret = np.random.default_rng(1).bytes(3000)
-            file = await uploads.Uploads(store, None).add(secret, "a", "b")  # type: ignore[arg-type]
+            file = await without_network(store).add(secret, "a", "b")
             found = [path for path in tmp_path.iterdir() if secret[1000:1100] in path.read_bytes()]
             assert found
             await store.delete_file(file.id)

@@ -156,7 +156,7 @@ def test_accepted_replicate_inputs_have_the_types_of_predict(inputs: dict[str, A
         check(error)
         return
     for name, value in accepted.items():
-        if name in ("task", "query", "document"):
+        if name in ("task", "query", "document", "file"):
             assert isinstance(value, str)
         elif name in ("queries", "documents"):
             assert all(isinstance(text, str) for text in value)

@@ -161,7 +161,7 @@ CASES = [
     (mode, method, path)
     for method, path, operation in operations(TEMPLATE)
     for mode in ("positive", "negative")
-    if mode == "positive" or "requestBody" in operation
+    if mode == "positive" or "application/json" in operation.get("requestBody", {}).get("content", {})
 ]
 
 

@@ -4,6 +4,9 @@ PAGE_SCREENSHOTS=folder keeps the screenshots. Every test fails if a script does
 to block anything.
 """
 
+import base64
+import csv
+import io
 import json
 import os
 import re
@@ -17,10 +20,12 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from e5 import tasks
+from e5 import Embedder, tasks
 from e5_cog.repository import ROOT
 from e5_cog.server import free_port, running
 from tests import npm
@@ -274,6 +279,217 @@ def test_download_is_the_whole_answer(tab: Tab) -> None:
     assert json.loads(Path(download.value.path()).read_text("utf-8"))["input"]["documents"] == documents
 
 
+# ---- a file of texts
+
+
+FILE_TEXTS = ["The tower is 300 m high.", 'a "quoted", text', "日本 🙂", *UNRELATED[:40]]
+
+
+def write_texts(path: Path, column: str) -> Path:
+    if path.suffix == ".jsonl":
+        records = ({"id": f"x{index}", column: text} for index, text in enumerate(FILE_TEXTS))
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([["id", column], *([f"x{i}", t] for i, t in enumerate(FILE_TEXTS))])
+    elif path.suffix == ".txt":
+        path.write_text("\n".join(FILE_TEXTS), "utf-8")
+    else:
+        pq.write_table(pa.table({"id": [f"x{i}" for i in range(len(FILE_TEXTS))], column: FILE_TEXTS}), path)
+    return path
+
+
+def embed(library: Embedder, column: str) -> np.ndarray[Any, Any]:
+    return (
+        library.embed_queries(FILE_TEXTS, task="a task") if column == "query" else library.embed_documents(FILE_TEXTS)
+    )
+
+
+def choose(tab: Tab, path: Path) -> None:
+    """Choose a file of texts in the form, and leave the other boxes empty."""
+    tab.fill(queries="", documents="")
+    tab.page.locator("#field-file").set_input_files(path)
+
+
+def saved(tab: Tab) -> pa.Table:
+    with tab.page.expect_download() as download:
+        tab.page.get_by_role("button", name="Download vectors.parquet").click()
+    assert download.value.suggested_filename == "vectors.parquet"
+    return pq.read_table(io.BytesIO(Path(download.value.path()).read_bytes()))
+
+
+def vectors_of(table: pa.Table) -> np.ndarray[Any, Any]:
+    assert np.all(np.diff(table["row"].to_numpy()) == 1)  # in the order of the file
+    return np.array(table["vector"].to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [("a.jsonl", "text"), ("a.csv", "query"), ("a.parquet", "text"), ("a.txt", "text")]
+)
+def test_file_of_texts_becomes_a_file_of_vectors(
+    tab: Tab, library: Embedder, tmp_path: Path, name: str, column: str
+) -> None:
+    choose(tab, write_texts(tmp_path / name, column))
+    tab.fill(task="a task")
+    assert f"{len(FILE_TEXTS)} texts" in tab.run()
+    table = saved(tab)
+    expected = embed(library, column)
+    np.testing.assert_allclose(vectors_of(table), expected, rtol=0, atol=1e-5)
+    if name != "a.txt":
+        assert table["id"].to_pylist()[:2] == ["x0", "x1"]
+    assert tab.page.get_by_role("tab", name="Scores").count() == 0
+    heading = tab.page.locator("#answer h2").inner_text()
+    assert heading.startswith(f"{len(FILE_TEXTS)} vectors of 256 dimensions")
+    facts = tab.page.locator("#answer .facts").inner_text()
+    assert f"Texts\n{len(FILE_TEXTS)}\n" in facts and "Cut texts\n0\n" in facts
+    tab.show("JSON")
+    shown = tab.page.locator("#answer pre").inner_text()
+    assert "… " in shown and len(shown) < 2_000
+    tab.page.locator("#answer .copy").click()
+    whole = json.loads(tab.page.evaluate("navigator.clipboard.readText()"))
+    content = base64.b64decode(whole["output"]["file"].partition(",")[2])
+    assert pq.read_table(io.BytesIO(content)).equals(table)
+
+
+def test_options_go_along_with_a_file(tab: Tab, library: Embedder, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "one"}) + "\n" + json.dumps({"text": "word " * 5000}), "utf-8")
+    choose(tab, path)
+    tab.page.locator("#field-normalize").check()
+    tab.page.locator("#field-encoding_format").select_option("float16")
+    assert "2 texts" in tab.run()
+    assert "1 of 2 texts were cut" in tab.page.locator("#answer .warning").inner_text()
+    table = saved(tab)
+    assert table["truncated"].to_pylist() == [False, True]
+    expected = library.embed_documents(["one"], normalize=True)
+    np.testing.assert_allclose(vectors_of(table)[:1], expected, rtol=0, atol=1e-3)
+    tab.page.locator("#field-long_texts").select_option("error")
+    assert "5,003 tokens" in tab.run()
+    expect(tab.page.locator("#error-file")).to_contain_text("5,003 tokens")
+    expect(tab.page.locator("#answer")).to_be_empty()
+
+
+def test_file_and_texts_together_are_refused(tab: Tab, tmp_path: Path) -> None:
+    tab.page.locator("#field-file").set_input_files(write_texts(tmp_path / "a.jsonl", "text"))
+    assert "A file cannot be combined with texts" in tab.run()
+    expect(tab.page.locator("#error-file")).to_contain_text("clear the queries and documents, or remove the file")
+    expect(tab.page.locator("#field-file")).to_be_focused()
+    assert tab.page.locator("#field-file").get_attribute("aria-invalid") == "true"
+    clear = tab.page.get_by_role("button", name="Clear the texts")
+    clear.press("Enter")
+    expect(clear).to_be_hidden()
+    expect(tab.page.locator("#field-file")).to_be_focused()
+    expect(tab.page.locator("#error-file")).to_be_hidden()
+    for name in ("queries", "documents"):
+        expect(tab.page.locator(f"#field-{name}")).to_have_value("")
+    assert f"{len(FILE_TEXTS)} texts" in tab.run()
+    tab.page.locator("#field-request-kind").select_option("rerank")  # it has no files
+    expect(tab.page.locator("#field-file")).to_be_hidden()
+    tab.fill(queries="a", documents="b")
+    assert "1 query × 1 document" in tab.run()
+    tab.page.locator("#field-request-kind").select_option("prediction")
+    expect(clear).to_be_visible()
+
+
+def test_file_can_be_removed(tab: Tab, tmp_path: Path) -> None:
+    path, field = write_texts(tmp_path / "a.jsonl", "text"), tab.page.locator("#field-file")
+    remove = tab.page.get_by_role("button", name="Remove the file")
+    expect(remove).to_be_hidden()
+    with tab.page.expect_file_chooser() as chooser:
+        field.press("Enter")
+    chooser.value.set_files(path)
+    expect(remove).to_be_visible()
+    expect(tab.page.locator(".field", has=field)).to_contain_text("KiB")
+    remove.press("Enter")
+    expect(remove).to_be_hidden()
+    expect(field).to_be_focused()
+    assert field.evaluate("node => node.files.length") == 0
+    assert "2 queries × 2 documents" in tab.run()
+    choose(tab, path)
+    faq = tab.page.get_by_role("button", name="Search in a FAQ")
+    assert "1 query × 8 documents" in tab.after(faq.click)  # an example replaces the file
+    choose(tab, path)
+    tab.page.get_by_role("button", name="Copy link").click()
+    link = tab.page.evaluate("navigator.clipboard.readText()")
+    assert "#task=" in link and "file" not in link and "a.jsonl" not in link  # a link cannot hold it
+    tab.page.evaluate("location.hash = 'queries=new&file=x'")
+    expect(tab.page.locator("#field-queries")).to_have_value("new")
+    expect(remove).to_be_hidden()
+    assert "1 query" in tab.run()
+
+
+def test_files_that_cannot_be_sent_are_refused_when_chosen(tab: Tab, tmp_path: Path) -> None:
+    large, empty, error = tmp_path / "large.jsonl", tmp_path / "empty.jsonl", tab.page.locator("#error-file")
+    large.write_bytes(b" " * (23 * 2**20 + 1))
+    empty.touch()
+    choose(tab, large)
+    expect(error).to_contain_text(
+        "large.jsonl is larger than 23 MiB: upload it with Replicate’s client (POST /v1/files)"
+    )
+    assert "scripts/corpus.py" in tab.run()
+    expect(error).to_be_visible()
+    choose(tab, empty)
+    expect(error).to_have_text("empty.jsonl is empty.")
+    choose(tab, write_texts(tmp_path / "a.jsonl", "text"))
+    expect(error).to_be_hidden()
+    assert f"{len(FILE_TEXTS)} texts" in tab.run()
+    for name, content in (("wrong.jsonl", '{"id": "1", "body": "a"}\n'), ("wrong.csv", "id,body\n1,a\n")):
+        (tmp_path / name).write_text(content, "utf-8")
+        choose(tab, tmp_path / name)
+        assert "neither of the columns" in tab.run()
+        expect(error).to_contain_text("its columns are id, body")
+    (tmp_path / "gone.jsonl").write_text('{"text": "a"}\n', "utf-8")
+    choose(tab, tmp_path / "gone.jsonl")
+    (tmp_path / "gone.jsonl").unlink()
+    assert "gone.jsonl cannot be read: choose it again" in tab.run()
+    assert not [address for address in tab.requests if address.startswith("data:")]
+
+
+def test_file_is_dropped_on_its_field(tab: Tab) -> None:
+    tab.fill(queries="", documents="")
+    drop(tab.page, "#field-file", ["a.txt"], "one\ntwo\n")
+    expect(tab.page.locator(".field", has=tab.page.locator("#field-file"))).to_contain_text("8 bytes")
+    assert "2 texts" in tab.run()
+    drop(tab.page, "#field-file", ["a.txt", "b.txt"], "one")
+    expect(tab.page.locator("#error-file")).to_have_text("These are 2 files: drop one.")
+    assert "2 texts" in tab.run()  # the first one
+
+
+def test_page_stays_usable_while_a_large_file_is_sent(tab: Tab, tmp_path: Path) -> None:
+    path, padding = tmp_path / "large.jsonl", "x" * 100_000
+    path.write_text("".join(json.dumps({"text": f"text {i}", "padding": padding}) + "\n" for i in range(230)), "utf-8")
+    choose(tab, path)
+    tab.page.evaluate("""() => {
+      let last = performance.now();
+      window.longest = 0;
+      setInterval(() => { window.longest = Math.max(longest, performance.now() - last); last = performance.now(); }, 5);
+    }""")
+    assert "230 texts" in tab.run()
+    print(f"23 MB: the page blocks for {tab.page.evaluate('longest'):.0f} ms at most")
+    assert saved(tab).num_rows == 230
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="NOT TESTED: jq is not installed")
+def test_code_with_a_file_runs(tab: Tab, library: Embedder, tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "it's (a) $HOME.jsonl", "text")
+    choose(tab, path)
+    expected = library.embed_documents(FILE_TEXTS)
+    programs = {"cURL": ["bash", "-c"], "Replicate": [sys.executable, "-c"]}
+    for name, program in programs.items():
+        code = tab.code(name)
+        assert len(code) < 1_000
+        subprocess.run([*program, code], cwd=tmp_path, timeout=60, check=True, env=environment_without_clients())
+        vectors = tmp_path / "vectors.parquet"
+        np.testing.assert_allclose(vectors_of(pq.read_table(vectors)), expected, rtol=0, atol=1e-5)
+        vectors.unlink()
+    assert tab.page.get_by_role("tab", name="OpenAI").count() == 0
+    tab.fill(documents="a")
+    tab.page.wait_for_timeout(250)
+    assert "Code appears here" in tab.page.locator("#code").inner_text()
+    tab.page.get_by_role("button", name="Remove the file").click()
+    assert "input=documents" in tab.code("OpenAI")
+
+
 # ---- the form
 
 
@@ -299,7 +515,7 @@ def test_ctrl_enter_runs_and_no_other_host_is_contacted(tab: Tab) -> None:
 def test_fields_have_labels_and_the_predictors_words(tab: Tab, url: str) -> None:
     expect(tab.page.get_by_role("status").first).to_be_attached()
     schema = httpx.get(f"{url}/openapi.json").json()["components"]["schemas"]["Input"]["properties"]
-    for name in ("task", "queries", "documents", "normalize", "encoding_format", "long_texts"):
+    for name in ("task", "queries", "documents", "file", "normalize", "encoding_format", "long_texts"):
         control = tab.page.locator(f"#field-{name}")
         described = tab.page.locator(f"#{str(control.get_attribute('aria-describedby')).split()[0]}").inner_text()
         words = schema[{"queries": "query", "documents": "document"}.get(name, name)]["description"]
@@ -309,6 +525,7 @@ def test_fields_have_labels_and_the_predictors_words(tab: Tab, url: str) -> None
         "task",
         "queries",
         "documents",
+        "file",
         "normalize",
         "encoding_format",
         "long_texts",
@@ -341,13 +558,16 @@ def test_new_input_of_predict_appears_by_itself(browser: Browser, tmp_path: Path
             layer="7",
             weight="0.5",
         )
+        (tmp_path / "sample.bin").write_bytes(b"sample")
+        tab.page.locator("#field-sample").set_input_files(tmp_path / "sample.bin")  # goes along with texts
         tab.page.locator("#field-reverse").uncheck()
         tab.page.locator("#field-pooling").select_option("mean")
         assert "Done" in tab.run()
         sent = {"layer": 7, "weight": 0.5, "reverse": False, "pooling": "mean", "note": "as it is"}
         sent |= {"labels": ["one", "two"], "factors": [0.5, 2.5]}
+        sent |= {"sample": f"data:application/octet-stream;base64,{base64.b64encode(b'sample').decode()}"}
         answer = asked(front.url, query="a", document="bb", **sent)
-        arrived = ["7", "0.5", "False", "'mean'", "'as it is'", "['one', 'two']", "[0.5, 2.5]"]
+        arrived = ["7", "0.5", "False", "'mean'", "'as it is'", "['one', 'two']", "[0.5, 2.5]", "b'sample'"]
         assert answer["output"]["arrived"] == arrived
         tab.show("JSON")
         for value in arrived:
@@ -481,25 +701,25 @@ def test_files_are_opened_and_dropped(tab: Tab, tmp_path: Path) -> None:
     expect(block).to_contain_text("2 texts of table.csv, column")
     block.get_by_label("Column").select_option("title")
     expect(documents).to_have_value("A\nB")
-    drop(tab.page, "#field-queries", "texts.jsonl", '{"query": "a\\nb"}\n{"query": "c"}\n')
+    drop(tab.page, "#field-queries", ["texts.jsonl"], '{"query": "a\\nb"}\n{"query": "c"}\n')
     expect(queries).to_have_value('[\n "a\\nb",\n "c"\n]')
     assert "2 queries × 2 documents" in tab.run()
-    drop(tab.page, "#field-queries", "image.png", "x")
+    drop(tab.page, "#field-queries", ["image.png"], "x")
     expect(tab.page.locator(".field", has=queries)).to_contain_text("image.png: the page reads")
-    drop(tab.page, "header", "elsewhere.txt", "x")  # beside the boxes
-    drop(tab.page, "#field-queries", "a.jsonl", '{"text": "a"}\n{"text": ""}\n{"text": "b"}')
+    drop(tab.page, "header", ["elsewhere.txt"], "x")  # beside the boxes
+    drop(tab.page, "#field-queries", ["a.jsonl"], '{"text": "a"}\n{"text": ""}\n{"text": "b"}')
     expect(tab.page.locator(".field", has=queries)).to_contain_text("2 texts of a.jsonl (1 without text)")
     assert "2 queries × 2 documents" in tab.run()
 
 
-def drop(page: Page, selector: str, name: str, content: str) -> None:
-    script = """([selector, name, content]) => {
+def drop(page: Page, selector: str, names: list[str], content: str) -> None:
+    script = """([selector, names, content]) => {
       const dataTransfer = new DataTransfer();
-      dataTransfer.items.add(new File([content], name));
+      for (const name of names) dataTransfer.items.add(new File([content], name));
       for (const type of ["dragover", "drop"]) document.querySelector(selector).dispatchEvent(
         new DragEvent(type, {dataTransfer, bubbles: true, cancelable: true}));
     }"""
-    page.evaluate(script, [selector, name, content])
+    page.evaluate(script, [selector, names, content])
 
 
 def test_page_waits_for_a_model_that_is_starting(browser: Browser, tmp_path: Path) -> None:
@@ -542,12 +762,16 @@ def test_code_follows_the_form_and_runs(tab: Tab, url: str) -> None:
 
 
 def run_python(code: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "REPLICATE_"))}
+    environment = environment_without_clients()
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def environment_without_clients() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "REPLICATE_"))}
 
 
 # ---- the key, and hostile texts
@@ -618,8 +842,16 @@ def test_texts_are_never_html(browser: Browser, url: str, tmp_path: Path) -> Non
         assert ATTACK in tab.page.locator("#answer .ranking").inner_text()
         tab.page.locator("input[type=file]").nth(1).set_input_files(hostile)
         expect(tab.page.locator("#field-documents")).to_have_value(ATTACK)
-        drop(tab.page, "#field-documents", f"{ATTACK}.pdf", "x")
+        drop(tab.page, "#field-documents", [f"{ATTACK}.pdf"], "x")
         expect(tab.page.locator(".field", has=tab.page.locator("#field-documents"))).to_contain_text("<img")
+        tab.page.locator("#field-request-kind").select_option("prediction")
+        tab.fill(queries="", documents="")
+        drop(tab.page, "#field-file", [f"{ATTACK}.txt"], "")
+        expect(tab.page.locator("#error-file")).to_contain_text(f"{ATTACK}.txt is empty")
+        drop(tab.page, "#field-file", [f"{ATTACK}.txt"], ATTACK)
+        for name in ("cURL", "Replicate", "Node.js"):
+            assert "onerror" in tab.code(name)
+        assert "1 text" in tab.run()
         check_unharmed(tab)
     fragment = httpx.QueryParams({"queries": ATTACK, "task": ATTACK, "long_texts": ATTACK, "request-kind": ATTACK})
     with opened(browser, f"{url}/#{fragment}") as tab:
@@ -681,7 +913,7 @@ def test_keyboard_reaches_every_control(tab: Tab) -> None:
     assert tab.page.evaluate("document.activeElement.textContent") == "JSON"
 
 
-def test_phone_needs_no_horizontal_scrolling(browser: Browser, url: str, screenshots: Path) -> None:
+def test_phone_needs_no_horizontal_scrolling(browser: Browser, url: str, screenshots: Path, tmp_path: Path) -> None:
     with opened(browser, url, PHONE) as tab:
         tab.page.screenshot(path=screenshots / "phone-first.png")
         tab.run()
@@ -692,6 +924,17 @@ def test_phone_needs_no_horizontal_scrolling(browser: Browser, url: str, screens
         for name in ("Scores", "Map", "Vectors", "JSON"):
             tab.show(name)
             assert tab.page.evaluate("document.documentElement.scrollWidth") <= PHONE[0], name
+        path = write_texts(tmp_path / f"{'long' * 40}.jsonl", "text")
+        tab.page.locator("#field-file").set_input_files(path)
+        assert "cannot be combined with texts" in tab.run()
+        error, bar = tab.page.locator("#error-file"), tab.page.locator(".actions")
+        expect(error).to_be_in_viewport(ratio=1)
+        below, above = bar.bounding_box(), error.bounding_box()
+        assert below is not None and above is not None
+        assert above["y"] + above["height"] <= below["y"]  # the bar does not hide it
+        choose(tab, path)
+        tab.run()
+        assert tab.page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
         left = tab.page.locator("#form").bounding_box()
         right = tab.page.locator("#results").bounding_box()
         assert left is not None and right is not None
@@ -722,7 +965,14 @@ if "PAGE_SCREENSHOTS" in os.environ:
 
 @pytest.mark.parametrize(("size", "scheme"), SCREENS)
 def test_axe_finds_no_violation(
-    browser: Browser, url: str, shared_gateway: Gateway, axe: str, screenshots: Path, size: tuple[int, int], scheme: str
+    browser: Browser,
+    url: str,
+    shared_gateway: Gateway,
+    axe: str,
+    screenshots: Path,
+    tmp_path: Path,
+    size: tuple[int, int],
+    scheme: str,
 ) -> None:
     device = "laptop" if size == LAPTOP else "phone"
     found: dict[str, list[str]] = {}
@@ -756,6 +1006,14 @@ def test_axe_finds_no_violation(
         tab.fill(queries="one")
         tab.run()
         look(tab, "rerank")
+        tab.page.locator("#field-request-kind").select_option("prediction")
+        tab.page.locator("#field-encoding_format").select_option("float")
+        tab.page.locator("#field-file").set_input_files(write_texts(tmp_path / "a.jsonl", "text"))
+        tab.run()
+        look(tab, "file-and-texts")
+        tab.page.get_by_role("button", name="Clear the texts").click()
+        tab.run()
+        look(tab, "file")
     with opened(browser, shared_gateway.url, size, scheme) as tab:
         tab.run()
         look(tab, "key")

@@ -11,6 +11,7 @@ import re
 import shutil
 import string
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,35 @@ KEYED = {"base": "https://e5.example/page", "model": "e5-small", "keyRequired": 
 Call = Callable[..., Any]
 
 
+CALL = """async ([module, name, text]) => {
+  const plain = (value) => value instanceof Set ? [...value] : !ArrayBuffer.isView(value) ? value
+    : Array.from(value, (each) => Number.isFinite(each) ? each : String(each)); // JSON has no NaN
+  const file = ({name, base64, size}) => new File(
+    [base64 === undefined ? new Uint8Array(size) : Uint8Array.from(atob(base64), (each) => each.charCodeAt(0))], name);
+  const values = JSON.parse(text, (_, value) => value?.isFile ? file(value) : value);
+  const {[name]: exported} = await import(new URL(`page/${module}`, document.baseURI));
+  try {
+    let result = await exported(...values);
+    if (result instanceof Blob) {
+      const bytes = new Uint8Array(await result.arrayBuffer());
+      result = {base64: btoa(Array.from(bytes, (each) => String.fromCharCode(each)).join(""))};
+    }
+    return JSON.stringify({result}, (_, value) => value instanceof File ? value.name : plain(value));
+  } catch (error) { return JSON.stringify({error: error.message, field: error.field ?? null}); }
+}"""
+
+
+def file(name: str, content: bytes | int = b"a") -> dict[str, Any]:
+    """A File for call(). A number is the length of one that is all zeros."""
+    if isinstance(content, int):
+        return {"isFile": True, "name": name, "size": content}
+    return {"isFile": True, "name": name, "base64": base64.b64encode(content).decode()}
+
+
+def data_url(content: bytes) -> str:
+    return f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
+
+
 class PageError(Exception):
     """An exception of a module, with the field that it names."""
 
@@ -39,18 +69,14 @@ class PageError(Exception):
 
 @pytest.fixture(scope="module")
 def call(browser: Browser, url: str) -> Iterator[Call]:
-    """Calls a function that a module exports, and returns its result as JSON. Raises PageError."""
+    """Calls a function that a module exports, and returns its result as JSON. Raises PageError.
+
+    Files go in as file() writes them, and come out as their names; Blobs come out as base64.
+    """
     with opened(browser, url) as tab:
 
         def call(module: str, name: str, *arguments: Any) -> Any:
-            script = """async ([module, name, values]) => {
-              const plain = (value) => value instanceof Set ? [...value] : !ArrayBuffer.isView(value) ? value
-                : Array.from(value, (each) => Number.isFinite(each) ? each : String(each)); // JSON has no NaN
-              const {[name]: exported} = await import(new URL(`page/${module}`, document.baseURI));
-              try { return JSON.stringify({result: await exported(...values)}, (_, value) => plain(value)); }
-              catch (error) { return JSON.stringify({error: error.message, field: error.field ?? null}); }
-            }"""
-            answer = json.loads(tab.page.evaluate(script, [module, name, list(arguments)]))
+            answer = json.loads(tab.page.evaluate(CALL, [module, name, json.dumps(arguments)]))
             if "error" in answer:
                 raise PageError(answer["error"], answer["field"])
             return answer.get("result")
@@ -72,11 +98,13 @@ GIVEN: list[dict[str, Any]] = [
     {"name": "depth", "kind": "number", "label": "Depth", "default": 3, "integer": True},
     {"name": "names", "kind": "texts", "label": "Names", "default": ["x", "y"]},
     {"name": "top_n", "kind": "number", "label": "Top n", "default": None, "integer": True, "modes": ["rerank"]},
+    {"name": "file", "kind": "file", "label": "File", "default": None, "modes": ["prediction"]},
+    {"name": "sample", "kind": "file", "label": "Sample", "default": None},
 ]
 FIELDS = [{"modes": ["prediction", "rerank"], "required": False, "minimum": None, "maximum": None} | f for f in GIVEN]
 VALUES: dict[str, Any] = {
     **{"task": "web search", "queries": "", "documents": "", "normalize": False, "long_texts": "truncate"},
-    **{"layer": "", "factors": "", "depth": "3", "names": "x\ny", "top_n": ""},
+    **{"layer": "", "factors": "", "depth": "3", "names": "x\ny", "top_n": "", "file": None, "sample": None},
 }
 
 
@@ -145,6 +173,39 @@ def test_what_cannot_be_sent_is_refused_at_its_field(call: Call, values: Any, fi
     assert caught.value.field == field
 
 
+MIB = 2**20
+
+
+def test_file_of_texts_goes_alone(call: Call) -> None:
+    texts = file("texts.jsonl")
+    sent = {"task": "web search", "normalize": True, "file": "texts.jsonl"}
+    assert request(call, file=texts, normalize=True) == {"path": "predictions", "body": {"input": sent}}
+    for boxes in ({"queries": "a"}, {"documents": "a\nb"}):
+        with pytest.raises(PageError, match="A file cannot be combined with texts") as caught:
+            request(call, file=texts, **boxes)
+        assert caught.value.field == "file"
+    assert "file" not in request(call, "rerank", file=texts, queries="a", documents="b")["body"]
+    both = request(call, sample=texts, documents="a")["body"]["input"]  # another file does not have the texts
+    assert both == {"document": "a", "sample": "texts.jsonl"}
+    with pytest.raises(PageError, match=r"no text yet: .*, or choose a file"):
+        request(call, sample=texts)
+    with pytest.raises(PageError, match=r"one document\.$"):
+        request(call, fields=FIELDS[:-2])
+
+
+@pytest.mark.parametrize("name", ["file", "sample"])
+def test_files_that_cannot_be_sent_are_refused(call: Call, name: str) -> None:
+    def sent(size: int) -> Any:
+        values: dict[str, Any] = {"documents": "a" if name == "sample" else "", name: file("a.csv", size)}
+        return request(call, **values)["body"]["input"]
+
+    for size, words in ((0, "a.csv is empty"), (23 * MIB + 1, "a.csv is larger than 23 MiB: upload it")):
+        with pytest.raises(PageError, match=words) as caught:
+            sent(size)
+        assert caught.value.field == name
+    assert sent(23 * MIB)[name] == "a.csv"
+
+
 def test_required_input_must_be_given(call: Call) -> None:
     fields = [*FIELDS, {**FIELDS[5], "name": "height", "label": "Height", "required": True}]
     with pytest.raises(PageError, match="Height is needed") as caught:
@@ -158,6 +219,26 @@ def test_texts_of_a_file_are_the_same_in_a_box(call: Call) -> None:
         assert "\r" not in box  # a box would turn it into a new line
         assert call("request.js", "parseTexts", "queries", box) == texts
     assert call("request.js", "boxOf", ["a", "b"]) == "a\nb"
+
+
+# ---- dataurl.js: files ↔ data URLs
+
+
+def test_files_are_data_urls_on_the_way(call: Call) -> None:
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 3, 4 * MIB * 3 // 4 + 1):
+        content = rng.bytes(size)
+        sent = call("dataurl.js", "withData", {"input": {"file": file("a", content), "task": "t"}})["input"]
+        assert sent == {"task": "t", "file": data_url(content)}
+        assert call("dataurl.js", "sizeOf", sent["file"]) == size
+        assert base64.b64decode(call("dataurl.js", "blobOf", sent["file"])["base64"]) == content
+    types = {"a.CSV": "text/csv", "a.tsv": "text/tab-separated-values", "csv": "application/octet-stream"}
+    for name, kind in types.items():  # whatever the system calls them
+        sent = call("dataurl.js", "withData", {"input": {"file": file(name)}})["input"]["file"]
+        assert sent == data_url(b"a").replace("application/octet-stream", kind)
+    assert call("dataurl.js", "withData", {"model": "m", "query": "q"}) == {"model": "m", "query": "q"}
+    with pytest.raises(PageError):
+        call("dataurl.js", "blobOf", "data:;base64,%%")
 
 
 # ---- schema.js: the OpenAPI document → fields
@@ -199,12 +280,15 @@ def test_fields_follow_the_schema(call: Call) -> None:
         "is_new": {"type": "boolean", "default": False, "x-order": 8},
         "is_old": {"type": "boolean", "nullable": True, "default": None, "x-order": 9},
         "maybe": {"allOf": [{"$ref": "#/components/schemas/Kind"}], "default": None, "x-order": 10},
+        "file": {"type": "string", "format": "uri", "nullable": True, "default": None, "x-order": 11},
+        "links": {"type": "array", "items": {"type": "string", "format": "uri"}, "x-order": 12},
     }
     whole = document(properties, required=["shape"])
     fields = call("schema.js", "fieldsOf", whole)
     assert [(field["name"], field["kind"]) for field in fields] == [
         *[("task", "text"), ("queries", "texts"), ("documents", "texts"), ("kind", "choice"), ("top_k", "number")],
         *[("shape", "json"), ("is_new", "flag"), ("is_old", "choice"), ("maybe", "choice")],
+        *[("file", "file"), ("links", "texts")],
     ]
     by_name = {field["name"]: field for field in fields}
     assert (by_name["queries"]["one"], by_name["queries"]["help"]) == ("query", "A query.")
@@ -296,6 +380,18 @@ def test_missing_logs_and_metrics_are_none(call: Call) -> None:
     request = {"path": "predictions", "body": {"input": {"query": "a"}}}
     answer = call("answer.js", "answerOf", request, {"output": {"embeddings": [[1.0]]}, "logs": None, "metrics": None})
     assert (answer["warnings"], answer["metrics"], answer["vectors"]) == ([], {}, [[1.0]])
+
+
+def test_answer_to_a_file_is_a_file(call: Call) -> None:
+    request = {"path": "predictions", "body": {"input": {"file": file("texts.jsonl")}}}
+    response: dict[str, Any] = {"output": {"embeddings": None, "tokens": [], "file": data_url(b"PAR1")}}
+    answer = call("answer.js", "answerOf", request, {**response, "metrics": {"texts": 3}, "logs": "Warning: x"})
+    assert (answer["file"], answer["texts"], answer["vectors"]) == (response["output"]["file"], [], None)
+    assert (answer["metrics"], answer["warnings"]) == ({"texts": 3}, ["x"])
+    assert call("results.js", "summary", answer, 20) == "Done: 3 texts, in 20.0 ms."
+    for wrong in (None, "https://example.com/x", "javascript:alert(1)", [[1.0]]):
+        with pytest.raises(PageError, match="no file of vectors"):
+            call("answer.js", "answerOf", request, {"output": {"embeddings": [[1.0]], "file": wrong}})
 
 
 def test_truncated_texts_of_a_rerank_are_counted_with_the_query(call: Call) -> None:
@@ -433,6 +529,8 @@ def test_link_has_the_changes_alone(call: Call) -> None:
     assert call("link.js", "fromFragment", "#empty", empty) == empty
     assert call("link.js", "fromFragment", "#key=secret&__proto__=x&normalize=yes", empty) == empty
     assert call("link.js", "toFragment", {"queries": "x" * 40_000}, {"queries": ""}) is None
+    chosen = {"file": file("texts.jsonl"), "queries": "a"}
+    assert call("link.js", "toFragment", chosen, {"file": None, "queries": ""}) == "queries=a"
 
 
 def test_large_json_is_shortened(call: Call) -> None:
@@ -444,6 +542,22 @@ def test_large_json_is_shortened(call: Call) -> None:
     assert not shown["isWhole"]
     assert "… 250 more" in shown["text"] and "… 92 more" in shown["text"] and "… 1,880 more" in shown["text"]
     assert len(shown["text"]) < 3_000
+
+
+def test_files_in_json_are_shortened(call: Call) -> None:
+    for size in (1_000, 1_000_000):
+        value = {"logs": "a line of the log\n" * 20, "output": {"file": f"data:;base64,{'A' * size}", "tokens": []}}
+        shown = call("listing.js", "readable", value, len(json.dumps(value)))
+        assert not shown["isWhole"]
+        assert f"AAA… {size - 107:,} more" in shown["text"]
+        assert json.loads(shown["text"])["logs"] == value["logs"]
+    value = {"output": {"file": "data:;base64,QUJD"}}
+    assert call("listing.js", "readable", value, 40)["isWhole"]
+
+
+def test_sizes_are_in_words(call: Call) -> None:
+    sizes = {1: "1 byte", 1023: "1,023 bytes", 1536: "1.5 KiB", 52_000: "51 KiB", 2**20: "1 MiB", 2**31: "2,048 MiB"}
+    assert {size: call("dom.js", "bytes", size) for size in sizes} == sizes
 
 
 # ---- api.js: errors in words
@@ -579,19 +693,88 @@ def test_cohere_sends_the_request(call: Call, target: dict[str, Any]) -> None:
 @pytest.mark.skipif(shutil.which("node") is None, reason="NOT TESTED: node is not installed")
 @pytest.mark.parametrize("sent", SENT)
 def test_javascript_sends_the_request(call: Call, sent: dict[str, Any], tmp_path: Path) -> None:
-    package = tmp_path / "node_modules" / "replicate"
-    package.mkdir(parents=True)
-    (package / "package.json").write_text('{"name": "replicate", "type": "module", "main": "index.js"}')
-    (package / "index.js").write_text(
-        "export default class { constructor(o) { this.o = o; }"
-        " async run(ref, o) { return {scores: JSON.stringify([ref, this.o, o]), toString() { return 1; }}; } }"
-    )
+    fake_client(tmp_path, "return {scores: JSON.stringify([ref, this.o, o]), toString() { return 1; }};")
     script = code(call, TARGET, sent, "Node.js").replace("console.log(output);", "console.log(output.scores);")
     (tmp_path / "request.mjs").write_text(script, "utf-8")
     done = subprocess.run(["node", "request.mjs"], cwd=tmp_path, capture_output=True, text=True, check=True)
     reference, options, given = json.loads(done.stdout)
     assert (reference, options["baseUrl"]) == ("e5/e5-mistral-tiny", "http://127.0.0.1:8000/v1")
     assert given == {"input": sent}
+
+
+def fake_client(folder: Path, run: str) -> None:
+    """A package in the place of Replicate's: the body of run(ref, o), where this.o are the client's options."""
+    package = folder / "node_modules" / "replicate"
+    package.mkdir(parents=True)
+    (package / "package.json").write_text('{"name": "replicate", "type": "module", "main": "index.js"}')
+    (package / "index.js").write_text(
+        f"export default class {{ constructor(o) {{ this.o = o; }} async run(ref, o) {{ {run} }} }}"
+    )
+
+
+SHELLS = [name for name in ("bash", "dash") if shutil.which(name)]
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="NOT TESTED: jq is not installed")
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("target", [TARGET, KEYED])
+def test_curl_sends_a_file(call: Call, target: dict[str, Any], shell: str, tmp_path: Path) -> None:
+    program, content, vectors = tmp_path / "curl", os.urandom(300_000), os.urandom(1000)
+    (tmp_path / "answer.json").write_text(json.dumps({"output": {"file": data_url(vectors)}}), "utf-8")
+    program.write_text('#!/bin/sh\nprintf "%s\\0" "$@" > arguments; cat > body; cat answer.json\n')
+    program.chmod(0o700)
+    name = f"{NASTY.replace('/', '')[:80]} (1).jsonl"
+    (tmp_path / name).write_bytes(content)
+    command = code(call, target, {"task": NASTY, "normalize": True, "file": file(name)}, "cURL")
+    assert len(command) < 1_500
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "GATEWAY_API_KEY": "secret"}
+    subprocess.run([shell, "-c", command], cwd=tmp_path, env=environment, check=True)
+    sent = json.loads((tmp_path / "body").read_text("utf-8"))
+    assert sent == {"input": {"task": NASTY, "normalize": True, "file": data_url(content)}}
+    arguments = (tmp_path / "arguments").read_text("utf-8").split("\0")
+    assert arguments[1] == f"{target['base']}/predictions" and arguments[-2] == "@-"
+    assert ("Authorization: Bearer secret" in arguments) is target["keyRequired"]
+    assert (tmp_path / "vectors.parquet").read_bytes() == vectors
+
+
+@pytest.mark.parametrize("target", [TARGET, KEYED])
+def test_python_sends_a_file(call: Call, target: dict[str, Any], tmp_path: Path) -> None:
+    """The code runs, with a module in the place of the client."""
+    written = code(call, target, {"task": NASTY, "file": file("tëxts'.jsonl", b"content")}, "Replicate")
+    (tmp_path / "tëxts'.jsonl").write_bytes(b"content")
+    (tmp_path / "replicate.py").write_text(
+        "import io\nclass Client:\n  def __init__(self, **_): pass\n  def run(self, model, input):\n"
+        "    return {'file': io.BytesIO(repr((model, input['task'], input['file'].read())).encode())}\n"
+    )
+    environment = {"GATEWAY_API_KEY": "secret", "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", written], cwd=tmp_path, env=environment, check=True)
+    received = ast.literal_eval((tmp_path / "vectors.parquet").read_text("utf-8"))
+    assert received == (f"e5/{target['model']}", NASTY, b"content")
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="NOT TESTED: node is not installed")
+def test_javascript_sends_a_file(call: Call, tmp_path: Path) -> None:
+    fake_client(tmp_path, "return {file: JSON.stringify([o.input.task, o.input.file.toString()])};")
+    (tmp_path / "tëxts'.jsonl").write_bytes(b"content")
+    script = code(call, TARGET, {"task": NASTY, "file": file("tëxts'.jsonl")}, "Node.js")
+    (tmp_path / "request.mjs").write_text(script, "utf-8")
+    subprocess.run(["node", "request.mjs"], cwd=tmp_path, check=True)
+    assert json.loads((tmp_path / "vectors.parquet").read_text("utf-8")) == [NASTY, "content"]
+
+
+def test_code_with_another_file_prints_scores(call: Call) -> None:
+    sent = {"query": "a", "document": "b", "sample": file("x.bin")}
+    labels = [label for label, _ in call("snippets.js", "snippets", TARGET, written_request(sent))]
+    assert labels == ["cURL", "Replicate", "Node.js"]  # OpenAI's API takes no files
+    assert "jq" not in code(call, TARGET, sent, "cURL")
+    assert '"sample": open("x.bin", "rb"),' in code(call, TARGET, sent, "Replicate")
+    assert 'print(output["scores"])' in code(call, TARGET, sent, "Replicate")
+    assert "console.log(output.scores);" in code(call, TARGET, sent, "Node.js")
+    assert call("snippets.js", "snippets", TARGET, written_request(sent | {"document": "b" * 30_000})) == []
+
+
+def written_request(sent: dict[str, Any]) -> dict[str, Any]:
+    return {"path": "predictions", "body": {"input": sent}}
 
 
 def test_any_text_is_quoted_for_every_language(call: Call) -> None:

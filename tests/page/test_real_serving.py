@@ -1,5 +1,7 @@
 """Real E5 weights, a prefix model, through Cog server, gateway and page, started as in `make playground`."""
 
+import io
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from openai import OpenAI
 from playwright.sync_api import Browser, expect
@@ -68,6 +71,23 @@ def test_openai_client_gets_the_librarys_vectors(url: str, real_e5_model: Embedd
             answer = client.embeddings.create(model=real_e5.MODEL + suffix, input=texts)
             received = np.array([item.embedding for item in answer.data])
             np.testing.assert_allclose(received, embed(texts, normalize=True), rtol=0, atol=1e-6)
+
+
+def test_file_of_texts_gets_the_librarys_vectors(
+    browser: Browser, url: str, real_e5_model: Embedder, tmp_path: Path
+) -> None:
+    texts = list(ARTICLE_1.values())[::4]
+    (tmp_path / "articles.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    with opened(browser, url) as tab:
+        tab.fill(queries="", documents="")
+        tab.page.locator("#field-file").set_input_files(tmp_path / "articles.jsonl")
+        assert f"{len(texts)} texts" in tab.run()
+        assert "of 384 dimensions" in tab.page.locator("#answer h2").inner_text()
+        with tab.page.expect_download() as download:
+            tab.page.get_by_role("button", name="Download vectors.parquet").click()
+        table = pq.read_table(io.BytesIO(Path(download.value.path()).read_bytes()))
+    received = np.array(table["vector"].to_pylist())
+    np.testing.assert_allclose(received, real_e5_model.embed_documents(texts), rtol=0, atol=1e-5)
 
 
 def test_languages_example_shows_the_librarys_scores(browser: Browser, url: str, real_e5_model: Embedder) -> None:

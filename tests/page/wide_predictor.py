@@ -1,7 +1,7 @@
 """A predictor without a model. Its predict() has inputs of every kind, which predict.py has not."""
 
 import cog
-from cog import BaseModel, BasePredictor, Input
+from cog import BaseModel, BasePredictor, Input, Path
 
 
 class Output(BaseModel):  # type: ignore[misc]
@@ -32,12 +32,14 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         note: str | None = Input(description="Ignored.", default=None),
         labels: list[str] | None = Input(description="Names of the layers.", default=None),
         factors: list[float] | None = Input(description="One for each token.", default=None),
+        sample: Path | None = Input(description="Not a file of texts.", default=None),
         encoding_format: str = Input(description="As in predict.py.", default="float", choices=["float", "base64"]),
     ) -> Output:
         """Repeat the new inputs."""
         first = [*([] if query is None else [query]), *(queries or [])]
         second = [*([] if document is None else [document]), *(documents or [])]
         texts = first + second
+        content = sample and sample.read_bytes()
         self.record_metric("model", "wide")
         self.record_metric("dtype", "float32")
         self.record_metric("max_tokens", 8)
@@ -48,5 +50,5 @@ class Predictor(BasePredictor):  # type: ignore[misc]
             scores=[[50.0] * len(second)] * len(first) if first and second else None,
             tokens=[1] * len(texts),
             truncated=[],
-            arrived=[repr(value) for value in (layer, weight, reverse, pooling, note, labels, factors)],
+            arrived=[repr(value) for value in (layer, weight, reverse, pooling, note, labels, factors, content)],
         )

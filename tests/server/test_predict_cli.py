@@ -218,7 +218,9 @@ def test_file_becomes_vectors_beside_the_output(tmp_path: Path, library: Embedde
     [
         (("-i", "file=texts.jsonl"), '`file` is "texts.jsonl": pass @ and the name of a file'),
         (("-i", "file=@missing.jsonl"), "`file`: there is no file missing.jsonl"),
-        (("-i", "file=@README.md", "-i", "query=a"), "`file` goes alone"),
+        (("-i", "file=@README.md", "-i", "query=a"), "`file` cannot be combined with texts"),
+        (("-i", "file=@README.md", "-o", "README.parquet/x.json"), "name a file in a folder that exists"),
+        (("-i", "file=@README.md", "-o", "a.parquet"), "the vectors would be written over --output, a.parquet"),
         (("-i", "file=@README.md", "-i", "encoding_format=tokens"), "with `file` choose one of"),
     ],
 )
@@ -229,3 +231,15 @@ def test_bad_file_is_refused_before_the_model_is_loaded(
     monkeypatch.chdir(ROOT)
     assert cli.main([*arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_model")
+def test_input_is_never_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, options in (("texts.parquet", ["-o", "texts.json"]), ("vectors.parquet", [])):
+        (tmp_path / name).write_bytes(b"text\na\n")
+        assert cli.main(["-i", f"file=@{name}", *options]) == 2
+        assert "the vectors would be written over the input" in capsys.readouterr().err
+        assert (tmp_path / name).read_bytes() == b"text\na\n"
