@@ -22,8 +22,9 @@ from e5.corpus.parts import Folder, VectorType
 from e5.corpus.plan import Identity, Options, Plan, UnitSize
 from e5.corpus.processes import Share, run_shares
 from e5.corpus.report import Progress, Status, duration, finish
+from e5.corpus.rows import Columns
 from e5.corpus.search import search
-from e5.corpus.sources import Columns, find
+from e5.corpus.sources import find
 from e5.corpus.unit import Receipt
 from e5.embedder import Embedder
 from e5.errors import InputError, SettingsError, WeightsError

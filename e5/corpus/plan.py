@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple, Self
 from e5 import catalog
 from e5.corpus.errors import CorpusError
 from e5.corpus.parts import Folder, VectorType
-from e5.corpus.sources import Columns, Range, SourceFile, check_same, cut, find
+from e5.corpus.rows import Columns, Range, cut
+from e5.corpus.sources import SourceFile, check_same, find
 from e5.prompts import DEFAULT_TASK
 
 FILE = "plan.json"

@@ -9,7 +9,8 @@ from e5 import prompts
 from e5.corpus import parts
 from e5.corpus.parts import Folder, Footer
 from e5.corpus.plan import Options, Plan
-from e5.corpus.sources import check_unchanged, read
+from e5.corpus.rows import read
+from e5.corpus.sources import check_unchanged
 from e5.embedder import Embedder, normalize
 from e5.errors import InputError
 from e5.inputs import check_text

@@ -21,7 +21,7 @@ from e5.corpus import unit as steps
 from e5.corpus.errors import CorpusError
 from e5.corpus.plan import Identity, Options, Plan, UnitSize
 from e5.corpus.report import Progress, duration
-from e5.corpus.sources import UNREADABLE, Range, read
+from e5.corpus.rows import UNREADABLE, Range, read
 from e5.corpus.unit import Prepared
 from e5.embedder import normalize
 from e5.errors import InputError, ModelError, OverloadError

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from e5.corpus.plan import Side
-from e5.corpus.sources import BOM, UTF16, Columns
+from e5.corpus.rows import BOM, UTF16, Columns
 from e5.errors import InputError
 
 FIRST_BYTES = 8 * 2**20

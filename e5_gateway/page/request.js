@@ -95,7 +95,10 @@ export function requestOf(mode, fields, values, model) {
   const hasTexts = queries.length > 0 || documents.length > 0;
   const hasFile = hasTextsFile(input); // its texts may be queries
   if (hasFile && hasTexts) {
-    throw new FormError(TEXTS_FILE, "A file cannot be combined with texts: clear the queries and documents, or remove the file.");
+    throw new FormError(
+      TEXTS_FILE,
+      "A file cannot be combined with texts: clear the queries and documents, or remove the file.",
+    );
   }
   if ("task" in input && !queries.length && !hasFile && names.includes("queries")) delete input.task;
   if (names.includes("queries") && !hasTexts && !hasFile) {

@@ -23,7 +23,7 @@ from e5.corpus.identity import identify
 from e5.corpus.on_ray import run_on_ray
 from e5.corpus.parts import Folder, part_name, read_part, to_vectors
 from e5.corpus.plan import Options, UnitSize
-from e5.corpus.sources import Columns
+from e5.corpus.rows import Columns
 from e5.corpus.unit import Receipt
 from e5_cog.server import free_port
 from tests.corpus.test_corpus_runs import command, contents, environment, planned, settings, text_of

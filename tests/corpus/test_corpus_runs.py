@@ -31,7 +31,7 @@ from e5.corpus.identity import identify
 from e5.corpus.parts import Folder, part_name, read_part, rejected_name, to_vectors
 from e5.corpus.plan import Options, Plan, UnitSize
 from e5.corpus.processes import Share
-from e5.corpus.sources import Columns
+from e5.corpus.rows import Columns
 from e5.corpus.unit import Receipt
 from e5.embedder import normalize
 from e5.settings import Settings

@@ -14,7 +14,8 @@ import pytest
 import zstandard
 
 from e5.corpus.errors import CorpusError
-from e5.corpus.sources import Columns, Row, SourceFile, cut, find, read
+from e5.corpus.rows import Columns, Row, cut, read
+from e5.corpus.sources import SourceFile, find
 
 COLUMNS = Columns("text", "title", "id")
 HARD = [

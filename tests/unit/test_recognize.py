@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from e5.corpus.sources import Columns
+from e5.corpus.rows import Columns
 from e5.errors import InputError
 from e5.serving.recognize import Layout, recognize
 
