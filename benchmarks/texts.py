@@ -3,7 +3,7 @@
 Nearly every word is one token, so a text of N tokens is about N words. Reported lengths are counted after tokenizing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,12 @@ class RandomTexts:
         """`count` documents of 12 tokens on average."""
         random = np.random.default_rng([self.seed, 1])
         return self._documents(random, random.integers(SHORT_TOKENS - 4, SHORT_TOKENS + 5, count).tolist())
+
+    def rows(self, count: int, shortest: int, longest: int) -> Iterator[str]:
+        """`count` texts of `shortest` to `longest` words, drawn while they are read."""
+        random = np.random.default_rng([self.seed, 5])
+        for words in random.integers(shortest, longest + 1, count).tolist():
+            yield self._text(random, words)
 
     def of_words(self, counts: Sequence[int]) -> list[str]:
         """One text per count, of that many words: as many tokens, plus the special tokens."""

@@ -1,15 +1,11 @@
 """The input `file` through Cog's real server: files of texts come back as Parquet with the library's vectors."""
 
 import base64
-import http.server
 import io
 import itertools
 import json
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,6 +21,7 @@ from e5_cog.housekeeping import FILES
 from e5_cog.server import Server, running
 from tests.gateways import SETTINGS, Gateway, until
 from tests.reference import relative_l2
+from tests.web_server import web_server
 
 LINE = "the tower is high and a recipe for soup needs water salt time paper music rain trains"
 WORDS = LINE.split()
@@ -179,24 +176,8 @@ def test_bad_files_are_refused_with_the_cure(client: httpx.Client, inputs: dict[
     assert "/tmp" not in prediction["error"]
 
 
-@contextmanager
-def web_server(folder: Path) -> Iterator[str]:
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments, directory=str(folder))
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def test_url_is_downloaded(client: httpx.Client, library: Embedder, tmp_path: Path) -> None:
-    (tmp_path / "texts.jsonl").write_text(jsonl(RECORDS))
-    with web_server(tmp_path) as address:
+def test_url_is_downloaded(client: httpx.Client, library: Embedder) -> None:
+    with web_server({"/texts.jsonl": (200, {}, jsonl(RECORDS).encode())}) as address:
         _, vectors = embedded(client, file=f"{address}/texts.jsonl?token=1")
         assert relative_l2(vectors, library.embed_documents(TEXTS)) < 1e-5
         missing = predict(client, file=f"{address}/missing.jsonl")
