@@ -18,7 +18,7 @@ from e5.corpus import run as runs
 from e5.corpus import unit as steps
 from e5.corpus.errors import CorpusError
 from e5.corpus.identity import identify
-from e5.corpus.parts import Folder, VectorType
+from e5.corpus.parts import DIMENSION_BYTES, Folder, VectorType
 from e5.corpus.plan import Identity, Options, Plan, UnitSize
 from e5.corpus.processes import Share, run_shares
 from e5.corpus.report import Progress, Status, duration, finish
@@ -240,7 +240,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     embedder.embed_tokens(sample)
     seconds = time.perf_counter() - started
-    row_bytes = {"float32": 4, "float16": 2, "int8": 1, "ubinary": 1 / 8}[options.vectors] * options.identity.dimensions
+    row_bytes = DIMENSION_BYTES[options.vectors] * options.identity.dimensions
     print(
         f"{len(plan.files):,} files, {plan.records:,} rows, {len(plan.units):,} units of about a minute",
         f"about {plan.records * sample.total / rows:,.0f} tokens: {sample.total / rows:.0f} a row, "

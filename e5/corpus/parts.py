@@ -22,6 +22,7 @@ from e5.corpus.errors import CorpusError
 from e5.vectors import Vectors, to_int8, to_ubinary
 
 VectorType = Literal["float32", "float16", "int8", "ubinary"]
+DIMENSION_BYTES: dict[VectorType, float] = {"float32": 4, "float16": 2, "int8": 1, "ubinary": 1 / 8}
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

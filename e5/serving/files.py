@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from e5.corpus import plan as plans
 from e5.corpus import unit as steps
 from e5.corpus.errors import CorpusError
+from e5.corpus.parts import DIMENSION_BYTES
 from e5.corpus.plan import Identity, Options, Plan, UnitSize
 from e5.corpus.report import Progress, duration
 from e5.corpus.rows import UNREADABLE, Range, read
@@ -40,7 +41,6 @@ T = TypeVar("T")
 RESULT = "vectors.parquet"
 MAX_ID = 1_000
 """Characters."""
-BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "ubinary": 1 / 8}
 PIECE_BATCHES, PIECES_QUEUED = 16, 2
 """A job has two pieces in the queue, each of tokens for 16 batches: enough for a busy device, and room for others."""
 RETRY_SECONDS = 0.5
@@ -134,10 +134,9 @@ class FileJob:
         size = plans.unit_size(model, "cpu" if self.embedder.device == "cpu" else "cuda")
         plan = plans.make(options, [str(self.link)], size)
         plan = replace(plan, files=(replace(plan.files[0], name=""),))  # an id is then the row's number alone
-        units, characters, rows = self._read_all(plan, size)
-        if not rows:
+        units, characters = self._read_all(plan, size)
+        if not any(characters):
             raise InputError("`file` has no rows")
-        self._check_bytes(rows, options)
         plan = replace(plan, units=tuple(units))
         if request.long_texts == "error":
             for unit in range(len(units)):
@@ -145,18 +144,21 @@ class FileJob:
                     raise InputError(f"`file`, row {row}: {reason}")
         return plan, characters
 
-    def _read_all(self, plan: Plan, size: UnitSize) -> tuple[list[Range], list[int], int]:
-        """Units, the characters of each, and the number of rows. Raises InputError for a bad row.
+    def _read_all(self, plan: Plan, size: UnitSize) -> tuple[list[Range], list[int]]:
+        """Units, and the characters of each. Raises InputError for a bad row, and for too many rows.
 
         Parquet is cut again by the texts themselves: it may store a text once that a million rows have.
         """
         units: list[Range] = []
         characters: list[int] = []
-        rows = 0
+        options, rows = plan.options, 0
+        max_rows = int(self.limits.file_bytes / (DIMENSION_BYTES[options.vectors] * options.identity.dimensions))
         for part in plan.units:
             first, stop, count = part.first, part.first + part.records, 0
             for number, length in self._checked_rows(plan, part):
                 rows, count = rows + 1, count + length
+                if rows > max_rows:
+                    raise self._too_many_rows(plan, max_rows)
                 if plan.files[0].format == "parquet" and count >= size.bytes:
                     units.append(replace(part, first=first, records=number + 1 - first))
                     characters.append(count)
@@ -164,7 +166,7 @@ class FileJob:
             if first < stop:
                 units.append(replace(part, first=first, records=stop - first))
                 characters.append(count)
-        return units, characters, rows
+        return units, characters
 
     def _checked_rows(self, plan: Plan, part: Range) -> Iterator[tuple[int, int]]:
         """Number and characters of each row. Raises InputError for one that cannot be embedded."""
@@ -184,15 +186,13 @@ class FileJob:
                 raise
             raise InputError(f"`file` is damaged ({error}): write it again") from None
 
-    def _check_bytes(self, rows: int, options: Options) -> None:
-        each = BYTES[options.vectors] * options.identity.dimensions
-        if rows * each > self.limits.file_bytes:
-            raise InputError(
-                f"`file` has {rows:,} rows, whose {options.vectors} vectors would take {rows * each / 1e6:,.1f} MB, "
-                f"more than E5_MAX_FILE_BYTES={self.limits.file_bytes:,}: {int(self.limits.file_bytes / each):,} rows "
-                "fit; pass several files"
-                + ("" if options.vectors == "ubinary" else ", or encoding_format=float16, int8 or ubinary")
-            )
+    def _too_many_rows(self, plan: Plan, max_rows: int) -> InputError:
+        kind = plan.options.vectors
+        smaller = "" if kind == "ubinary" else ", or encoding_format=float16, int8 or ubinary"
+        return InputError(
+            f"`file` has about {plan.records:,} rows, more than the {max_rows:,} whose {kind} vectors fit into "
+            f"E5_MAX_FILE_BYTES={self.limits.file_bytes:,}: pass several files{smaller}"
+        )
 
     async def _prepared(self, plan: Plan) -> AsyncIterator[tuple[int, Prepared]]:
         """The units in order; the next is read and tokenized while one is computed."""

@@ -217,7 +217,7 @@ def test_file_of_too_many_rows_is_refused_with_the_number_that_fits(limited: Ser
         for ten in (jsonl(RECORDS[:10]), AS_CSV[: AS_CSV.index("r10")], jsonl(RECORDS[:10]) + "\n" * 5):
             assert predict(client, file=data_url(ten))["status"] == "succeeded"
         error = predict(client, file=data_url(jsonl(RECORDS[:11])))["error"]
-        assert "11 rows" in error and "E5_MAX_FILE_BYTES=10,240: 10 rows fit" in error
+        assert "about 11 rows, more than the 10 whose float32 vectors fit into E5_MAX_FILE_BYTES=10,240" in error
         assert predict(client, file=data_url(jsonl(RECORDS[:20])), encoding_format="float16")["status"] == "succeeded"
 
 
