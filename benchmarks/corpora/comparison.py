@@ -15,7 +15,7 @@ from benchmarks.corpora import programs
 from benchmarks.corpora.alternatives import RAY_BATCH, Job
 from benchmarks.corpora.programs import Run
 from benchmarks.report import Json, Sample, cells, interleaved, log, median, table
-from benchmarks.throughput import agreement
+from benchmarks.throughput import RIVAL_BATCHES, agreement
 from e5 import prompts
 from e5.catalog import Model
 from e5.settings import usable_cores
@@ -23,8 +23,6 @@ from e5.vectors import Vectors
 
 PROCESSES = 2
 """Of the programs that have several."""
-RIVAL_BATCHES = (1, 8, 32)
-"""Batch sizes of sentence-transformers that are tried; 32 is its default. Without padding, 1 is often fast on a CPU."""
 TRIED_TEXTS = 128
 MEMORY_INTERVAL = 0.2
 CORPUS, WORKERS = "corpus.py", f"corpus.py --workers {PROCESSES}"
@@ -168,7 +166,7 @@ def _try_batches(model: Model, checkpoint: Path, texts: Input, folder: Path) -> 
     sample, out = folder / "sample.jsonl", folder / "batches.json"
     sample.write_text("\n".join(lines[:TRIED_TEXTS]), "utf-8")
     prompt = prompts.document_prompt(model.prompt, "")
-    job = Job([str(sample)], str(out), str(checkpoint), prompt, list(RIVAL_BATCHES), PROCESSES)
+    job = Job([str(sample)], str(out), str(checkpoint), prompt, list(RIVAL_BATCHES["cpu"]), PROCESSES)
     environment = programs.environment(model.name, checkpoint, _threads())
     programs.run(_command("try_batches", job), environment, folder / "log")
     return {int(batch): float(used) for batch, used in json.loads(out.read_text("ascii")).items()}
