@@ -56,7 +56,7 @@ async def answer(inputs: Json) -> Json:
 
 
 def vectors_path(output: Path | None, inputs: Json) -> Path:
-    """Where a returned file goes: beside the output, else into the current folder. Raises InputError."""
+    """The path for a returned file: next to the output, or in the current folder. Raises InputError."""
     is_file = output is not None and (output.is_file() or not output.exists())
     path = output.with_suffix(".parquet") if output is not None and is_file else Path("vectors.parquet")
     if inputs["file"] is not None:

@@ -50,6 +50,11 @@ class GatewayError(Exception):
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
+def invalid_field(field: str, problem: str) -> GatewayError:
+    """The refusal of one field of a request of Replicate's API."""
+    return GatewayError(422, "", invalid_fields=[{"type": "invalid", "field": field, "description": problem}])
+
+
 class Unavailable(GatewayError):
     """The target cannot answer now. `state`: the status of its /health-check, or one of the gateway's, such as DOWN.
 

@@ -43,6 +43,7 @@ class ActivePrediction:
     done: asyncio.Event = field(default_factory=asyncio.Event)
     start_sent: bool = False
     expired: bool = False  # its deadline has been reached
+    with_files: bool | None = None  # None: accepted by an earlier process, so not known yet
 
     def change(self, **columns: Any) -> None:
         self.prediction = replace(self.prediction, **columns)
@@ -129,7 +130,7 @@ class Predictions:
             if isinstance(error, sqlite3.Error):
                 raise GatewayError(503, f"the prediction could not be stored: {error}", retry_after=10) from None
             raise
-        active = self._start(prediction, ticket)
+        active = self._start(prediction, ticket, with_files)
         if wait is None:
             return prediction
         # CancelledError: the gateway is shutting down, and the prediction is on disk.
@@ -155,9 +156,11 @@ class Predictions:
             await asyncio.wait([active.task], timeout=STORE_SECONDS)
         return active.prediction if active else await self.store.get(prediction_id)
 
-    def _start(self, prediction: Prediction, ticket: Ticket[Target] | None) -> ActivePrediction:
-        """Run a prediction in the background. `ticket` is None if an earlier process accepted it."""
-        active = self._active[prediction.id] = ActivePrediction(prediction)
+    def _start(
+        self, prediction: Prediction, ticket: Ticket[Target] | None, with_files: bool | None = None
+    ) -> ActivePrediction:
+        """Run a prediction in the background. `ticket` is None if it has files, or an earlier process accepted it."""
+        active = self._active[prediction.id] = ActivePrediction(prediction, with_files=with_files)
         task = active.task = asyncio.create_task(self._run(active, ticket))
         if prediction.deadline is not None:
             delay = prediction.deadline - time.time()
@@ -175,11 +178,9 @@ class Predictions:
         try:
             if ticket is None:
                 await self.targets.wait_until_ready()
-            identity = self.targets.identity
-            inputs = orjson.loads(active.prediction.input) if ticket is None else {}
-            with_files = identity is not None and self.uploads.has_files(inputs, identity)
-            del inputs
-            async with self.uploads.turn(wait=True) if with_files else contextlib.nullcontext():
+            if active.with_files is None and (identity := self.targets.identity) is not None:
+                active.with_files = self.uploads.has_files(orjson.loads(active.prediction.input), identity)
+            async with self.uploads.turn(wait=True) if active.with_files else contextlib.nullcontext():
                 await self._attempts(active, ticket)
         except asyncio.CancelledError:
             if self._closing:
@@ -227,7 +228,7 @@ class Predictions:
                 if START in active.prediction.webhook_events and not active.start_sent:
                     active.start_sent = True
                     self.webhooks.send_start(active.prediction.id, started_at)
-                body = await self._body(active.prediction.input, identity)
+                body = await self._body(active, identity)
                 result = await target.predict(body, model)
                 if result["status"] == "succeeded":
                     ticket.succeeded()
@@ -241,12 +242,12 @@ class Predictions:
         await self._end(active, result)
         return True
 
-    async def _body(self, inputs: bytes, identity: Identity) -> bytes:
+    async def _body(self, active: ActivePrediction, identity: Identity) -> bytes:
         """The request for the server, with the content of the inputs' files."""
-        given = orjson.loads(inputs)
-        if not self.uploads.has_files(given, identity):
+        inputs = active.prediction.input
+        if active.with_files is False:  # not for None: the server must never get the URL of a file
             return orjson.dumps({"id": new_id(), "input": orjson.Fragment(inputs)})
-        filled = await self.uploads.inlined(given, identity)
+        filled = await self.uploads.inlined(orjson.loads(inputs), identity)
         return await asyncio.to_thread(orjson.dumps, {"id": new_id(), "input": filled})
 
     async def _retry(self, active: ActivePrediction, reason: str, *, reached: bool) -> bool:

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from e5_gateway.destinations import Destinations, is_web_address
-from e5_gateway.errors import MAX_QUOTE, ErrorFormat, GatewayError, Json, shorten
+from e5_gateway.errors import MAX_QUOTE, ErrorFormat, GatewayError, Json, invalid_field, shorten
 from e5_gateway.predictions import Predictions
 from e5_gateway.requests import read_json
 from e5_gateway.settings import GatewaySettings
@@ -65,9 +65,9 @@ def router(targets: Targets, predictions: Predictions, settings: GatewaySettings
         body = await read_json(request, settings.max_body_bytes)
         for field in body:
             if field not in FIELDS:
-                raise _invalid(field, f"unknown field; the fields are {', '.join(FIELDS)}")
+                raise invalid_field(field, f"unknown field; the fields are {', '.join(FIELDS)}")
         if not isinstance(body.get("stream"), bool | None):
-            raise _invalid("stream", "must be a boolean")
+            raise invalid_field("stream", "must be a boolean")
         if owner is None:
             owner, name = _owner_and_name(body.get("version"), identity)
         _check_model(owner, str(name), identity)
@@ -206,7 +206,7 @@ def timestamp(seconds: float | None, precision: str = "microseconds") -> str | N
 def check_inputs(inputs: object, identity: Identity) -> Json:
     """Validate the inputs by the model's schema and drop those that are null and may be. Raises GatewayError 422."""
     if not isinstance(inputs, dict):
-        raise _invalid("input", "must be an object")
+        raise invalid_field("input", "must be an object")
     properties, _ = _schema(identity)
     given = {k: v for k, v in inputs.items() if not (v is None and properties.get(k, {}).get("nullable"))}
     if errors := _first_errors(given, identity):
@@ -256,7 +256,7 @@ def _owner_and_name(version: object, identity: Identity) -> tuple[str, str]:
     match = _VERSION.fullmatch(version) if isinstance(version, str) and version else None
     if match is None or match["id"] not in (None, identity.version):
         message = f"the version does not exist here: pass {identity.version}, or {OWNER}/{identity.model}"
-        raise _invalid("version", message)
+        raise invalid_field("version", message)
     return match["owner"] or OWNER, match["name"] or identity.model
 
 
@@ -268,16 +268,16 @@ def _webhook(body: Json, destinations: Destinations) -> Webhook | None:
     events = body.get("webhook_events_filter")
     events = EVENTS if events is None else events
     if not isinstance(events, list | tuple) or any(event not in EVENTS for event in events):
-        raise _invalid("webhook_events_filter", f"must be a list of some of {', '.join(EVENTS)}")
+        raise invalid_field("webhook_events_filter", f"must be a list of some of {', '.join(EVENTS)}")
     only_end = body.get("webhook") is None
     field = "webhook_completed" if only_end else "webhook"
     url = body.get(field)
     if url is None:
         return None
     if not (isinstance(url, str) and _URL.fullmatch(url) and is_web_address(url)):
-        raise _invalid(field, "must be the URL of a web server, https://… or http://…")
+        raise invalid_field(field, "must be the URL of a web server, https://… or http://…")
     if problem := destinations.problem(url):
-        raise _invalid(field, problem)
+        raise invalid_field(field, problem)
     start = (START,) if START in events and not only_end else ()
     end = (END,) if only_end or set(events) - {START} else ()
     return Webhook(url, start + end)
@@ -304,7 +304,7 @@ def parse_cancel_after(header: str | None) -> int | None:
     seconds = sum(number * unit for number, unit in zip(numbers, (1, 3600, 60, 1), strict=True))
     if not MIN_LIFETIME_SECONDS <= seconds <= MAX_LIFETIME_SECONDS:
         limits = f"{MIN_LIFETIME_SECONDS} s to {MAX_LIFETIME_SECONDS // 3600:,} h"
-        raise _invalid("Cancel-After", f"must be a duration of {limits}, such as 30, 90s, 5m or 1h30m45s")
+        raise invalid_field("Cancel-After", f"must be a duration of {limits}, such as 30, 90s, 5m or 1h30m45s")
     return seconds
 
 
@@ -351,10 +351,6 @@ def _existing(prediction: Prediction | None) -> Prediction:
     if prediction is None:
         raise GatewayError(404, "no such prediction: it never was, or ended longer ago than predictions are kept")
     return prediction
-
-
-def _invalid(field: str, message: str) -> GatewayError:
-    return GatewayError(422, "", invalid_fields=[{"type": "invalid", "field": field, "description": message}])
 
 
 def _raw(value: bytes | None) -> Any:

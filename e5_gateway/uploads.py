@@ -20,7 +20,7 @@ import aiohttp
 import orjson
 
 from e5_gateway.destinations import Destinations, is_web_address
-from e5_gateway.errors import GatewayError, Json, QueueFull
+from e5_gateway.errors import GatewayError, Json, QueueFull, invalid_field
 from e5_gateway.store import Store, StoredFile, new_public_id
 from e5_gateway.target import Identity
 
@@ -124,7 +124,9 @@ class Uploads:
 
     def _check_url(self, name: str, url: str) -> None:
         if not is_web_address(url):
-            raise _refused(name, "must be a URL, https://… or data:…;base64,…, or that of an uploaded file")
+            raise invalid_field(
+                f"input.{name}", "must be a URL, https://… or data:…;base64,…, or that of an uploaded file"
+            )
         if problem := self.destinations.problem(url):
             raise _refused(name, problem)
 
@@ -143,7 +145,9 @@ class Uploads:
                             raise _refused(name, f"its host answers HTTP {response.status}")
                         return await read_limited(response.content.iter_chunked(BLOCK))
                 except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: of a malformed address
-                    raise _refused(name, f"cannot be fetched: {str(error) or type(error).__name__}") from None
+                    raise invalid_field(
+                        f"input.{name}", f"cannot be fetched: {str(error) or type(error).__name__}"
+                    ) from None
         raise _refused(name, f"is redirected more than {MAX_REDIRECTS} times")
 
 
@@ -193,4 +197,4 @@ def _no_file(name: str) -> GatewayError:
 
 
 def _refused(name: str, problem: str) -> GatewayError:
-    return GatewayError(422, "", invalid_fields=[{"type": "invalid", "field": f"input.{name}", "description": problem}])
+    return invalid_field(f"input.{name}", problem)

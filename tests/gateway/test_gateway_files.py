@@ -38,13 +38,6 @@ JSONL = "".join(json.dumps({"id": f"r{index}", "text": text}) + "\n" for index, 
 
 
 @pytest.fixture(scope="module")
-def client(shared_gateway: Gateway) -> Iterator[httpx.Client]:
-    headers = {"Authorization": "Bearer test-key"}
-    with httpx.Client(base_url=shared_gateway.url, headers=headers, timeout=60) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def official(shared_gateway: Gateway) -> Client:
     return Client(base_url=shared_gateway.url, api_token="test-key")
 

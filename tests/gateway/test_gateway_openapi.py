@@ -46,13 +46,6 @@ FUZZ = settings(
 
 
 @pytest.fixture(scope="module")
-def client(shared_gateway: Gateway) -> Iterator[httpx.Client]:
-    headers = {"Authorization": "Bearer test-key"}
-    with httpx.Client(base_url=shared_gateway.url, headers=headers, timeout=60) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def document(client: httpx.Client) -> dict[str, Any]:
     served: dict[str, Any] = client.get("/openapi.json").raise_for_status().json()
     return served
