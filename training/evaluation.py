@@ -1,7 +1,8 @@
 """The embedded model's quality figures, computed from the published files.
 
-Uses the dev splits, and those test sets that are in --data: stsb-en-test.csv, trecqa-test.csv, and sts12.csv to
-sts16.csv (a year's subsets without OnWN and FNWN, in the format of the STS-B files).
+Uses the dev splits, the questions of manuals among the fetched sources, and those test sets that are in --data:
+stsb-en-test.csv, trecqa-test.csv, and sts12.csv to sts16.csv (a year's subsets without OnWN and FNWN, in the format of
+the STS-B files).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from e5 import catalog, tasks
 from e5.embedder import Embedder
 from e5.prompts import query_prompt
 from e5.settings import Settings
+from training import faqs
 from training.dataset import BOS, EOS
 from training.network import ModelConfig, Weights, forward, pack
 from training.task_instructions import UNSEEN
@@ -31,19 +33,20 @@ UNRELATED, EQUIVALENT = 1.0, 4.0
 """On STS-B's scale of 0 to 5: below 1 two sentences have different topics, from 4 on they have the same meaning."""
 
 
-def evaluate(folder: Path, data: Path) -> Json:
-    """All figures in float32. `folder`: has base and adapter. `data`: has the labelled sets."""
+def evaluate(folder: Path, data: Path, sources: Path) -> Json:
+    """All figures in float32. `folder`: has base and adapter. `data`: has the labelled sets. `sources`: has manuals."""
+    manuals = faqs.read(sources)
     merged = _load(folder, "adapter")
     base = _load(folder / "base", "merged")
     published = (tasks.instruction(quality.SIMILARITY_TASK), tasks.instruction(quality.RETRIEVAL_TASK))
     plain = (None, None)
     figures = {
-        "instructed": _figures(merged, data, [published])[0],
-        "plain": _figures(merged, data, [plain])[0],
-        "without the adapter, instructed": _figures(base, data, [published])[0],
-        "without the adapter, plain": _figures(base, data, [plain])[0],
+        "instructed": _figures(merged, data, manuals, [published])[0],
+        "plain": _figures(merged, data, manuals, [plain])[0],
+        "without the adapter, instructed": _figures(base, data, manuals, [published])[0],
+        "without the adapter, plain": _figures(base, data, manuals, [plain])[0],
     }
-    unseen = _figures(merged, data, [(task, task) for task in UNSEEN])
+    unseen = _figures(merged, data, manuals, [(task, task) for task in UNSEEN])
     return {"figures": figures, "unseen": unseen, "scores": _scores(merged, data)}
 
 
@@ -53,8 +56,10 @@ def _load(folder: Path, source: str) -> Embedder:
     )
 
 
-def _figures(model: Embedder, data: Path, instructions: Sequence[Instructions]) -> list[dict[str, float]]:
-    """For each pair of instructions, the figures of each set in `data`."""
+def _figures(
+    model: Embedder, data: Path, manuals: Sequence[faqs.Manual], instructions: Sequence[Instructions]
+) -> list[dict[str, float]]:
+    """For each pair of instructions, the figures of each set in `data` and of the manuals, if there are any."""
     rows: list[dict[str, float]] = [{} for _ in instructions]
     for name in SIMILARITY_SETS:
         if (path := data / f"{name}.csv").exists():
@@ -67,6 +72,9 @@ def _figures(model: Embedder, data: Path, instructions: Sequence[Instructions]) 
             for row, (_, task) in zip(rows, instructions, strict=True):
                 metrics = quality.ranking(model, candidates, task)
                 row |= {f"{name} MRR": metrics.mrr, f"{name} MAP": metrics.map}
+    if manuals:
+        for row, (_, task) in zip(rows, instructions, strict=True):
+            row["manuals MRR"] = 100 * float(np.mean(faqs.reciprocal_ranks(model, manuals, task)))
     for row in rows:
         if all(name in row for name in STS_YEARS):
             row["sts12 to 16"] = float(np.mean([row[name] for name in STS_YEARS]))

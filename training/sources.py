@@ -5,12 +5,16 @@ The readers clean up markup only; `training.corpus` selects the texts.
 
 import gzip
 import html.parser
+import random
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from training import wordnet
+from training import encyclopedia, questions, wordnet
 from training.fetching import SPEECHES, npm_folder
+
+Reader = Callable[[Path], Iterator[str]]
+"""Reads the texts of one source from the folder of all fetched packages."""
 
 # Closing quotes and brackets belong to their sentence. A lookbehind has a fixed width: one case for each of 0, 1 and 2.
 SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["')\]])|(?<=[.!?]["')\]]{2}))\s+(?=["'(\[]*[A-Z0-9])""")
@@ -109,54 +113,91 @@ def manuals(folder: Path) -> Iterator[str]:
                 yield from sentences(" ".join(paragraph.split()))
 
 
-class _ParagraphParser(html.parser.HTMLParser):
-    """Collects the text of each paragraph, list item, table cell and heading."""
+class _BlockParser(html.parser.HTMLParser):
+    """Collects each paragraph, list item, table cell and heading: its tag and its text."""
 
     BLOCKS = frozenset({"p", "li", "h1", "h2", "h3", "h4", "dd", "dt", "td", "title", "item"})
     HIDDEN = frozenset({"script", "style", "pre", "screen", "code"})
 
     def __init__(self) -> None:
         super().__init__()
-        self.paragraphs: list[str] = []
+        self.blocks: list[tuple[str, str]] = []
+        self._tag = ""
         self._text: list[str] = []
         self._hidden_depth = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._hidden_depth += tag in self.HIDDEN
         if tag in self.BLOCKS:
-            self._end_paragraph()
+            self._end_block(next_tag=tag)
 
     def handle_endtag(self, tag: str) -> None:
         # Some pages close tags that they never opened.
         self._hidden_depth = max(0, self._hidden_depth - (tag in self.HIDDEN))
         if tag in self.BLOCKS:
-            self._end_paragraph()
+            self._end_block(next_tag="")
 
     def handle_data(self, data: str) -> None:
         if not self._hidden_depth:
             self._text.append(data)
 
-    def _end_paragraph(self) -> None:
+    def _end_block(self, next_tag: str) -> None:
         if text := " ".join("".join(self._text).split()):
-            self.paragraphs.append(text)
-        self._text = []
+            self.blocks.append((self._tag, text))
+        self._tag, self._text = next_tag, []
 
 
-def _pages(pattern: str) -> Callable[[Path], Iterator[str]]:
-    """A reader of HTML or Mallard pages: each paragraph, and its sentences. `pattern`: a glob below the folder."""
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The paragraphs, list items, table cells and headings of an HTML or Mallard page: tags and texts."""
+    parser = _BlockParser()
+    parser.feed(page.read_text(encoding="utf-8", errors="replace"))
+    return parser.blocks
+
+
+def _pages(pattern: str) -> Reader:
+    """A reader of the paragraphs of HTML or Mallard pages. `pattern`: a glob below the folder."""
 
     def read(folder: Path) -> Iterator[str]:
         for file in sorted(folder.glob(pattern)):
-            parser = _ParagraphParser()
-            parser.feed(file.read_text(encoding="utf-8", errors="replace"))
-            for paragraph in parser.paragraphs:
-                yield paragraph
-                yield from sentences(paragraph)
+            yield from (text for _, text in blocks(file))
 
     return read
 
 
-SOURCES: dict[str, Callable[[Path], Iterator[str]]] = {
+def _with_sentences(read: Reader) -> Reader:
+    """A reader of each paragraph and its sentences."""
+
+    def read_both(folder: Path) -> Iterator[str]:
+        for paragraph in read(folder):
+            yield paragraph
+            yield from sentences(paragraph)
+
+    return read_both
+
+
+PAGES = {
+    "anarchism": _pages("anarchism/usr/share/doc/anarchism/html/*.html"),
+    "handbook": _pages("debian-handbook/usr/share/doc/debian-handbook/html/en-US/*.html"),
+    "gnome": _pages("gnome-user-docs/usr/share/help/C/**/*.page"),
+    "office": _pages("libreoffice-help-en-us/usr/share/libreoffice/help/en-US/text/**/*.html"),
+    "wikipedia": encyclopedia.paragraphs,
+}
+
+
+def passages(folder: Path) -> Iterator[str]:
+    """Consecutive paragraphs or sentences, joined to passages of 30 to 90 words."""
+    generator = random.Random(0)
+    for read in (*PAGES.values(), speeches, terms):
+        words: list[str] = []
+        length = 30
+        for text in read(folder):
+            words += text.split()
+            if len(words) >= length:
+                yield " ".join(words[:90])
+                words, length = [], generator.randint(30, 80)
+
+
+SOURCES: dict[str, Reader] = {
     "definitions": wordnet.definitions,
     "entries": wordnet.entries,
     "usages": wordnet.usages,
@@ -165,9 +206,11 @@ SOURCES: dict[str, Callable[[Path], Iterator[str]]] = {
     "terms": terms,
     "fortunes": fortunes,
     "speeches": speeches,
-    "anarchism": _pages("anarchism/usr/share/doc/anarchism/html/*.html"),
-    "handbook": _pages("debian-handbook/usr/share/doc/debian-handbook/html/en-US/*.html"),
-    "gnome": _pages("gnome-user-docs/usr/share/help/C/**/*.page"),
-    "office": _pages("libreoffice-help-en-us/usr/share/libreoffice/help/en-US/text/**/*.html"),
+    **{name: _with_sentences(read) for name, read in PAGES.items() if name != "wikipedia"},
     "manuals": manuals,
+    "trivia": questions.questions,
+    "claims": questions.claims,
+    "searches": questions.searches,
+    "wikipedia": _with_sentences(PAGES["wikipedia"]),
+    "passages": passages,
 }
