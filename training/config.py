@@ -33,23 +33,14 @@ class Config:
             "questions": 10_000,
             "names": 260_000,
             "everyday": 160_000,
-            "trivia": 95_000,
-            "claims": 10_000,
-            "searches": 80_000,
-            "wikipedia": 20_000,
-            "passages": 20_000,
         }
     )
     everyday_texts: int = 170_000  # generated, before duplicates are removed
     name_texts: int = 270_000
     variants: int = 360_000
-    sampled_texts: int = 540_672  # of all texts but those of the sources in corpus.WHOLE
     max_words: int = 60
     max_words_long: int = 180  # for one text in twenty
-    max_words_passage: int = 90
     max_tokens: int = 256
-
-    e5_weight: float = 0.7  # the length of E5's part of a target vector; MiniLM's has 1
 
     # Static token embeddings, the starting point of the base.
     static_learning_rate: float = 5e-3
@@ -57,14 +48,14 @@ class Config:
     static_epochs: int = 3
 
     # Base.
-    base_steps: int = 3800
-    base_learning_rate: float = 7e-4
-    base_warmup_steps: int = 200
+    base_steps: int = 5000
+    base_learning_rate: float = 5e-4
+    base_warmup_steps: int = 300
 
     # Adapter.
     lora_rank: int = 32
     lora_alpha: int = 64
-    adapter_steps: int = 800
+    adapter_steps: int = 2000
     adapter_learning_rate: float = 2e-3
     adapter_warmup_steps: int = 100
     instruction_probability: float = 0.6

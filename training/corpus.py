@@ -5,10 +5,8 @@ import json
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
 
 from benchmarks.quality import read_pairs
 from training import everyday_grammar, name_grammar, sources, variants, wordnet
@@ -17,9 +15,6 @@ from training.fetching import SourceError
 from training.heldout import Heldout, read_qa
 
 STS_TRAIN, QA_TRAIN = "stsb-en-train.csv", "trecqa-train.csv"
-LABELLED = ("sts", "questions")
-WHOLE = ("trivia", "claims", "searches", "wikipedia", "passages")
-"""Questions, names and long texts: the model needs all of them, and no variants."""
 
 
 def clean(text: str, max_words: int, max_words_long: int) -> str | None:
@@ -54,8 +49,7 @@ def gather(config: Config, folder: Path, data: Path, heldout: Heldout) -> Iterat
     """
     for name, read in sources.SOURCES.items():
         if name in config.quotas:
-            limits = replace(config, max_words=config.max_words_passage) if name == "passages" else config
-            texts = _distinct(read(folder), limits)
+            texts = _distinct(read(folder), config)
             _require_texts(name, texts, folder)
             yield name, texts, 0
     lexicon = name_grammar.Lexicon.build(sources.spellings(folder), wordnet.nouns(folder))
@@ -89,8 +83,7 @@ def prepare(config: Config, folder: Path, data: Path, target: Path) -> None:
     heldout = Heldout.read(data)
     counts: dict[str, int] = {}
     texts: dict[str, None] = {}
-    labelled: list[str] = []
-    whole: list[str] = []
+    labelled_texts: list[str] = []
     for name, source_texts, dropped in gather(config, folder, data, heldout):
         random.Random(f"{config.seed} {name}").shuffle(source_texts)
         # Sample more than the quota, so that the quota is met after held-out texts are dropped.
@@ -98,24 +91,18 @@ def prepare(config: Config, folder: Path, data: Path, target: Path) -> None:
         allowed = heldout.filter(sample)
         within_quota = allowed[: config.quotas[name]]
         counts |= _count(name, len(source_texts), dropped + len(sample) - len(allowed), len(within_quota))
-        if name in WHOLE:
-            whole += within_quota
-            continue
         texts |= dict.fromkeys(within_quota)
-        if name in LABELLED:
-            labelled += within_quota
+        if name in ("sts", "questions"):
+            labelled_texts += within_quota
     synsets = list(wordnet.synsets(folder))
-    varied = list(dict.fromkeys(variants.generate(list(texts), labelled, synsets, config)))
+    varied = list(dict.fromkeys(variants.generate(list(texts), labelled_texts, synsets, config)))
     allowed = heldout.filter(varied)
     counts |= _count("variants", len(varied), len(varied) - len(allowed), len(allowed))
     texts |= dict.fromkeys(allowed)
-    chosen = np.random.default_rng(0).permutation(len(texts))[: config.sampled_texts]
-    every = list(texts)
-    kept = dict.fromkeys([*(every[index] for index in chosen), *labelled, *whole])
-    counts["texts"] = len(kept)
+    counts["texts"] = len(texts)
     target.with_suffix(".json").write_text(json.dumps(counts, indent=1) + "\n")
     partial = target.with_suffix(".part")
-    partial.write_text("".join(f"{text}\n" for text in kept), encoding="utf-8")
+    partial.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
     partial.rename(target)
 
 

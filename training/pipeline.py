@@ -22,24 +22,19 @@ from torch import Tensor
 from benchmarks import quality
 from e5 import tasks
 from e5.catalog import EMBEDDED
-from e5.vectors import Vectors
 from e5.weights.locate import WEIGHTS
 from e5_cog.repository import ROOT
 from training import corpus, dataset, distillation, evaluation, fetching, heldout, publishing, static_embeddings
 from training.config import ADAPTER_FIELDS, Config
-from training.dataset import BOS, EOS
-from training.distillation import initial_adapter
 from training.network import initial_weights
-from training.teacher import PassageTeacher, Teacher, combine, embed_to_file, mean, pca, project, rotation
+from training.teacher import Teacher, pca, project
 
 PUBLISHED = WEIGHTS / EMBEDDED
 TOKENIZER = PUBLISHED / "base" / "tokenizer.json"
-ROTATION_TEXTS = 20_000
 STAGES = (
     "sources/versions.json",
     "texts.txt",
     "teacher.npy",
-    "passages.npy",
     "vocabulary.npy",
     "set.safetensors",
     "static.safetensors",
@@ -52,17 +47,13 @@ REQUIRED = (heldout.HELDOUT, corpus.STS_TRAIN, heldout.STS_DEV, corpus.QA_TRAIN,
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One training run. `work`: folder of the stages' results. `data`: labelled sets. `target`: the published model.
-
-    `start`: a model whose base and adapter are trained further, instead of new ones.
-    """
+    """One training run. `work`: folder of the stages' results. `data`: labelled sets. `target`: the published model."""
 
     config: Config
     work: Path
     data: Path
     target: Path
     device: torch.device
-    start: Path | None = None
 
     def run(self) -> None:
         """Run the stages whose results are missing, and export."""
@@ -72,7 +63,6 @@ class TrainingRun:
             self._fetch_sources,
             self._prepare_texts,
             self._embed_texts,
-            self._embed_passages,
             self._embed_vocabulary,
             self._build_training_set,
             self._train_static,
@@ -92,10 +82,7 @@ class TrainingRun:
         """Refuse to mix results from different configurations or data. Only adapter fields may have changed."""
         path = self.work / "made_from.json"
         data = {name: hashlib.sha256((self.data / name).read_bytes()).hexdigest() for name in REQUIRED}
-        current: dict[str, Any] = {"configuration": self.config.as_json(), "data": data}
-        if self.start:
-            base = self.start / "base" / publishing.BASE_FILE
-            current["start"] = hashlib.sha256(base.read_bytes()).hexdigest()
+        current = {"configuration": self.config.as_json(), "data": data}
         if path.exists():
             previous = json.loads(path.read_text())
         else:
@@ -137,54 +124,35 @@ class TrainingRun:
         corpus.prepare(self.config, self.work / "sources", self.data, self.work / "texts.txt")
 
     def _embed_texts(self) -> None:
-        embed_to_file(Teacher(str(self.device)), self._strings(), self.work / "teacher.npy")
-
-    def _embed_passages(self) -> None:
-        embed_to_file(PassageTeacher(str(self.device)), self._strings(), self.work / "passages.npy")
+        Teacher(str(self.device)).embed_to_file(self._strings(), self.work / "teacher.npy")
 
     def _embed_vocabulary(self) -> None:
-        embed_to_file(Teacher(str(self.device)), dataset.token_strings(TOKENIZER), self.work / "vocabulary.npy")
+        Teacher(str(self.device)).embed_to_file(dataset.token_strings(TOKENIZER), self.work / "vocabulary.npy")
 
     def _build_training_set(self) -> None:
-        """Token ids, the teachers' vectors reduced to the student's semantic dimensions, and clusters."""
-        passages = np.load(self.work / "passages.npy")
-        vectors = combine(np.load(self.work / "teacher.npy"), passages, mean(passages), self.config.e5_weight)
-        vocabulary = np.load(self.work / "vocabulary.npy")
+        """Token ids, the teacher's vectors reduced to the student's semantic dimensions, and clusters."""
+        vectors = np.load(self.work / "teacher.npy")
         components, energy = pca(vectors, self.config.model.semantic_size)
-        print(f"  {self.config.model.semantic_size} dimensions keep {100 * energy:.1f} % of the teachers' energy")
+        print(f"  {self.config.model.semantic_size} dimensions keep {100 * energy:.1f} % of the teacher's energy")
         input_ids, offsets = dataset.tokenize(self._strings(), TOKENIZER, self.config.max_tokens)
         print(f"  {len(input_ids):,} tokens, {len(input_ids) / (len(offsets) - 1):.1f} a text")
-        if self.start:
-            components = components @ self._rotation(project(vectors, components), input_ids, offsets)
         targets = torch.from_numpy(project(vectors, components)).to(torch.bfloat16)
         stored = {
             "ids": input_ids,
             "offsets": offsets,
             "vectors": targets,
             "clusters": dataset.cluster(targets, self.config.num_clusters, self.config.seed),
-            "vocabulary": torch.from_numpy(project(vocabulary, components[: vocabulary.shape[1]])),
+            "vocabulary": torch.from_numpy(project(np.load(self.work / "vocabulary.npy"), components)),
         }
         self._save("set", stored)
-
-    def _rotation(self, targets: Vectors, input_ids: Tensor, offsets: Tensor) -> Vectors:
-        """The orthogonal matrix that turns the targets towards the starting base's vectors of the same texts."""
-        rows = np.random.default_rng(self.config.seed).permutation(len(targets))[:ROTATION_TEXTS]
-        texts = [[BOS, *input_ids[offsets[row] : offsets[row + 1]].tolist(), EOS] for row in rows]
-        vectors = distillation.embed(self._starting_base(), self.config.model, texts)
-        return rotation(targets[rows], vectors[:, : targets.shape[1]])
-
-    def _starting_base(self) -> dict[str, Tensor]:
-        if self.start:
-            return publishing.read_base(self.start / "base")
-        generator = torch.Generator().manual_seed(self.config.seed)
-        return initial_weights(self.config.model, self._load("static")["vectors"], generator)
 
     def _train_static(self) -> None:
         token_vectors = self._load("set")["vocabulary"].numpy()
         self._save("static", {"vectors": static_embeddings.train(self.config, self._training_set(), token_vectors)})
 
     def _train_base(self) -> None:
-        start = self._starting_base()
+        static = self._load("static")["vectors"]
+        start = initial_weights(self.config.model, static, torch.Generator().manual_seed(self.config.seed))
         checkpoint = self.work / "base.state"
         check = evaluation.sts_check(self.config.model, self.data, TOKENIZER, task=None)
         texts = self._training_set()
@@ -197,10 +165,7 @@ class TrainingRun:
         checkpoint = self.work / "adapter.state"
         task = tasks.instruction(quality.SIMILARITY_TASK)
         check = evaluation.sts_check(self.config.model, self.data, TOKENIZER, task)
-        start = publishing.read_adapter(self.start / "adapter") if self.start else initial_adapter(self.config)
-        self._save(
-            "adapter", distillation.train_adapter(self.config, data, base, start, checkpoint, self.device, check)
-        )
+        self._save("adapter", distillation.train_adapter(self.config, data, base, checkpoint, self.device, check))
 
     def _strings(self) -> list[str]:
         return (self.work / "texts.txt").read_text(encoding="utf-8").split("\n")[:-1]
@@ -230,7 +195,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--work", type=Path, default=ROOT / ".train-tiny", help="folder of the stages' results (1.6 GB)"
     )
     parser.add_argument("--to", type=Path, default=PUBLISHED, help="folder of the model (default: %(default)s)")
-    parser.add_argument("--from", dest="start", type=Path, help="folder of a model to train further")
     parser.add_argument("--evaluate", action="store_true", help="do not train; print the figures of the model in --to")
     options = parser.parse_args(arguments)
     if missing := [name for name in REQUIRED if not (options.data / name).is_file()]:
@@ -238,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.evaluate:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            TrainingRun(Config(), options.work, options.data, options.to, device, options.start).run()
+            TrainingRun(Config(), options.work, options.data, options.to, device).run()
         except fetching.SourceError as error:
             raise SystemExit(str(error)) from error
     print(evaluation.card(evaluation.evaluate(options.to, options.data, options.work / "sources")))

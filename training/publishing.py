@@ -5,14 +5,13 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from training.config import Config
 from training.network import PROJECTIONS, Weights
 
 PEFT_PREFIX = "base_model.model."
-BASE_FILE = "model.safetensors"
 
 
 def publish(target: Path, base: Weights, adapter: Weights, config: Config, tokenizer: Path) -> None:
@@ -38,7 +37,7 @@ def write_base(folder: Path, weights: Weights, config: Config, tokenizer: Path) 
     from transformers import MistralConfig
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_as_stored(weights), folder / BASE_FILE, {"format": "pt"})
+    save_file(_as_stored(weights), folder / "model.safetensors", {"format": "pt"})
     model = config.model
     MistralConfig(
         architectures=["MistralModel"],
@@ -84,17 +83,6 @@ def write_adapter(folder: Path, adapter: Weights, config: Config) -> None:
     content = json.loads(path.read_text())
     content["target_modules"] = sorted(content["target_modules"])
     path.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def read_base(folder: Path) -> dict[str, Tensor]:
-    """The weights that `write_base` wrote, in float32."""
-    return {name: tensor.float() for name, tensor in load_file(folder / BASE_FILE).items()}
-
-
-def read_adapter(folder: Path) -> dict[str, Tensor]:
-    """The weights that `write_adapter` wrote, in float32."""
-    stored = load_file(folder / "adapter_model.safetensors")
-    return {name.removeprefix(PEFT_PREFIX): tensor.float() for name, tensor in stored.items()}
 
 
 def _as_stored(weights: Weights) -> dict[str, Tensor]:

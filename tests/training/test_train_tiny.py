@@ -1,6 +1,5 @@
 """The training of the embedded model: held-out sentences, each part against an oracle, and a small whole run."""
 
-import bz2
 import csv
 import gzip
 import hashlib
@@ -9,7 +8,6 @@ import json
 import random
 import re
 import shutil
-import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, MistralConfig, MistralModel
+from transformers import AutoModel, MistralConfig, MistralModel
 
 from benchmarks import quality
 from e5 import Embedder, tasks
@@ -30,17 +27,14 @@ from training import (
     corpus,
     dataset,
     distillation,
-    encyclopedia,
     evaluation,
     everyday_grammar,
     faqs,
     name_grammar,
     pipeline,
     publishing,
-    questions,
     sources,
     task_instructions,
-    teacher,
     wordnet,
 )
 from training.config import ADAPTER_FIELDS, Config
@@ -50,7 +44,7 @@ from training.heldout import HELDOUT, QA_DEV, STS_DEV, Heldout, normalize_text
 from training.network import ModelConfig, TrainingBatch, Weights, forward, initial_weights, merge_lora, pack
 from training.pipeline import TOKENIZER, TrainingRun
 from training.publishing import write_adapter, write_base
-from training.teacher import PassageTeacher, Teacher, combine, mean, pca, project, rotation, teacher_folder
+from training.teacher import Teacher, pca, project, teacher_folder
 from training.trainer import LinearSchedule, LossFunction, train
 
 # Training multiplies in bfloat16. A CPU that emulates it takes minutes for the run that many tests here share.
@@ -180,68 +174,6 @@ def test_spelling_dictionary_without_names_is_an_error(tmp_path: Path) -> None:
     config = replace(Config(), quotas={"names": 10})
     with pytest.raises(SourceError, match="names"):
         list(corpus.gather(config, tmp_path, tmp_path, Heldout([])))
-
-
-@pytest.mark.parametrize(
-    ("question", "answer", "text"),
-    [
-        ("Isfahan is a major city in which country?", "Iran", "Isfahan is a major city in Iran."),
-        ("who wrote the opera carmen", "Bizet", "Bizet wrote the opera carmen."),
-        ("What is the capital of Chad?", "N'Djamena", "N'Djamena is the capital of Chad."),
-        ("when did daylight saving begin", "1918", "daylight saving begin 1918."),
-        ("How many hearts does an earthworm have?", "five", "hearts does an earthworm have five."),
-        ("?", "five", " five."),
-    ],
-)
-def test_statement_has_the_words_of_a_question_and_its_answer(question: str, answer: str, text: str) -> None:
-    assert questions.statement(question, answer) == text
-
-
-def write_topics(folder: Path) -> None:
-    """Anserini's topics inside a jar, in the formats of pyserini 0.14."""
-    jars = folder / "pyserini/pyserini/resources/jars"
-    jars.mkdir(parents=True)
-    topics = dict.fromkeys((*questions.QUESTIONS, *questions.CLAIMS, *questions.SEARCHES), "")
-    topics["dpr.nq.dev"] = "who wrote carmen\t['Georges Bizet', 'Bizet']\nwho is\x85it\t[]\n"
-    topics["dpr.trivia.dev"] = '"""Who said """"no""""?"""\t"[\'Ann\', ""D\'Arcy""]"\n'
-    topics["dpr.squad.test"] = '{"question": "Where is it?", "answer": ["Peru"]}\n'
-    topics["fever.dev"] = "91198\tAnn is an actor.\n"
-    topics["mq.1-10000"] = "1:garden tools\n"
-    topics["mq.20001-60000"] = "20001:1:office chairs\n"
-    with zipfile.ZipFile(jars / "anserini-0.13.5-fatjar.jar", "w") as jar:
-        for name, text in topics.items():
-            jar.writestr(f"topics-and-qrels/topics.{name}.txt", text)
-        jar.writestr("topics-and-qrels/topics.dpr.curated.test.txt", "What is held out?\t['this']\n")
-
-
-def test_questions_claims_and_searches_are_read_from_pyserini(tmp_path: Path) -> None:
-    write_topics(tmp_path)
-    assert list(questions.questions(tmp_path)) == [
-        *("who wrote carmen", "Bizet wrote carmen.", "who is\x85it", 'Who said "no"?', 'Ann said "no".'),
-        *("Where is it?", "is it Peru."),
-    ]
-    assert list(questions.claims(tmp_path)) == ["Ann is an actor."]
-    assert list(questions.searches(tmp_path)) == ["garden tools", "office chairs"]
-
-
-def test_wikipedias_markup_is_removed(tmp_path: Path) -> None:
-    markup = """{{Infobox {{small|x}}
-| name = no }}
-'''Albedo''' is &quot;whiteness&quot;<ref name="a">no</ref> of [[Earth|the Earth]] and [[Mars]].<!-- no -->
-[[File:a.jpg|thumb|A [[link]] in a caption]]
-== Heading ==
-* an item
-{| class="no"
-| a cell
-|}
-See [https://example.org a page].<ref name="a" /> The end.
-[[Category:Light]]"""
-    file = tmp_path / encyclopedia.FILE
-    file.parent.mkdir(parents=True)
-    escaped = markup.replace("&", "&amp;").replace("<", "&lt;")
-    file.write_bytes(bz2.compress(f'<mediawiki xmlns="urn:x"><text>{escaped}</text></mediawiki>'.encode()))
-    paragraphs = [text for text in encyclopedia.paragraphs(tmp_path) if text]
-    assert paragraphs == ['Albedo is "whiteness" of the Earth and Mars.', "See a page. The end."]
 
 
 def test_unseen_instructions_are_never_drawn() -> None:
@@ -410,34 +342,6 @@ def test_teacher_equals_sentence_transformers() -> None:
     assert (Teacher().embed(texts) * want).sum(1).min() > 0.999
 
 
-def test_passage_teacher_equals_transformers(real_e5_folder: Path) -> None:
-    texts = ["A man plays a guitar.", "x", "How do I remove a stain?", "Wo liegt München?"]
-    tokenizer, model = AutoTokenizer.from_pretrained(real_e5_folder), AutoModel.from_pretrained(real_e5_folder)
-    want = []
-    for text in texts:
-        hidden = model(**tokenizer(f"passage: {text}", return_tensors="pt")).last_hidden_state[0]
-        want.append(hidden.mean(0).detach().numpy())
-    got = PassageTeacher(dtype="float32", folder=real_e5_folder).embed(texts)
-    np.testing.assert_allclose(got, want, atol=1e-5)
-
-
-def test_teachers_vectors_are_joined_and_the_second_ones_are_centred() -> None:
-    first, second = np.array([[1, 0], [0, 1]], np.float16), np.array([[3, 4], [5, 12]], np.float16)
-    centre = mean(second)
-    unit = np.array([[3 / 5, 4 / 5], [5 / 13, 12 / 13]])
-    np.testing.assert_allclose(centre, unit.mean(0), atol=1e-6)
-    direction = (unit - unit.mean(0)) / np.linalg.norm(unit - unit.mean(0), axis=1, keepdims=True)
-    want = np.concatenate([first, 0.5 * direction], 1)
-    np.testing.assert_allclose(combine(first, second, centre, weight=0.5), want, atol=1e-3)
-
-
-def test_rotation_recovers_a_known_one() -> None:
-    generator = np.random.default_rng(0)
-    vectors = generator.normal(size=(100, 5)).astype(np.float32)
-    turn, _ = np.linalg.qr(generator.normal(size=(5, 5)))
-    np.testing.assert_allclose(rotation(vectors, (vectors @ turn).astype(np.float32)), turn, atol=1e-5)
-
-
 def test_pca_keeps_the_largest_share_of_the_energy() -> None:
     rows = np.random.default_rng(0).normal(size=(500, 12)) * np.arange(12, 0, -1)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -541,7 +445,6 @@ def write_sources(target: Path) -> None:
         for word in ("garden", "office", "kitchen", "workshop")
     ]
     (target / "descriptions.txt").write_text("\n".join(records))
-    write_topics(target)
     (target / "versions.json").write_text("{}")
 
 
@@ -572,16 +475,15 @@ def write_data(target: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, real_e5_folder: Path) -> TrainingRun:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
     home = tmp_path_factory.mktemp("training")
     write_sources(home / "work" / "sources")
     write_data(home / "data")
     quotas = {"definitions": 50, "entries": 50, "usages": 50, "packages": 50, "sts": 200, "questions": 100}
-    quotas |= {"names": 200, "everyday": 400, "trivia": 50}
+    quotas |= {"names": 200, "everyday": 400}
     config = Config(
         model=SMALL,
         quotas=quotas,
-        sampled_texts=600,
         everyday_texts=400,
         name_texts=200,
         variants=100,
@@ -597,9 +499,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, real_e5_folder: Path) -> T
         lora_alpha=4,
     )
     run = TrainingRun(config, home / "work", home / "data", home / "out", torch.device("cpu"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher, "E5_WEIGHTS", real_e5_folder)
-        run.run()
+    run.run()
     return run
 
 
@@ -618,16 +518,6 @@ def test_no_training_text_has_a_held_out_sentence(trained: TrainingRun) -> None:
     assert counts["definitions held out"] == 1 and counts["packages held out"] == 1 and counts["sts held out"] >= 1
     # The held-out question, two answers of the dev split, a sentence with a held-out part, and SPLIT in its two forms.
     assert counts["questions held out"] == 5
-
-
-def test_labelled_texts_and_questions_are_kept_and_the_others_sampled(trained: TrainingRun) -> None:
-    texts = (trained.work / "texts.txt").read_text().splitlines()
-    counts = json.loads((trained.work / "texts.json").read_text())
-    assert {"who wrote carmen", "Bizet wrote carmen."} < set(texts)
-    kept = [name for name in counts if name.endswith(" kept")]
-    always = sum(counts[f"{name} kept"] for name in (*corpus.LABELLED, *corpus.WHOLE) if f"{name} kept" in kept)
-    assert sum(counts[name] for name in kept) - always > 600, "there is something to leave out"
-    assert 600 < len(texts) <= 600 + always
 
 
 def test_published_model_gives_the_vectors_of_peft(trained: TrainingRun) -> None:
@@ -649,7 +539,7 @@ def test_second_run_does_nothing_and_refuses_another_configuration(
     trained: TrainingRun, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     trained.run()
-    assert capsys.readouterr().out.count(": already done") == 9
+    assert capsys.readouterr().out.count(": already done") == 8
     with pytest.raises(SystemExit, match="another configuration"):
         replace(trained, config=replace(trained.config, base_steps=13)).run()
     with pytest.raises(SystemExit, match="other data"):
@@ -683,7 +573,7 @@ def test_changed_adapter_fields_retrain_only_the_adapter(
     assert "base: already done" in out and "step 8/8" in out and "step 12/12" not in out
     assert json.loads((target / "adapter/adapter_config.json").read_text())["r"] == 3
     again.run()
-    assert capsys.readouterr().out.count(": already done") == 9
+    assert capsys.readouterr().out.count(": already done") == 8
 
 
 def test_adapter_fields_do_not_affect_earlier_stages(trained: TrainingRun, tmp_path: Path) -> None:
@@ -692,43 +582,11 @@ def test_adapter_fields_do_not_affect_earlier_stages(trained: TrainingRun, tmp_p
         assert getattr(trained.config, key) != value, key
     shutil.copytree(trained.work / "sources", tmp_path / "sources")
     # The teacher's vectors, which take a minute, do not come from the configuration.
-    for name in ("made_from.json", "texts.txt", "texts.json", "teacher.npy", "passages.npy", "vocabulary.npy"):
+    for name in ("made_from.json", "texts.txt", "texts.json", "teacher.npy", "vocabulary.npy"):
         shutil.copy(trained.work / name, tmp_path)
     replace(trained, work=tmp_path, target=tmp_path / "out", config=replace(trained.config, **OTHER_ADAPTER)).run()
     assert (tmp_path / "base.safetensors").read_bytes() == (trained.work / "base.safetensors").read_bytes()
     assert (tmp_path / "adapter.safetensors").read_bytes() != (trained.work / "adapter.safetensors").read_bytes()
-
-
-def test_training_continues_from_a_published_base(trained: TrainingRun, tmp_path: Path) -> None:
-    """The targets are turned into the starting base's space, as near to its vectors as any rotation brings them."""
-    start = trained.target
-    made_from = json.loads((trained.work / "made_from.json").read_text())
-    made_from["start"] = hashlib.sha256((start / "base/model.safetensors").read_bytes()).hexdigest()
-    (tmp_path / "made_from.json").write_text(json.dumps(made_from))
-    shutil.copytree(trained.work / "sources", tmp_path / "sources")
-    for name in ("texts.txt", "texts.json", "teacher.npy", "passages.npy", "vocabulary.npy"):
-        shutil.copy(trained.work / name, tmp_path)
-    continued = replace(trained, work=tmp_path, target=tmp_path / "out", start=start)
-    continued.run()
-
-    base = Embedder.load("e5-mistral-tiny", start / "base", source="merged", dtype="float32", device="cpu")
-    vectors = base.embed_documents((tmp_path / "texts.txt").read_text().splitlines())
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    def mean_cosine(run: TrainingRun) -> float:
-        targets = load_file(run.work / "set.safetensors")["vectors"].float().numpy()
-        return float((targets * vectors[:, : SMALL.semantic_size]).sum(1).mean())
-
-    unturned = load_file(trained.work / "set.safetensors")["vectors"].float().numpy()
-    products = unturned.T @ vectors[:, : SMALL.semantic_size]
-    best = np.linalg.svd(products, compute_uv=False).sum() / len(vectors)
-    assert mean_cosine(continued) == pytest.approx(best, abs=1e-3)
-    assert mean_cosine(continued) > mean_cosine(trained)
-    before, after = load_file(start / "base/model.safetensors"), load_file(tmp_path / "base.safetensors")
-    moved = after["embed_tokens.weight"] - before["embed_tokens.weight"]
-    assert 0 < moved.abs().max() < 0.1, "it starts at the published weights"
-    with pytest.raises(SystemExit, match="another configuration or other data"):
-        replace(continued, start=None).run()
 
 
 def test_same_seed_gives_the_same_text(trained: TrainingRun, tmp_path: Path) -> None:
