@@ -17,6 +17,8 @@ MANUALS = {
 }
 """Each Debian package, and its pages that have questions as headings."""
 ANSWER_WORDS = 60
+TOLERANCE = 1e-3
+"""Of a score, 100 × cosine: equal answers rank equally, whatever rounding does to them."""
 
 
 class QuestionAnswer(NamedTuple):
@@ -49,7 +51,7 @@ def read(folder: Path) -> list[Manual]:
 
 
 def reciprocal_ranks(model: Embedder, manuals: Sequence[Manual], task: str | None) -> list[float]:
-    """For each question, 1 / the rank of its answer among all answers of its manual."""
+    """For each question, 1 / the rank of its answer among all answers of its manual; of equal ones, it is the last."""
     result: list[float] = []
     for manual in manuals:
         questions, answers = [pair.question for pair in manual], [pair.answer for pair in manual]
@@ -59,5 +61,5 @@ def reciprocal_ranks(model: Embedder, manuals: Sequence[Manual], task: str | Non
         else:
             queries = model.embed_queries(questions, task=task, progress=False)
         similarities = scores(queries, documents)
-        result += (1 / (similarities >= np.diag(similarities)[:, None]).sum(1)).tolist()
+        result += (1 / (similarities > np.diag(similarities)[:, None] - TOLERANCE).sum(1)).tolist()
     return result

@@ -645,7 +645,7 @@ def test_rank_of_a_manuals_answer(library: Embedder) -> None:
         vector = library.embed_documents([question], normalize=True)[0]
         cosines = [library.embed_documents([other], normalize=True)[0] @ vector for _, other in texts]
         own = library.embed_documents([answer], normalize=True)[0] @ vector
-        assert 1 / rank == sum(cosine >= own - 1e-6 for cosine in cosines)
+        assert 1 / rank == sum(cosine > own - 1e-5 for cosine in cosines)
     assert ranks[0] <= 1 / 2 and ranks[2] <= 1 / 2
 
 
