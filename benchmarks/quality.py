@@ -70,10 +70,10 @@ def quality(embedder: Embedder, folder: Path) -> dict[str, float]:
 def ranking(embedder: Embedder, candidates: Sequence[Candidate], task: str | None) -> RankingMetrics:
     """Metrics over the questions that have both right and wrong candidates; for others any order is equally good."""
     texts = [candidate.sentence for candidate in candidates]
-    documents = _embed(embedder, texts, None) if task is None else embedder.embed_documents(texts, progress=False)
+    documents = embed(embedder, texts, None) if task is None else embedder.embed_documents(texts, progress=False)
     groups = [list(group) for _, group in groupby(range(len(candidates)), key=lambda index: candidates[index].question)]
     groups = [group for group in groups if len({candidates[index].is_answer for index in group}) == 2]
-    questions = _embed(embedder, [candidates[group[0]].question for group in groups], task)
+    questions = embed(embedder, [candidates[group[0]].question for group in groups], task)
     rankings = []
     for question, group in zip(questions, groups, strict=True):
         order = np.argsort(-scores(question[None], documents[group])[0], kind="stable")
@@ -102,13 +102,14 @@ def similarity(embedder: Embedder, pairs: Sequence[SentencePair], task: str | No
 
 def cosines(embedder: Embedder, pairs: Sequence[tuple[str, str]], task: str | None) -> Doubles:
     """The cosine of each pair of texts, both with the instruction."""
-    vectors = _embed(embedder, [text for pair in pairs for text in pair], task).astype(np.float64)
+    vectors = embed(embedder, [text for pair in pairs for text in pair], task).astype(np.float64)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     products: Doubles = (vectors[::2] * vectors[1::2]).sum(axis=1)
     return products
 
 
-def _embed(embedder: Embedder, texts: Sequence[str], task: str | None) -> Vectors:
+def embed(embedder: Embedder, texts: Sequence[str], task: str | None) -> Vectors:
+    """Vectors of texts with an instruction, or, for `task=None`, without any prompt."""
     if task is None:
         return embedder.embed_texts(texts, progress=False)
     return embedder.embed_queries(texts, task=task, progress=False)

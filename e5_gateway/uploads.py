@@ -124,9 +124,7 @@ class Uploads:
 
     def _check_url(self, name: str, url: str) -> None:
         if not is_web_address(url):
-            raise invalid_field(
-                f"input.{name}", "must be a URL, https://… or data:…;base64,…, or that of an uploaded file"
-            )
+            raise _refused(name, "must be a URL, https://… or data:…;base64,…, or that of an uploaded file")
         if problem := self.destinations.problem(url):
             raise _refused(name, problem)
 
@@ -145,9 +143,7 @@ class Uploads:
                             raise _refused(name, f"its host answers HTTP {response.status}")
                         return await read_limited(response.content.iter_chunked(BLOCK))
                 except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: of a malformed address
-                    raise invalid_field(
-                        f"input.{name}", f"cannot be fetched: {str(error) or type(error).__name__}"
-                    ) from None
+                    raise _refused(name, f"cannot be fetched: {str(error) or type(error).__name__}") from None
         raise _refused(name, f"is redirected more than {MAX_REDIRECTS} times")
 
 

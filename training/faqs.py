@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks import quality
 from e5 import scores
 from e5.embedder import Embedder
 from training.sources import blocks
@@ -55,11 +56,6 @@ def reciprocal_ranks(model: Embedder, manuals: Sequence[Manual], task: str | Non
     result: list[float] = []
     for manual in manuals:
         questions, answers = [pair.question for pair in manual], [pair.answer for pair in manual]
-        documents = model.embed_documents(answers, progress=False)
-        if task is None:
-            queries = model.embed_documents(questions, progress=False)
-        else:
-            queries = model.embed_queries(questions, task=task, progress=False)
-        similarities = scores(queries, documents)
+        similarities = scores(quality.embed(model, questions, task), model.embed_documents(answers, progress=False))
         result += (1 / (similarities > np.diag(similarities)[:, None] - TOLERANCE).sum(1)).tolist()
     return result
